@@ -1,0 +1,42 @@
+"""ANI-1x release file (one HDF5 group per formula) -> Systems in eV and A. Other levels of theory are ignored."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from jaxatoms.data.readers.checks import MIN_ATOMS, fail, open_hdf5, require_datasets
+from jaxatoms.data.readers.molecules import iter_frames
+from jaxatoms.types import System
+from jaxatoms.units import HARTREE
+
+VERSION = 1
+_NAMES = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
+_LAYOUT = "of the ANI-1x release: <formula>/{atomic_numbers, coordinates, wb97x_dz.energy, wb97x_dz.forces}"
+
+
+def read(path: Path | str) -> Iterator[System]:
+    """Yields every wB97X/6-31G(d) conformation of the formulas with at least four atoms.
+
+    Energies come in Hartree and forces in Hartree/A (true forces, no sign change); positions are A already.
+    The group is the formula.
+
+    Raises:
+      InputError: missing file, another layout, unknown element, NaN or infinite label.
+
+    Source: specification datasets 2; reference `ani1x_preprocess` scripts.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        if len(file) == 0:
+            fail(path, "", "holds no formulas", f"expected the layout {_LAYOUT}")
+        for formula, molecule in file.items():
+            _check_layout(path, formula, molecule)
+            if len(molecule["atomic_numbers"]) >= MIN_ATOMS:
+                yield from iter_frames(path, formula, molecule, _NAMES, HARTREE, group=formula)
+
+
+def _check_layout(path: Path, formula: str, molecule: h5py.Group | h5py.Dataset) -> None:
+    if not isinstance(molecule, h5py.Group):
+        fail(path, formula, "is not a group", f"expected the layout {_LAYOUT}")
+    require_datasets(path, formula, molecule, ("atomic_numbers", *_NAMES), _LAYOUT)

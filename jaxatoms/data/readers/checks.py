@@ -1,0 +1,139 @@
+"""The checks every reader makes at the door: labels, elements, cells, HDF5 layout.
+
+A failed check raises an InputError of one line, `<file>: <record>: <problem>; <remedy>`. Blocks of frames are
+checked at once, so that a conversion costs no per-structure Python here.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxatoms.types import InputError
+
+MAX_ATOMIC_NUMBER = 120  # the atom embedding has rows for 1..120
+MIN_ATOMS = 4  # below it GemNet-OC has no quadruplets; the reference drops such upstream structures
+FRAMES_PER_BLOCK = 4096  # bounds the memory of a conversion, whatever the size of a file's groups
+
+
+def fail(path: Path | str, record: str, problem: str, remedy: str) -> None:
+    """Raises InputError with one line naming the file, the record (may be empty) and the remedy."""
+    where = f"{path}: {record}" if record else str(path)
+    raise InputError(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+
+def require_file(path: Path | str) -> Path:
+    """The path, if a file lies there.
+
+    Raises:
+      InputError: nothing lies there, or a folder does.
+    """
+    path = Path(path)
+    if path.is_dir():
+        fail(path, "", "is a folder, not a file", "name the file itself")
+    if not path.is_file():
+        fail(path, "", "no such file", "check the path")
+    return path
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
+    """The open HDF5 file; damage found while reading is reported under the file's name.
+
+    Raises:
+      InputError: missing file, or not a whole HDF5 file.
+    """
+    path = require_file(path)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        fail(path, "", f"not a readable HDF5 file ({error})", "download or convert it again")
+
+
+def require_datasets(path: Path, record: str, group: h5py.Group, names: tuple[str, ...], layout: str) -> None:
+    """Refuses a group that lacks one of the named arrays.
+
+    Raises:
+      InputError: naming the first array that is missing and the layout expected.
+    """
+    for name in names:
+        if not isinstance(group.get(name), h5py.Dataset):
+            fail(path, record, f"lacks the array '{name}'", f"expected the layout {layout}")
+
+
+def check_shape(path: Path, record: str, name: str, shape: tuple, expected: tuple) -> None:
+    """Refuses an array of another shape than the layout says.
+
+    Raises:
+      InputError: with both shapes.
+    """
+    if tuple(shape) != tuple(expected):
+        fail(path, record, f"'{name}' has shape {tuple(shape)}, expected {tuple(expected)}", "convert the file again")
+
+
+def check_finite(path: Path, record: str, name: str, values: np.ndarray, first: int | None = None) -> None:
+    """Refuses NaN and infinite values.
+
+    Args:
+      values: any shape; the first axis counts frames when `first` is given.
+      first: number of the first frame, to name the frame as `record[frame]`.
+
+    Raises:
+      InputError: naming the first bad frame.
+    """
+    if np.isfinite(values).all():
+        return
+    if first is not None:
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        record = f"{record}[{first + int(np.argmax(bad))}]"
+    fail(path, record, f"'{name}' is NaN or infinite", "remove the record or compute its label")
+
+
+def check_elements(path: Path, record: str, atomic_numbers: np.ndarray) -> np.ndarray:
+    """The atomic numbers as uint8.
+
+    Raises:
+      InputError: no atoms, or a number outside 1..120.
+    """
+    if len(atomic_numbers) == 0:
+        fail(path, record, "has no atoms", "remove the record")
+    if not np.issubdtype(atomic_numbers.dtype, np.integer):
+        fail(path, record, f"atomic numbers of type {atomic_numbers.dtype}", "store them as integers")
+    bad = (atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)
+    if bad.any():
+        number = int(atomic_numbers[np.argmax(bad)])
+        fail(path, record, f"unknown element, atomic number {number}", f"only 1..{MAX_ATOMIC_NUMBER} are elements here")
+    return atomic_numbers.astype(np.uint8)
+
+
+def check_cell(path: Path, record: str, cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Refuses a periodic structure whose cell encloses no volume (images would be infinitely many).
+
+    Args:
+      cell: [3, 3] A, rows are lattice vectors.
+      pbc: [3] bool.
+
+    Raises:
+      InputError: NaN in the cell, or zero volume with any periodic direction.
+    """
+    if not np.any(pbc):
+        return
+    check_finite(path, record, "cell", np.asarray(cell))
+    if abs(np.linalg.det(np.asarray(cell, np.float64))) < 1e-6:  # A^3; the smallest real cell is above 1
+        fail(path, record, "periodic, but its cell has zero volume", "give three lattice vectors or set pbc to F F F")
+
+
+def check_tags(path: Path, record: str, tags: np.ndarray) -> np.ndarray:
+    """The tags as uint8.
+
+    Raises:
+      InputError: a tag other than 0 (sub-surface), 1 (surface), 2 (adsorbate).
+    """
+    bad = (tags < 0) | (tags > 2)
+    if np.any(bad):
+        value = int(tags[np.argmax(bad)])
+        fail(path, record, f"tag {value}", "use 0 sub-surface, 1 surface, 2 adsorbate, or remove the tags")
+    return tags.astype(np.uint8)

@@ -1,0 +1,181 @@
+"""Structures and their graphs -> arrays of fixed shape.
+
+Enter: concatenated structures, their four graphs, normalised targets, a `BatchBudget`. Leaves: a `GraphBatch`
+of NumPy arrays whose shapes depend on the budget alone. Nothing is truncated: what does not fit raises.
+
+Layout: edges are flat lists sorted by receiver (no padding per atom), and small tables `[n_node, k]` name the
+edges that arrive at each atom, so that the model sums over neighbours by gathering (no colliding scatter).
+Table entries equal to the edge budget mean "no edge". Padding follows jraph: the last graph and the last node
+are always padding; padding edges connect the last node to itself.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
+
+MAX_TRANSLATION = 15  # the model codes an atom image in one int32 (models/gemnet_oc/indices.py)
+MAX_PER_GRAPH = 4096
+
+
+class BudgetOverflow(InputError):
+    """A batch needs more slots than its budget has; `name`, `need` and `have` say which."""
+
+    def __init__(self, name: str, need: int, have: int):
+        super().__init__(f"batch needs {name}={need}, over the budget {name}={have}; raise the budget")
+        self.name, self.need, self.have = name, need, have
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchBudget:
+    """Fixed sizes of a batch. Edges are directed; `k_*` bound the edges of one atom, `n_per_graph` its atoms."""
+
+    n_graph: int  # including the padding graph
+    n_node: int  # including at least one padding node
+    n_main: int
+    n_a2ee2a: int
+    n_qint: int
+    n_a2a: int
+    n_per_graph: int  # largest structure
+    k_main: int  # largest in-degree of the main graph, after symmetrisation
+    k_a2ee2a: int
+    k_a2ee2a_out: int  # largest out-degree
+    k_qint: int
+    k_qint_out: int
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            floor = 2 if name in ("n_graph", "n_node") else 1
+            if value < floor:
+                raise ValueError(f"{name} must be >= {floor}, got {value}")
+
+
+class PaddedEdges(NamedTuple):
+    """One directed graph: flat edges sorted by receiver, and the edges of each atom as tables."""
+
+    senders: np.ndarray  # [n_edge] int32
+    receivers: np.ndarray  # [n_edge] int32
+    shifts: np.ndarray  # [n_edge, 3] int32, cell translations of the receiver
+    in_table: np.ndarray | None = None  # [n_node, k] int32 edges arriving at an atom; n_edge = none
+    out_table: np.ndarray | None = None  # [n_node, k_out] int32 edges leaving an atom; n_edge = none
+
+
+class Targets(NamedTuple):
+    """Normalised training targets of concatenated structures; NaN marks a missing label."""
+
+    energy: np.ndarray  # [n_graph] float32
+    forces: np.ndarray  # [n_node, 3] float32
+    task: np.ndarray  # [n_graph] int32, which head the structure trains
+
+
+class GraphBatch(NamedTuple):
+    """A padded batch. Shapes follow from the `BatchBudget` alone."""
+
+    atomic_numbers: np.ndarray  # [n_node] int32, 0 = padding
+    positions: np.ndarray  # [n_node, 3] float32, A
+    node_graph: np.ndarray  # [n_node] int32
+    node_slot: np.ndarray  # [n_node] int32, graph * n_per_graph + rank; n_graph * n_per_graph for padding
+    node_table: np.ndarray  # [n_graph, n_per_graph] int32 nodes of a graph; n_node = none
+    free: np.ndarray  # [n_node] bool, real atoms that were not held fixed
+    cell: np.ndarray  # [n_graph, 3, 3] float32, A
+    main: PaddedEdges
+    swap: np.ndarray  # [n_main] int32, index of the counter-edge; n_main for padding
+    a2ee2a: PaddedEdges
+    qint: PaddedEdges
+    a2a: PaddedEdges
+    energy: np.ndarray  # [n_graph] float32 normalised, 0 where `energy_mask` is False
+    energy_mask: np.ndarray  # [n_graph] bool
+    forces: np.ndarray  # [n_node, 3] float32 normalised, 0 where `force_mask` is False
+    force_mask: np.ndarray  # [n_node] bool
+    task: np.ndarray  # [n_graph] int32
+
+    @property
+    def node_mask(self):
+        """[n_node] bool, True = a real atom."""
+        return self.atomic_numbers > 0
+
+    @property
+    def graph_mask(self):
+        """[n_graph] bool, True = a real structure."""
+        return self.node_table[:, 0] < self.atomic_numbers.shape[0]
+
+
+def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: BatchBudget) -> GraphBatch:
+    """Pad concatenated structures and graphs to `budget`.
+
+    Raises:
+      BudgetOverflow: if anything does not fit; nothing is truncated.
+    """
+    n_node, n_graph = int(systems.n_node.sum()), len(systems.n_node)
+    _check("n_graph", n_graph + 1, budget.n_graph)
+    _check("n_node", n_node + 1, budget.n_node)
+    _check("n_per_graph", budget.n_per_graph, MAX_PER_GRAPH)
+    _check("n_per_graph", int(systems.n_node.max(initial=0)), budget.n_per_graph)
+    node_graph = np.repeat(np.arange(n_graph, dtype=np.int32), systems.n_node)
+    starts = np.cumsum(systems.n_node) - systems.n_node
+    rank = np.arange(n_node) - np.repeat(starts, systems.n_node)
+    node_table = np.full((budget.n_graph, budget.n_per_graph), budget.n_node, np.int32)
+    node_table[node_graph, rank] = np.arange(n_node)
+    has_energy, has_forces = np.isfinite(targets.energy), np.isfinite(targets.forces).all(1)
+    n = budget.n_node
+    return GraphBatch(
+        atomic_numbers=_pad(systems.atomic_numbers.astype(np.int32), n, 0),
+        positions=_pad(systems.positions.astype(np.float32), n, 0),
+        node_graph=_pad(node_graph, n, budget.n_graph - 1),
+        node_slot=_pad((node_graph * budget.n_per_graph + rank).astype(np.int32), n, node_table.size),
+        node_table=node_table,
+        free=_pad(~systems.fixed, n, False),
+        cell=_pad(systems.cell.astype(np.float32), budget.n_graph, 0),
+        main=_pad_edges("main", graphs.main, budget, in_table=True),
+        swap=_pad(graphs.swap.astype(np.int32), budget.n_main, budget.n_main),
+        a2ee2a=_pad_edges("a2ee2a", graphs.a2ee2a, budget, in_table=True, out_table=True),
+        qint=_pad_edges("qint", graphs.qint, budget, in_table=True, out_table=True),
+        a2a=_pad_edges("a2a", graphs.a2a, budget),
+        energy=_pad(np.where(has_energy, targets.energy, 0).astype(np.float32), budget.n_graph, 0),
+        energy_mask=_pad(has_energy, budget.n_graph, False),
+        forces=_pad(np.where(has_forces[:, None], targets.forces, 0).astype(np.float32), n, 0),
+        force_mask=_pad(has_forces, n, False),
+        task=_pad(targets.task.astype(np.int32), budget.n_graph, 0),
+    )
+
+
+def _check(name: str, need: int, have: int):
+    if need > have:
+        raise BudgetOverflow(name, need, have)
+
+
+def _pad(array: np.ndarray, size: int, value) -> np.ndarray:
+    out = np.full((size, *array.shape[1:]), value, array.dtype)
+    out[: len(array)] = array
+    return out
+
+
+def _pad_edges(name, edges: Edges, budget: BatchBudget, in_table=False, out_table=False) -> PaddedEdges:
+    size, last = getattr(budget, f"n_{name}"), budget.n_node - 1
+    _check(f"n_{name}", len(edges.senders), size)
+    _check("cell translation", int(np.abs(edges.shifts).max(initial=0)), MAX_TRANSLATION)
+    tables = {}
+    if in_table:
+        tables["in_table"] = _edge_table(f"k_{name}", edges.receivers, size, budget)
+    if out_table:
+        tables["out_table"] = _edge_table(f"k_{name}_out", edges.senders, size, budget)
+    return PaddedEdges(
+        senders=_pad(edges.senders.astype(np.int32), size, last),
+        receivers=_pad(edges.receivers.astype(np.int32), size, last),
+        shifts=_pad(edges.shifts.astype(np.int32), size, 0),
+        **tables,
+    )
+
+
+def _edge_table(name: str, nodes: np.ndarray, n_edge: int, budget: BatchBudget) -> np.ndarray:
+    """[n_node, k] the edges whose end `nodes` is this atom, in increasing order; `n_edge` = none."""
+    k = getattr(budget, name)
+    order = np.argsort(nodes, kind="stable")
+    counts = np.bincount(nodes, minlength=budget.n_node)
+    _check(name, int(counts.max(initial=0)), k)
+    first = np.cumsum(counts) - counts
+    table = np.full((budget.n_node, k), n_edge, np.int32)
+    table[nodes[order], np.arange(len(nodes)) - first[nodes[order]]] = order
+    return table

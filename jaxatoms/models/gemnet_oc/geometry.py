@@ -1,0 +1,136 @@
+"""Positions -> edge vectors and angular features, float32 (or float64) throughout, finite in every derivative.
+
+Directions d -> b -> a <- c of a quadruplet enter through real spherical harmonics (triplets) and through Fourier
+features of azimuths around the middle edge (quadruplets), so that no pair of edges is ever enumerated.
+"""
+
+from typing import NamedTuple
+
+import e3nn_jax as e3nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
+from jaxatoms.models import indexing
+
+FAR = 1e3  # A; length of padding edges: finite, and far outside the envelope
+
+
+class EdgeGeometry(NamedTuple):
+    """Lengths and directions of the edges of one graph; padding edges are FAR along x."""
+
+    distance: jax.Array  # [n_edge] A
+    direction: jax.Array  # [n_edge, 3] unit vector from sender to receiver
+
+
+class Pairs(NamedTuple):
+    """The dense (receiver, sender) pair of each edge; pairs are sorted because the edges are."""
+
+    pair: jax.Array  # [n_edge] int32 (graph * n + receiver's rank) * n + sender's rank
+    last: jax.Array  # [n_graph * n * n] from `indexing.last_of_segment`
+
+
+def edge_pairs(batch: GraphBatch, edges: PaddedEdges) -> Pairs:
+    """Dense pair indices of a graph sorted by (receiver, sender)."""
+    n_graph, n = batch.node_table.shape
+    senders, receivers = batch.node_slot[edges.senders], batch.node_slot[edges.receivers]
+    pair = jnp.where(receivers < n_graph * n, receivers * n + senders % n, n_graph * n * n)
+    return Pairs(pair, indexing.last_of_segment(pair, n_graph * n * n))
+
+
+def edge_geometry(batch: GraphBatch, positions: jax.Array, edges: PaddedEdges, pairs: Pairs) -> EdgeGeometry:
+    """Edge vectors `positions[receivers] - positions[senders] + shifts @ cell`, through dense pair differences.
+
+    Going through the pairs makes the gradient with respect to positions two dense sums instead of a scatter.
+
+    Args:
+      positions: [n_node, 3] A (an argument of its own so that forces can be -dE/dpositions).
+    """
+    n_graph, n = batch.node_table.shape
+    dense = indexing.take_rows(positions, batch.node_table.reshape(-1), batch.node_slot).reshape(n_graph, n, 3)
+    difference = (dense[:, :, None] - dense[:, None, :]).reshape(-1, 3)
+    cell = batch.cell[batch.node_graph[edges.receivers]].astype(positions.dtype)
+    # Not a matmul: reduced-precision matmul units must not touch geometry.
+    offset = jnp.sum(edges.shifts[:, :, None].astype(positions.dtype) * cell, axis=1)
+    vector = indexing.take_segments(difference, pairs.pair, pairs.last) + offset
+    # Mask before the norm: sqrt has an infinite slope at the zero vector of a padding edge.
+    real = (pairs.pair < len(pairs.last))[:, None]
+    vector = jnp.where(real, vector, jnp.asarray([FAR, 0, 0], vector.dtype))
+    distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
+    return EdgeGeometry(distance, vector / distance[:, None])
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner product of 3-vectors over the last axis, without a matmul."""
+    return jnp.sum(a * b, axis=-1)
+
+
+def legendre(z: jax.Array, count: int) -> jax.Array:
+    """P_l(z), l = 0..count-1, stacked on a new last axis."""
+    values = [jnp.ones_like(z), z]
+    for degree in range(2, count):
+        values.append(((2 * degree - 1) * z * values[-1] - (degree - 1) * values[-2]) / degree)
+    return jnp.stack(values[:count], axis=-1)
+
+
+def harmonic_norms(count: int) -> np.ndarray:
+    """[count] sqrt((2l+1)/(4 pi)): Y_l(z) = norm * P_l(z) is the m = 0 spherical harmonic."""
+    return np.sqrt((2 * np.arange(count) + 1) / (4 * np.pi))
+
+
+def harmonics(direction: jax.Array, count: int) -> jax.Array:
+    """[..., count**2] real harmonics of unit vectors with sum_m y_lm(v) y_lm(w) = P_l(v . w)."""
+    irreps = e3nn.Irreps.spherical_harmonics(count - 1)
+    return e3nn.spherical_harmonics(irreps, direction, normalize=False, normalization="norm").array
+
+
+def degree_of_component(count: int) -> np.ndarray:
+    """[count, count**2] one-hot matrix: which degree l each harmonic component (l, m) has."""
+    degree = np.repeat(np.arange(count), 2 * np.arange(count) + 1)
+    return np.eye(count)[:, degree]
+
+
+def frame(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two unit vectors that complete `direction` [..., 3] to a right-handed frame; the gauge cancels later."""
+    axis = jax.nn.one_hot(jnp.argmin(jnp.abs(direction), axis=-1), 3, dtype=direction.dtype)
+    first = jnp.cross(axis, direction)
+    first = first / jnp.sqrt(dot(first, first))[..., None]
+    return first, jnp.cross(direction, first)
+
+
+class Azimuth(NamedTuple):
+    """Direction of v around an axis: its cosine with the axis, harmonics of its azimuth, collinearity."""
+
+    cosine: jax.Array  # [...]
+    phases: jax.Array  # [..., 2 * count - 1] 1, cos(k alpha), sin(k alpha), k = 1..count-1
+    collinear: jax.Array  # [...] bool
+
+
+def azimuth(v: jax.Array, axis: jax.Array, first: jax.Array, second: jax.Array, count: int) -> Azimuth:
+    """Fourier features of the azimuth of unit vectors `v` around `axis`; all arguments [..., 3], broadcast.
+
+    Exactly collinear vectors have no azimuth; the reference's clamp of |p x q| at 1e-9 then gives a dihedral of 90
+    degrees. They are reported as `collinear` below a threshold that absorbs rounding of the dtype.
+    """
+    x, y = dot(v, first), dot(v, second)
+    squared = x * x + y * y
+    threshold = 1e-9 if squared.dtype == jnp.float64 else 1e-5
+    collinear = squared < threshold**2
+    scale = jax.lax.rsqrt(jnp.where(collinear, 1.0, squared))
+    c1, s1 = jnp.where(collinear, 1.0, x * scale), jnp.where(collinear, 0.0, y * scale)
+    cosines, sines = [jnp.ones_like(c1), c1], [jnp.zeros_like(s1), s1]
+    for _ in range(2, count):
+        c, s = cosines[-1], sines[-1]
+        cosines.append(c * c1 - s * s1)
+        sines.append(c * s1 + s * c1)
+    phases = jnp.stack([*cosines, *sines[1:]], axis=-1)
+    return Azimuth(dot(v, axis), phases, collinear)
+
+
+def legendre_of_cosine(count: int) -> np.ndarray:
+    """[count, count] a_lk with P_l(cos t) = sum_k a_lk cos(k t)."""
+    t = np.linspace(0, np.pi, 4 * count)
+    cosines = np.cos(np.arange(count)[:, None] * t)
+    values = np.stack([np.polynomial.Legendre.basis(degree)(np.cos(t)) for degree in range(count)])
+    return np.round(np.linalg.lstsq(cosines.T, values.T, rcond=None)[0].T, 12)

@@ -1,0 +1,92 @@
+"""GemNet-OC: a padded batch -> node features x_E and edge features x_F.
+
+The parameters' paths equal the names of the public checkpoints (see `interop/names.py`). Padding edges and nodes
+carry exact zeros from the first layer to the last: no layer of the backbone has a bias, and their radial basis
+and atom embedding are zero.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.gemnet_oc.bases import Bases
+from jaxatoms.models.gemnet_oc.blocks import InteractionBlock, OutputBlock, _named, silent
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.indices import derive
+from jaxatoms.models.layers import Dense, Precision, apply_all, residuals
+
+
+class Features(NamedTuple):
+    """What the heads read; padding rows are zero."""
+
+    node: jax.Array  # [n_node, emb_atom] x_E, the node feature of the Chemical Similarity Index
+    edge: jax.Array | None  # [E, emb_edge] x_F, only with direct forces
+    directions: jax.Array  # [E, 3] unit vectors from sender to receiver
+
+
+class FinalMLP(nnx.Module):
+    """The concatenated outputs of all output blocks -> one feature of width n."""
+
+    def __init__(self, n: int, c: GemNetOCConfig, args):
+        first = Dense(n * (c.num_blocks + 1), n, act=True, **args)
+        self.out_mlp = nnx.List([first, *residuals(c.num_global_out_layers, n, **args)])
+
+    def __call__(self, outputs: list[jax.Array]) -> jax.Array:
+        return apply_all(self.out_mlp, jnp.concatenate(outputs, axis=-1))
+
+
+class GemNetOC(nnx.Module):
+    """The backbone. Atom embeddings come from outside (as in the reference, where tasks share them)."""
+
+    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
+        args = dict(rngs=rngs, precision=precision)
+        self.config = config
+        self.bases = Bases(config, **args)
+        self.int_blocks = nnx.List([InteractionBlock(config, args) for _ in range(config.num_blocks)])
+        self.out_blocks = nnx.List([OutputBlock(config, args) for _ in range(config.num_blocks + 1)])
+        self.out_mlp_E = FinalMLP(config.emb_size_atom, config, args)
+        self.out_mlp_F = FinalMLP(config.emb_size_edge, config, args) if config.direct_forces else None
+
+    def __call__(self, batch: GraphBatch, h: jax.Array, *, positions=None, edge_dropout=0.0, observe=silent):
+        """Features of a batch.
+
+        Args:
+          batch: padded structures and graphs.
+          h: [n_node, emb_atom] atom embeddings, zero for padding.
+          positions: [n_node, 3] A; defaults to `batch.positions`. Pass it to differentiate.
+          edge_dropout: the rate with which the graphs lost edges; the atom sums of the output blocks are
+            divided by 1 - edge_dropout. 0 in evaluation.
+          observe: called as observe(name, value=..., [reference=...]) with named intermediates.
+
+        Returns:
+          `Features`.
+        """
+        positions = batch.positions if positions is None else positions
+        indices = derive(batch)
+        basis = self.bases(batch, positions, indices)
+        m = self.bases.edge_emb(h, basis.radial, batch, indices)
+        observe("emb", value=m)
+        outputs = [self._output(0, h, m, basis, batch, edge_dropout, observe)]
+        for i in range(self.config.num_blocks):
+            h, m = self._block(i, h, m, basis, batch, indices, observe)
+            observe(f"block{i}", h=h, m=m)
+            outputs.append(self._output(i + 1, h, m, basis, batch, edge_dropout, observe))
+        x_e, x_f = zip(*outputs, strict=True)
+        edge = self.out_mlp_F(list(x_f)) if self.config.direct_forces else None
+        return Features(self.out_mlp_E(list(x_e)), edge, basis.directions)
+
+    def _block(self, i, h, m, basis, batch, indices, observe):
+        named = _named(observe, f"int_blocks.{i}")
+
+        def call(block, h, m, basis):
+            return block(h, m, basis, batch, indices, named)
+
+        return (nnx.remat(call) if self.config.remat else call)(self.int_blocks[i], h, m, basis)
+
+    def _output(self, i, h, m, basis, batch, edge_dropout, observe):
+        x = self.out_blocks[i](h, m, basis, batch, edge_dropout, _named(observe, f"out_blocks.{i}"))
+        observe(f"out{i}", x_E=x[0], x_F=x[1])
+        return x

@@ -1,0 +1,119 @@
+"""Linear moves of rows between layouts whose transposes are moves too: no colliding scatter, forward or backward.
+
+XLA turns the gradient of a gather into a scatter-add, which is slow on CPU and needs atomics on GPU. Every move
+here knows its inverse index, so its gradient is again a gather (or a gather and a sum). Rules are written with
+`custom_vjp` in terms of each other, hence reverse mode nests to any order; forward mode is not supported.
+An index equal to the number of rows means "none" and yields zeros.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """x[index], where every row of x is taken at most once and `inverse` says where it went.
+
+    Args:
+      x: [n, ...].
+      index: [m] int32 rows of x; n = none (zeros).
+      inverse: [n] int32 position in the output of each row of x; m = nowhere.
+
+    Returns:
+      [m, ...].
+    """
+    return _rows(x, index)
+
+
+take_rows.defvjp(
+    lambda x, index, inverse: (_rows(x, index), (index, inverse)),
+    lambda res, g: (take_rows(g, res[1], res[0]), None, None),
+)
+
+
+@jax.custom_vjp
+def take_many(x: jax.Array, index: jax.Array, table: jax.Array) -> jax.Array:
+    """x[index] where a row may be taken often; `table` [n, k] lists where each row went (m = none)."""
+    return _rows(x, index)
+
+
+@jax.custom_vjp
+def sum_rows(x: jax.Array, table: jax.Array, index: jax.Array) -> jax.Array:
+    """out[i] = sum over k of x[table[i, k]]; the transpose of `take_many`.
+
+    Args:
+      x: [m, ...].
+      table: [n, k] int32 rows of x; m = none.
+      index: [m] int32 the row of the output that each row of x is added to; n = none.
+
+    Returns:
+      [n, ...].
+    """
+    return jnp.sum(_rows(x, table), axis=1)
+
+
+take_many.defvjp(
+    lambda x, index, table: (_rows(x, index), (index, table)),
+    lambda res, g: (sum_rows(g, res[1], res[0]), None, None),
+)
+sum_rows.defvjp(
+    lambda x, table, index: (jnp.sum(_rows(x, table), axis=1), (table, index)),
+    lambda res, g: (take_many(g, res[1], res[0]), None, None),
+)
+
+
+def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
+    """[n_segment] index of the last element of each segment, `len(segment)` for an empty one.
+
+    Args:
+      segment: [n] int32, non-decreasing; values >= n_segment are padding.
+      n_segment: number of segments.
+    """
+    ids = jnp.arange(n_segment, dtype=segment.dtype)
+    last = jnp.searchsorted(segment, ids, side="right").astype(jnp.int32) - 1
+    return jnp.where(_rows(segment + 1, last) == ids + 1, last, len(segment))
+
+
+def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
+    """Running sums that restart with every segment (Blelloch's segmented scan)."""
+
+    def combine(left, right):
+        same = (left[1] == right[1]).reshape(-1, *(1,) * (x.ndim - 1))
+        return right[0] + jnp.where(same, left[0], 0), right[1]
+
+    return jax.lax.associative_scan(combine, (x, segment))[0]
+
+
+@jax.custom_vjp
+def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
+    """Sums over runs of equal `segment`, by a segmented scan: sorted, deterministic, no scatter.
+
+    Args:
+      x: [n, ...].
+      segment: [n] int32, non-decreasing; values >= len(last) are padding and dropped.
+      last: [n_segment] from `last_of_segment`.
+
+    Returns:
+      [n_segment, ...].
+    """
+    return _rows(_segment_scan(x, segment), last)
+
+
+@jax.custom_vjp
+def take_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
+    """x[segment] for a sorted `segment`; the transpose of `sum_segments`."""
+    return _rows(x, segment)
+
+
+sum_segments.defvjp(
+    lambda x, segment, last: (_rows(_segment_scan(x, segment), last), (segment, last)),
+    lambda res, g: (take_segments(g, *res), None, None),
+)
+take_segments.defvjp(
+    lambda x, segment, last: (_rows(x, segment), (segment, last)),
+    lambda res, g: (sum_segments(g, *res), None, None),
+)

@@ -1,0 +1,110 @@
+"""Whole models: atom embedding, GemNet-OC backbone and heads.
+
+`MultiTaskModel` predicts an energy and direct forces per task (pretraining); `GradientModel` predicts one energy
+and forces as its negative gradient (fine-tuning). Both return normalised quantities, zero on padding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.gemnet_oc.blocks import silent
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.network import Features, GemNetOC
+from jaxatoms.models.heads import HeadMLP, direct_forces, reduce_atoms
+from jaxatoms.models.layers import Precision
+
+
+class ModelOutput(NamedTuple):
+    """Normalised predictions; T = tasks (absent for `GradientModel`)."""
+
+    energy: jax.Array  # [n_graph, T]
+    forces: jax.Array  # [n_node, 3, T]
+
+
+class Embedding(nnx.Module):
+    """One vector per element; row Z - 1 of `kernel` [num_elements, n]."""
+
+    def __init__(self, num_elements: int, n: int, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (num_elements, n), jnp.float32))
+
+    def __call__(self, atomic_numbers: jax.Array) -> jax.Array:
+        """[n_node] int32 (0 = padding, gives zeros) -> [n_node, n].
+
+        A product with a one-hot matrix: its gradient is a matmul, where a lookup's would be a colliding scatter.
+        """
+        one_hot = jax.nn.one_hot(atomic_numbers - 1, self.kernel.shape[0], dtype=self.kernel.dtype)
+        return jnp.matmul(one_hot, self.kernel[...], precision="highest")
+
+
+class AtomEmbedding(nnx.Module):
+    """The embedding one level deeper, as multi-task checkpoints name it."""
+
+    def __init__(self, num_elements: int, n: int, rngs: nnx.Rngs):
+        self.atom_embedding = Embedding(num_elements, n, rngs)
+
+    def __call__(self, atomic_numbers: jax.Array) -> jax.Array:
+        return self.atom_embedding(atomic_numbers)
+
+
+class Output(nnx.Module):
+    """An energy head and a direct force head for every task."""
+
+    def __init__(self, config: GemNetOCConfig, n_task: int, rngs: nnx.Rngs, precision: Precision):
+        def make(n):
+            return nnx.List([HeadMLP(n, rngs, precision) for _ in range(n_task)])
+
+        self.out_energy, self.out_forces = make(config.emb_size_atom), make(config.emb_size_edge)
+
+    def __call__(self, features: Features, batch: GraphBatch, reductions: tuple[str, ...]) -> ModelOutput:
+        energy = [reduce_atoms(h(features.node), batch, r) for h, r in zip(self.out_energy, reductions, strict=True)]
+        forces = [direct_forces(h(features.edge), features.directions, batch) for h in self.out_forces]
+        return ModelOutput(jnp.stack(energy, axis=-1), jnp.stack(forces, axis=-1))
+
+
+class MultiTaskModel(nnx.Module):
+    """Energies [n_graph, T] and direct forces [n_node, 3, T] of T tasks; every head sees every structure."""
+
+    def __init__(self, config: GemNetOCConfig, reductions: tuple[str, ...], rngs, precision=Precision()):
+        if not config.direct_forces:
+            raise ValueError("MultiTaskModel has direct force heads; config.direct_forces must be True")
+        self.embedding = AtomEmbedding(config.num_elements, config.emb_size_atom, rngs)
+        self.backbone = GemNetOC(config, rngs, precision)
+        self.output = Output(config, len(reductions), rngs, precision)
+        self.reductions = reductions
+
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, observe=silent) -> ModelOutput:
+        return self.output(self.features(batch, edge_dropout=edge_dropout, observe=observe), batch, self.reductions)
+
+    def features(self, batch: GraphBatch, *, edge_dropout: float = 0.0, observe=silent) -> Features:
+        """Backbone features of a batch."""
+        h = self.embedding(batch.atomic_numbers)
+        return self.backbone(batch, h, edge_dropout=edge_dropout, observe=observe)
+
+
+class GradientModel(nnx.Module):
+    """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions."""
+
+    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
+        if config.direct_forces:
+            raise ValueError("GradientModel needs config.direct_forces=False: nothing would read the edge branch")
+        self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
+        self.backbone = GemNetOC(config, rngs, precision)
+        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, bias=False)
+
+    def energy(self, batch: GraphBatch, positions: jax.Array, observe=silent) -> jax.Array:
+        """[n_graph] at `positions` [n_node, 3] A."""
+        h = self.embedding(batch.atomic_numbers)
+        features = self.backbone(batch, h, positions=positions, observe=observe)
+        return reduce_atoms(self.out_energy(features.node), batch, "sum")
+
+    def __call__(self, batch: GraphBatch) -> ModelOutput:
+        def total(positions):
+            energy = self.energy(batch, positions)
+            return jnp.sum(energy), energy
+
+        gradient, energy = jax.grad(total, has_aux=True)(batch.positions)
+        return ModelOutput(energy, -gradient)

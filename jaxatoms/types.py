@@ -1,0 +1,70 @@
+"""The nouns passed between rooms: structures, their graphs and padded batches, with shapes and units.
+
+NumPy only: data workers import this module without importing JAX.
+Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """A user's file, record or setting is wrong. The message is one line: where, what, remedy."""
+
+
+class System(NamedTuple):
+    """One labelled structure as a reader yields it (float64 energy, nothing subtracted).
+
+    Missing labels are NaN (energy) or None (forces), never 0.
+    """
+
+    atomic_numbers: np.ndarray  # [n_node] uint8, 1..120
+    positions: np.ndarray  # [n_node, 3] float, A
+    cell: np.ndarray | None = None  # [3, 3] A, rows are lattice vectors; None for a molecule
+    pbc: tuple[bool, bool, bool] = (False, False, False)
+    energy: float = float("nan")  # eV, total energy
+    forces: np.ndarray | None = None  # [n_node, 3] eV/A, forces = -dE/dpositions
+    tags: np.ndarray | None = None  # [n_node] 0 sub-surface, 1 surface, 2 adsorbate; None means all 2
+    fixed: np.ndarray | None = None  # [n_node] bool, True = held fixed in the calculation; None: all False
+    group: str = ""  # what must not be split: formula, reaction or system id
+    key: str = ""  # where the record stands in its file, for messages: "C2H6[12]"
+
+
+class SystemBatch(NamedTuple):
+    """Structures concatenated along their atoms, as the store hands them out.
+
+    n_node total atoms, n_graph structures; atoms of one structure are contiguous.
+    """
+
+    n_node: np.ndarray  # [n_graph] int32
+    atomic_numbers: np.ndarray  # [sum n_node] uint8
+    positions: np.ndarray  # [sum n_node, 3] float32, A
+    forces: np.ndarray  # [sum n_node, 3] float32, eV/A; NaN where missing
+    tags: np.ndarray  # [sum n_node] uint8
+    fixed: np.ndarray  # [sum n_node] bool
+    energy: np.ndarray  # [n_graph] float64, eV; NaN where missing
+    cell: np.ndarray  # [n_graph, 3, 3] float32, A; zeros for molecules
+    pbc: np.ndarray  # [n_graph, 3] bool
+
+
+class Edges(NamedTuple):
+    """Directed edges, `edge_vectors = positions[receivers] - positions[senders] + shifts @ cell`.
+
+    Sorted by receiver. `shifts` counts cell translations of the receiver (ASE's `S`); the image offset of
+    the *sender* that the GemNet-OC specification calls `o` is `-shifts`.
+    """
+
+    senders: np.ndarray  # [n_edge] int32, index into the concatenated atoms
+    receivers: np.ndarray  # [n_edge] int32, non-decreasing
+    shifts: np.ndarray  # [n_edge, 3] int32
+
+
+class Graphs(NamedTuple):
+    """The four GemNet-OC graphs of a batch of structures (specification 2.3)."""
+
+    main: Edges  # symmetrised: contains the counter-edge of each of its edges
+    swap: np.ndarray  # [n_edge of main] int32, index of the counter-edge (an involution)
+    a2ee2a: Edges  # atom-to-edge and edge-to-atom interactions
+    qint: Edges  # middle edges b -> a of the quadruplets, after the tag filter
+    a2a: Edges  # all pairs in the cutoff; sorted by (receiver, sender, shift)

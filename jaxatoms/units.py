@@ -7,4 +7,5 @@ BOHR = 0.5291772105638411
 """A per bohr. Source: `ase.units.Bohr` (CODATA 2014)."""
 
 KCAL_PER_MOL = 1.0 / 23.061
-"""eV per kcal/mol. Source: the factor of the reference's rMD17 and MD22 conversion (not CODATA's 1/23.0605)."""
+"""eV per kcal/mol. Source: the factor of the reference's rMD17 and MD22 conversion (not
+CODATA's 1/23.0605)."""

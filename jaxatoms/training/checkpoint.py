@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -69,7 +69,7 @@ class CheckpointStore:
         self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: Future | None = None
 
-    def __enter__(self) -> "CheckpointStore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -87,12 +87,13 @@ class CheckpointStore:
           step: training steps done.
           arrays: pytree of arrays and numbers, e.g. {"params": ..., "ema": ..., "opt_state": ...}.
           meta: JSON values with string keys; NumPy values are converted. "step" is added where missing.
+          kind: "best" moves both pointers, "last" one.
 
         Returns:
           The step directory (for an asynchronous save: where it will be).
 
         Raises:
-          ValueError, TypeError: arrays or meta cannot be saved exactly.
+          ValueError, TypeError: arrays or meta cannot be saved exactly (of typed PRNG keys, save key_data).
           InputError: the disk refuses; earlier checkpoints are untouched.
         """
         if kind not in POINTERS:
@@ -309,13 +310,10 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return flat
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _to_host(path: str, leaf: Any, copy: bool) -> np.ndarray:
     """A leaf as NumPy. `copy` because on a CPU the NumPy array may share the device buffer."""
-    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"cannot save {path!r}: a typed key; save jax.random.key_data of it")
     array = np.array(leaf) if copy else np.asarray(leaf)
     if array.dtype.hasobject or array.dtype.kind in "SUMm":
         raise ValueError(f"cannot save {path!r}: {type(leaf).__name__} is not an array; put it into meta")
@@ -391,8 +389,6 @@ def _check_fit(directory: Path, table: dict[str, list], target: dict[str, Any]) 
 
 def _signature(leaf: Any) -> tuple[str | None, list[int]]:
     """(dtype or None for a Python number, shape) under which a leaf is stored."""
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
     return (np.dtype(leaf.dtype).name if hasattr(leaf, "dtype") else None), list(np.shape(leaf))
 
 
@@ -403,9 +399,6 @@ def _place(array: np.ndarray, leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray | np.generic):
         return array if isinstance(leaf, np.ndarray) else array[()]
     sharding = leaf.sharding if getattr(leaf, "committed", True) else None
-    if _is_key(leaf):
-        impl = str(jax.random.key_impl(leaf))
-        return jax.device_put(jax.random.wrap_key_data(array, impl=impl), sharding)
     return jax.device_put(array, sharding)
 
 

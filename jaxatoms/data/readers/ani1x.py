@@ -1,4 +1,4 @@
-"""ANI-1x release file (one HDF5 group per formula) -> Systems in eV and A. Other levels of theory are ignored."""
+"""ANI-1x release file (one HDF5 group per formula) -> Systems in eV and A; other levels are ignored."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -71,7 +71,12 @@ def check_shape(path: Path, record: str, name: str, shape: tuple, expected: tupl
       InputError: with both shapes.
     """
     if tuple(shape) != tuple(expected):
-        fail(path, record, f"'{name}' has shape {tuple(shape)}, expected {tuple(expected)}", "convert the file again")
+        fail(
+            path,
+            record,
+            f"'{name}' has shape {tuple(shape)}, expected {tuple(expected)}",
+            "convert the file again",
+        )
 
 
 def check_finite(path: Path, record: str, name: str, values: np.ndarray, first: int | None = None) -> None:
@@ -105,7 +110,12 @@ def check_elements(path: Path, record: str, atomic_numbers: np.ndarray) -> np.nd
     bad = (atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)
     if bad.any():
         number = int(atomic_numbers[np.argmax(bad)])
-        fail(path, record, f"unknown element, atomic number {number}", f"only 1..{MAX_ATOMIC_NUMBER} are elements here")
+        fail(
+            path,
+            record,
+            f"unknown element, atomic number {number}",
+            f"only 1..{MAX_ATOMIC_NUMBER} are elements here",
+        )
     return atomic_numbers.astype(np.uint8)
 
 
@@ -123,7 +133,12 @@ def check_cell(path: Path, record: str, cell: np.ndarray, pbc: np.ndarray) -> No
         return
     check_finite(path, record, "cell", np.asarray(cell))
     if abs(np.linalg.det(np.asarray(cell, np.float64))) < 1e-6:  # A^3; the smallest real cell is above 1
-        fail(path, record, "periodic, but its cell has zero volume", "give three lattice vectors or set pbc to F F F")
+        fail(
+            path,
+            record,
+            "periodic, but its cell has zero volume",
+            "give three lattice vectors or set pbc to F F F",
+        )
 
 
 def check_tags(path: Path, record: str, tags: np.ndarray) -> np.ndarray:

@@ -58,13 +58,14 @@ def read_targets(path: Path | str) -> dict[str, np.ndarray]:
 def _read_columns(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
     has_targets = any(name.startswith(_PREFIX) for name in file)
     labels = () if has_targets else ("energy", "forces")
-    require_datasets(path, "", file, ("n_node", "atomic_numbers", "positions", *labels), _LAYOUT)
+    cell = ("cell", "pbc") if "cell" in file else ()
+    require_datasets(path, "", file, ("n_node", "atomic_numbers", "positions", *labels, *cell), _LAYOUT)
     columns = {name: file[name][()] for name in (*_PER_RECORD, *_PER_NODE) if name in file}
     n_record, n_node = len(columns["n_node"]), int(columns["n_node"].sum())
     for name, values in columns.items():
         expected = (n_record, *_PER_RECORD[name]) if name in _PER_RECORD else (n_node, *_PER_NODE[name])
         check_shape(path, "", name, values.shape, expected)
-    return columns
+    return {**columns, "has_targets": has_targets}
 
 
 def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -72,7 +73,8 @@ def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
         fail(path, f"record {int(np.argmin(columns['n_node']))}", "has no atoms", "remove the record")
     columns["atomic_numbers"] = check_elements(path, "", columns["atomic_numbers"])
     record_of_node = np.repeat(np.arange(len(columns["n_node"])), columns["n_node"])
-    for name in ("positions", "energy", "forces"):
+    labels = ("positions",) if columns.pop("has_targets") else ("positions", "energy", "forces")
+    for name in labels:
         if name in columns and not np.isfinite(columns[name]).all():
             row = int(np.argmin(np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(axis=1)))
             record = row if name == "energy" else record_of_node[row]

@@ -10,8 +10,9 @@ from jaxatoms.data.readers.checks import FRAMES_PER_BLOCK, check_elements, check
 from jaxatoms.types import System
 
 
-def iter_frames(path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], unit: float,
-                group: str) -> Iterator[System]:
+def iter_frames(
+    path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], unit: float, group: str
+) -> Iterator[System]:
     """Yields the frames of one molecule.
 
     Args:
@@ -35,11 +36,19 @@ def iter_frames(path: Path, record: str, molecule: h5py.Group, names: tuple[str,
         # Scaled in float64: a float32 product of -1e4 eV would lose 1e-3 eV.
         energy, forces = energy.astype(np.float64) * unit, forces.astype(np.float64) * unit
         for i in range(len(energy)):
-            yield System(numbers, positions[i], energy=float(energy[i]), forces=forces[i], group=group,
-                         key=f"{record}[{first + i}]")
+            yield System(
+                numbers,
+                positions[i],
+                energy=float(energy[i]),
+                forces=forces[i],
+                group=group,
+                key=f"{record}[{first + i}]",
+            )
 
 
-def _check_shapes(path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], n_node: int) -> None:
+def _check_shapes(
+    path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], n_node: int
+) -> None:
     n_frame = molecule[names[0]].shape[0] if molecule[names[0]].ndim else 0
     for name, shape in zip(names, ((n_frame, n_node, 3), (n_frame,), (n_frame, n_node, 3)), strict=True):
         check_shape(path, record, name, molecule[name].shape, shape)

@@ -20,10 +20,12 @@ _SUFFIXES = (".extxyz", ".extxyz.xz")
 def read(path: Path | str) -> Iterator[System]:
     """Yields the frames of one pair of files, or of every pair below a folder in the order of their numbers.
 
-    Forces are complete, on fixed atoms too; tags and fixed atoms come from the file. The group is the system id.
+    Forces are complete, on fixed atoms too; tags and fixed atoms come from the file.
+    The group is the system id.
 
     Raises:
-      InputError: nothing to read, a txt file that is missing or does not fit, missing tags or labels, bad values.
+      InputError: nothing to read, a txt file that is missing or does not fit, missing tags or labels,
+        bad values.
 
     Source: specification datasets 4.
     """
@@ -89,7 +91,9 @@ def _system_ids(frames: Path) -> list[str]:
 def _check_complete(frames: Path, record: str, system: System) -> None:
     for name in ("forces", "tags"):
         if getattr(system, name) is None:
-            fail(frames, record, f"lacks {name}", "expected the OC20 S2EF columns pos, tags, move_mask, forces")
+            fail(
+                frames, record, f"lacks {name}", "expected the OC20 S2EF columns pos, tags, move_mask, forces"
+            )
     if system.energy != system.energy:
         fail(frames, record, "lacks an energy", "expected `energy=` in the comment line")
 

@@ -23,7 +23,9 @@ _LAYOUT = (
 
 
 def read(path: Path | str) -> Iterator[System]:
-    """Yields every frame of the reactions with at least four atoms: train, val, test, or `data` without these.
+    """Yields every frame of the reactions with at least four atoms.
+
+    It takes the groups train, val and test in this order, or `data` where they are absent.
 
     The group is `<formula>_<reaction>`.
 
@@ -53,7 +55,9 @@ def official_split(path: Path | str) -> np.ndarray | None:
         tops = _top_groups(path, file)
         if tops == ("data",):
             return None
-        sizes = [sum(len(reaction[_NAMES[1]]) for _, reaction in _reactions(path, top, file[top])) for top in tops]
+        sizes = [
+            sum(len(reaction[_NAMES[1]]) for _, reaction in _reactions(path, top, file[top])) for top in tops
+        ]
         return np.repeat(np.array([SPLITS.index(top) for top in tops], np.int8), sizes)
 
 

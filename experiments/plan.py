@@ -1,0 +1,66 @@
+"""`--plan`: what a pretraining run would cost, without training."""
+
+import time
+from typing import TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import models
+from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.training.optim import make_optimizer
+from jaxatoms.training.step import init_state, make_train_step
+
+
+def print_plan(setup, out: TextIO):
+    """Steps, budget, shapes, memory and a time estimate of a prepared run.
+
+    The step is compiled (not run) for the most common batch shape; time is its arithmetic divided by the matmul
+    rate measured here, a lower bound that says so.
+    """
+    config, batches = setup.config, setup.batches
+    n = len(setup.data.train)
+    say = lambda text: print(text, file=out)  # noqa: E731
+    say(f"upstream    {config.upstream}: {n} training, {len(setup.data.val)} validation structures")
+    say(f"budget      N x E = {n} x {config.epochs} = {n * config.epochs} samples")
+    say(f"steps       {setup.total_steps} ({setup.steps_per_epoch} per epoch), warm-up {setup.optim.warmup_steps}")
+    say(f"model       {config.model}: {models.count_params(setup.model.params):,} parameters, {config.precision} matmuls")
+    shapes = ", ".join(f"{b.n_main}" for b in batches.budgets)
+    say(f"batches     {len(batches.budgets)} shapes of {shapes} edges")
+    sample = [batches.batch(step) for step in range(min(20, setup.total_steps))]
+    edges = [(b.main.in_table < len(b.swap)).sum() for b in sample]
+    say(f"occupancy   {np.sum(edges) / np.sum([len(b.swap) for b in sample]):.1%} of edge slots real (20 batches)")
+    compiled = compile_step(setup, sample[0])
+    memory, flops = compiled.memory_analysis(), compiled.cost_analysis().get("flops", float("nan"))
+    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    say(f"memory      {total / 2**30:.2f} GiB for the step ({memory.temp_size_in_bytes / 2**30:.2f} of it temporary)")
+    rate = matmul_rate()
+    hours = setup.total_steps * flops / rate / 3600
+    say(f"arithmetic  {flops / 1e9:.1f} GFLOP per step; this device multiplies at {rate / 1e9:.0f} GFLOP/s in float32")
+    say(f"time        at least {hours:.2f} h at that rate; expect 1.5 to 2.5 times as much")
+
+
+def compile_step(setup, batch):
+    """The training step compiled for the shape of `batch`."""
+    model = setup.model
+    optimizer = make_optimizer(setup.optim, setup.total_steps, gradient_divisors(model.params, setup.model_config))
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
+    step = make_train_step(
+        model.apply,
+        optimizer,
+        setup.loss_scales,
+        ema_decay=setup.config.ema_decay,
+        edge_dropout=setup.config.edge_dropout,
+    )
+    return step.lower(state, model.constants, batch).compile()
+
+
+def matmul_rate(n: int = 2048) -> float:
+    """FLOP/s of a float32 [n, 512] x [512, 512] chain on the default device."""
+    x, w = jnp.ones((n, 512)), jnp.eye(512)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: jnp.matmul(y, w, precision="highest"), x))
+    chain(x).block_until_ready()
+    began = time.perf_counter()
+    chain(x).block_until_ready()
+    return 20 * 2 * n * 512 * 512 / (time.perf_counter() - began)

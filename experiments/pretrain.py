@@ -1,0 +1,435 @@
+"""Pretrain GemNet-OC on one upstream data set under a budget C = N x E.
+
+    python -m experiments.pretrain --upstream ani1x --n 2e6 --epochs 5 --run-dir runs/ani1x
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, models, tasks
+from experiments.plan import print_plan
+from experiments.provenance import peak_memory_gib, provenance
+from jaxatoms.data import loader, packing
+from jaxatoms.data.subset import parse_count
+from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
+from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
+from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
+from jaxatoms.models.layers import Precision
+from jaxatoms.training.checkpoint import CheckpointStore
+from jaxatoms.training.losses import LossScales
+from jaxatoms.training.loop import Hooks, evaluate, train
+from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
+from jaxatoms.training.runlog import RunLog
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step
+from jaxatoms.types import InputError
+
+SCALE_FIT_BATCHES = 16
+# Settings that may change when a run is resumed: they do not enter the result.
+RESUMABLE = ("resume", "plan", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of a pretraining run; the defaults are the paper's recipe."""
+
+    upstream: str
+    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic."""
+    n: str = "2e6"
+    """Training structures N, drawn once with the seed; `all` takes every one."""
+    epochs: int = 5
+    """Passes E over the N structures."""
+    model: str = "gemnet_oc_s"
+    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, or a JSON file of dimensions."""
+    batch_size: int = 20
+    """Structures per step."""
+    batch_edges: int | None = None
+    """Throughput mode: fill batches up to this many edges instead of counting structures."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int | None = None
+    """Default: 2000, or a tenth of the run where that is less."""
+    weight_decay: float = 0.1
+    ema_decay: float = 0.99
+    clip_norm: float = 1.0
+    edge_dropout: float = 0.1
+    """Rate at which directed edges are dropped in training."""
+    loss_scales: str = "ea"
+    """Loss weights of energy and forces: ea (the paper: 1 and 10) or jmp."""
+    scales: str = "fit"
+    """Scale factors: fit (on validation batches) or shipped (JMP's values; S and L only)."""
+    precision: str = "float32"
+    """Matmuls: float32, tf32 or bfloat16. Everything else is float32."""
+    remat: bool = False
+    """Recompute blocks in the backward pass: less memory, one more forward pass."""
+    seed: int = 0
+    """Of the subset, the order, the edge dropout and the weights."""
+    max_steps: int | None = None
+    """Stop after this many steps; the schedule then ends there."""
+    val_every: float = 0.05
+    """Validate every so many epochs."""
+    val_samples: int = 2000
+    """Validation structures, at most."""
+    cutoff: float | None = None
+    """A; default: the data set's (8 for molecules, 12 for periodic structures)."""
+    max_neighbors: int | None = None
+    """K of the main graph; default 30."""
+    workers: int = 0
+    """Processes that build batches; 0 = one thread."""
+    run_dir: str = "runs/pretrain"
+    """Where everything is written."""
+    resume: bool = False
+    """Continue the run in run_dir, exactly."""
+    plan: bool = False
+    """Print steps, budget, memory and time; train nothing."""
+    data_root: str | None = None
+    """Folder of the data sets; default: JAXATOMS_DATA."""
+    cache_dir: str | None = None
+    """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
+    log_every: int = 20
+    keep: int = 2
+    """Newest checkpoints to keep, besides the best."""
+    quiet: bool = False
+
+    def __post_init__(self):
+        parse_count(self.n)
+        for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if not 0 <= self.edge_dropout < 1:
+            raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
+        _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
+        _one_of("--scales", self.scales, ("fit", "shipped"))
+        _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]):
+    if value not in allowed:
+        raise InputError(f"{option} must be {' or '.join(allowed)}, got {value!r}")
+
+
+@dataclasses.dataclass
+class Setup:
+    """Everything a run consists of before its first step."""
+
+    config: PretrainConfig
+    data: tasks.TaskData
+    batches: loader.TrainBatches
+    val: list
+    model: models.PureModel
+    model_config: models.GemNetOCConfig
+    optim: OptimConfig
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def loss_scales(self) -> LossScales:
+        spec, jmp = self.data.spec, self.config.loss_scales == "jmp"
+        energy, forces = ("jmp_energy_scale", "jmp_force_scale") if jmp else ("energy_scale", "force_scale")
+        return LossScales(jnp.array([getattr(spec, energy)]), jnp.array([getattr(spec, forces)]))
+
+
+@cli.one_line_errors()
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m experiments.pretrain`."""
+    config = cli.parse(PretrainConfig, argv, description=__doc__, prog="python -m experiments.pretrain")
+    if config.plan:
+        print_plan(prepare(config, None), sys.stdout)
+        return 0
+    run_dir = cli.resolve_run_dir(config.run_dir)
+    resumed = _check_run_dir(run_dir, config)
+    setup = prepare(config, run_dir, fit=not resumed)
+    run(setup, run_dir, resumed)
+    return 0
+
+
+def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Setup:
+    """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
+    data = tasks.prepare_task(
+        config.upstream,
+        parse_count(config.n),
+        config.seed,
+        val_samples=config.val_samples,
+        data_root=config.data_root,
+        cache_dir=config.cache_dir,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+        save_to=run_dir and run_dir / "data",
+    )
+    corpus, train_samples, val_samples = tasks.make_corpus([data])
+    batches = make_batches(config, corpus, train_samples)
+    val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
+    model_config = dataclasses.replace(models.find_config(config.model), remat=config.remat)
+    model = models.make_model(model_config, 1, config.seed, Precision(matmul=config.precision))
+    if fit:
+        set_scale_factors(config, model, model_config, val)
+    total = min(batches.total_steps, config.max_steps or batches.total_steps)
+    warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
+    optim = OptimConfig(
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        warmup_steps=warmup,
+        clip_norm=config.clip_norm,
+        ema_decay=config.ema_decay,
+    )
+    per_epoch = max(1, batches.total_steps // config.epochs)
+    return Setup(config, data, batches, val, models.split_model(model), model_config, optim, total, per_epoch)
+
+
+def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches:
+    """The run's batches, with budgets measured on a sample of its structures."""
+    sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
+    largest = int(corpus.n_node(samples).max())
+    args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
+                edge_dropout=config.edge_dropout)
+    if config.batch_edges is None:
+        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed)
+        return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
+    budgets = packing.packed_budgets(sizes, config.batch_edges, largest)
+    weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
+    return loader.TrainBatches(budgets=budgets, weights=weights, **args)
+
+
+def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
+    """Fit the scale factors on validation batches, or load JMP's.
+
+    Raises:
+      InputError: shipped factors for dimensions that JMP never shipped.
+    """
+    if config.scales == "fit":
+        notify = (lambda _: None) if config.quiet else (lambda text: print(f"\r{text} ", end="", flush=True))
+        fit_scale_factors(model, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]], notify)
+        if not config.quiet:
+            print()
+        return
+    for variant, preset in (("small", SMALL), ("large", LARGE)):
+        if dataclasses.replace(model_config, remat=False) == preset:
+            return load_shipped_scales(model.backbone, variant)
+    raise InputError("--scales shipped exists for gemnet_oc_s and gemnet_oc_l only; use --scales fit")
+
+
+def run(setup: Setup, run_dir: Path, resumed: bool):
+    """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
+    config, model = setup.config, setup.model
+    divisors = gradient_divisors(model.params, setup.model_config)
+    optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
+    state, constants = init_state(model.params, optimizer), model.constants
+    with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=_say) as checkpoints:
+        first, best = 0, float("inf")
+        if resumed:
+            state, constants, first, best = _restore(checkpoints, state, constants)
+        _write_config(run_dir, setup)
+        scales = setup.loss_scales
+        train_step = make_train_step(
+            model.apply, optimizer, scales, ema_decay=config.ema_decay, edge_dropout=config.edge_dropout
+        )
+        eval_step = make_eval_step(model.apply, scales)
+        with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if resumed else None) as log:
+            session = Session(setup, checkpoints, log, constants, eval_step, best)
+            if not resumed:
+                session.validate(0, state)
+            with cli.StopFlag() as stop:
+                state, done, meter = _train(session, state, train_step, first, stop)
+            if done == setup.total_steps or stop:
+                session.save(done, state, "last")
+            summary = session.summary(state, done, meter, train_step)
+            log.write_summary(summary)
+            log.write_curves()
+    _closing_words(run_dir, config, setup, summary, done)
+
+
+def _train(session: "Session", state, train_step, first: int, stop: cli.StopFlag):
+    setup, config = session.setup, session.setup.config
+    schedule = warmup_cosine(setup.optim, setup.total_steps)
+
+    def log(step, values):
+        session.log.log(step, values | {"learning_rate": float(schedule(step - 1))})
+
+    hooks = Hooks(
+        log=log,
+        validate=session.validate,
+        should_stop=lambda: bool(stop),
+        log_every=config.log_every,
+        validate_every=max(1, round(config.val_every * setup.steps_per_epoch)),
+    )
+    batches = loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers)
+    return train(
+        state, session.constants, batches, train_step, hooks, first_step=first, total_steps=setup.total_steps
+    )
+
+
+@dataclasses.dataclass
+class Session:
+    """Validation, saving and the summary of a run under way."""
+
+    setup: Setup
+    checkpoints: CheckpointStore
+    log: RunLog
+    constants: object
+    eval_step: object
+    best: float
+    first_metrics: dict | None = None
+    last_metrics: dict | None = None
+    last_saved: int = -1
+
+    def validate(self, step: int, state):
+        """Evaluate the averaged weights; save when they are the best so far, and once per epoch."""
+        sums = evaluate(state.ema, self.constants, self.setup.val, self.eval_step)
+        metrics = self._physical(sums)
+        self.first_metrics = self.first_metrics or metrics
+        self.last_metrics = metrics
+        self.log.log_validation(step, metrics)
+        if step and metrics["loss"] < self.best:
+            self.best = metrics["loss"]
+            self.save(step, state, "best")
+        elif step and step % self.setup.steps_per_epoch == 0:
+            self.save(step, state, "last")
+
+    def _physical(self, sums: dict) -> dict[str, float]:
+        norm = self.setup.data.task.normalization
+        energy = sums["energy_error"][0] / max(sums["energy_count"][0], 1) * norm.energy_std
+        forces = sums["force_error"][0] / max(sums["force_count"][0], 1) * norm.force_std
+        return {
+            "loss": float(sums["loss"] / sums["count"]),
+            "force_mae_mev_per_angstrom": 1000 * float(forces),
+            "energy_mae_mev": 1000 * float(energy),
+        }
+
+    def save(self, step: int, state, kind: str):
+        """Write a checkpoint, unless this very step is saved already."""
+        if step == self.last_saved:
+            return
+        setup = self.setup
+        meta = {
+            "model": models.model_record(setup.model_config),
+            "precision": setup.config.precision,
+            "tasks": [tasks.task_record(setup.data.task)],
+            "config": dataclasses.asdict(setup.config),
+            "loader": {"step": step, "seed": setup.config.seed},
+            "best": self.best,
+            "metrics": self.last_metrics,
+        }
+        self.checkpoints.save(step, {"state": state, "constants": self.constants}, meta, kind)
+        self.last_saved = step
+
+    def summary(self, state, done: int, meter, train_step) -> dict:
+        """What a run reports about itself."""
+        setup, task = self.setup, self.setup.data.task
+        shapes = train_step._cache_size()
+        return {
+            "steps": done,
+            "total_steps": setup.total_steps,
+            "finished": done == setup.total_steps,
+            "samples_seen": _samples_seen(setup, done),
+            "budget": {"n": len(setup.data.train), "epochs": setup.config.epochs,
+                       "samples": len(setup.data.train) * setup.config.epochs},
+            "upstream": setup.config.upstream,
+            "model": setup.config.model,
+            "parameters": models.count_params(state.params),
+            **meter.rates(),
+            "compiled_shapes": shapes,
+            "batch_shapes": len(setup.batches.budgets),
+            "peak_memory_gib": peak_memory_gib(),
+            "precision": setup.config.precision,
+            "validation_before": self.first_metrics,
+            "validation": self.last_metrics,
+            "best_validation_loss": self.best,
+            "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(setup.val, task.normalization.force_std),
+            "provenance": provenance(),
+        }
+
+
+def mean_force_baseline(val: list, force_std: float) -> float:
+    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom."""
+    total = count = 0.0
+    for batch in val:
+        mask = batch.force_mask & batch.free
+        total, count = total + float(np.abs(batch.forces[mask]).sum()), count + 3 * int(mask.sum())
+    return 1000 * force_std * total / max(count, 1)
+
+
+def _samples_seen(setup: Setup, done: int) -> int:
+    if setup.config.batch_edges is None:
+        return done * setup.config.batch_size
+    return sum(len(setup.batches.indices(step)) for step in range(done))
+
+
+def _check_run_dir(run_dir: Path, config: PretrainConfig) -> bool:
+    """Whether to resume.
+
+    Raises:
+      InputError: the folder holds another run, or a run that was not asked to be resumed.
+    """
+    saved = run_dir / "config.json"
+    if not saved.exists():
+        if config.resume and (run_dir / "checkpoints").exists():
+            raise InputError(f"{run_dir} has checkpoints but no config.json; choose another --run-dir")
+        return False
+    if not config.resume:
+        raise InputError(f"{run_dir} holds a run already; add --resume to continue it or choose another --run-dir")
+    before, now = json.loads(saved.read_text()), dataclasses.asdict(config)
+    changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
+    if changed:
+        k = changed[0]
+        raise InputError(f"{saved} is of another run: {k} was {before.get(k)!r}, now {now[k]!r}; use the same settings")
+    return (run_dir / "checkpoints").exists()
+
+
+def _restore(checkpoints: CheckpointStore, state, constants):
+    found = checkpoints.restore_latest({"state": state, "constants": constants})
+    if found is None:
+        raise InputError(f"{checkpoints.directory} has no checkpoint to resume from; start without --resume")
+    arrays, meta = found
+    # Onto the device, and apart from the restored NumPy memory: the step donates its input.
+    arrays = jax.tree.map(jnp.array, arrays)
+    _say(f"resuming at step {meta['step']}")
+    return arrays["state"], arrays["constants"], meta["step"], meta["best"]
+
+
+def _write_config(run_dir: Path, setup: Setup):
+    record = dataclasses.asdict(setup.config)
+    (run_dir / "config.json").write_text(json.dumps(record, indent=1) + "\n")
+    resolved = {
+        "model": models.model_record(setup.model_config),
+        "optimizer": dataclasses.asdict(setup.optim),
+        "total_steps": setup.total_steps,
+        "steps_per_epoch": setup.steps_per_epoch,
+        "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
+        "task": tasks.task_record(setup.data.task),
+        "matmul_precision": setup.config.precision,
+    }
+    (run_dir / "resolved.json").write_text(json.dumps(resolved, indent=1) + "\n")
+
+
+def _closing_words(run_dir: Path, config: PretrainConfig, setup: Setup, summary: dict, done: int):
+    if done < setup.total_steps:
+        command = " ".join(["python -m experiments.pretrain", f"--config {run_dir / 'config.json'}", "--resume"])
+        print(f"stopped and saved at step {done}/{setup.total_steps}; continue with: {command}")
+        return
+    if config.quiet:
+        return
+    name = "force_mae_mev_per_angstrom"
+    rows = [("before training", (summary["validation_before"] or {}).get(name)),
+            ("mean-force baseline", summary["mean_baseline_" + name]), ("after training", summary["validation"][name])]
+    print(f"\nvalidation force MAE on {config.upstream} ({sum(int(b.graph_mask.sum()) for b in setup.val)} structures)")
+    for label, value in rows:
+        print(f"  {label:20s} {'-' if value is None else format(value, '9.1f')} meV/A")
+    print(f"{summary['structures_per_second']:.1f} structures/s, {summary['atoms_per_second']:,.0f} atoms/s, "
+          f"{summary['occupancy']:.1%} of edge slots real, {summary['compiled_shapes']} compiled shapes, "
+          f"peak memory {summary['peak_memory_gib']['host']:.1f} GiB")
+    print(f"run folder: {run_dir}")
+
+
+def _say(text: str):
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Labelled structures of one or several tasks -> concatenated structures, graphs and normalised targets.
+
+A task is one upstream data set with its own reference energies, normalisation, cutoff and head. A sample is a
+(task, record) pair; a batch may mix tasks freely.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxatoms.data.references import LinearReference, Normalization
+from jaxatoms.data.store import Store
+from jaxatoms.graphs.batch import Targets
+from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.types import Graphs, SystemBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One data set as a training task."""
+
+    name: str
+    store: Store
+    reference: LinearReference
+    normalization: Normalization
+    cutoff: float  # A
+    max_neighbors: int = 30  # K of the main graph; the other graphs follow in fixed proportions
+
+
+class Samples(NamedTuple):
+    """Which structures: parallel arrays."""
+
+    task: np.ndarray  # [n] int32 index into the corpus
+    record: np.ndarray  # [n] int64 index into the task's store
+
+    def at(self, index) -> "Samples":
+        """The samples at `index`."""
+        return Samples(self.task[index], self.record[index])
+
+
+def samples_of(task: int, records: np.ndarray) -> Samples:
+    """All `records` of one task."""
+    return Samples(np.full(len(records), task, np.int32), np.asarray(records, np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The tasks of a run, and how their structures become model input."""
+
+    tasks: tuple[Task, ...]
+
+    def n_node(self, samples: Samples) -> np.ndarray:
+        """[n] atoms of each sample."""
+        out = np.zeros(len(samples.task), np.int64)
+        for i, task in enumerate(self.tasks):
+            own = samples.task == i
+            out[own] = task.store.n_node[samples.record[own]]
+        return out
+
+    def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
+        """Structures, graphs and targets of some samples, ordered by task.
+
+        Args:
+          rng: NumPy generator of the edge dropout.
+          edge_dropout: rate at which directed edges are removed before the graphs are cut (training only).
+        """
+        parts = [self._take(i, samples.record[samples.task == i]) for i in np.unique(samples.task)]
+        systems = SystemBatch(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
+        targets = Targets(*(np.concatenate(column) for column in zip(*(p[1] for p in parts), strict=True)))
+        cutoff = np.array([t.cutoff for t in self.tasks])[targets.task]
+        limits = np.array([neighbor_limits(t.max_neighbors) for t in self.tasks])[targets.task]
+        graphs = build_graphs(
+            systems.positions,
+            systems.n_node,
+            systems.cell,
+            systems.pbc,
+            systems.tags,
+            cutoff,
+            limits,
+            rng=rng,
+            edge_dropout=edge_dropout,
+        )
+        return systems, graphs, targets
+
+    def _take(self, index: int, records: np.ndarray) -> tuple[SystemBatch, Targets]:
+        task = self.tasks[index]
+        systems = task.store.take(records)
+        # float64 until the reference is subtracted: total energies near -1e4 eV would lose 1e-3 eV in float32.
+        residual = task.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node, records)
+        energy = (residual / task.normalization.energy_std).astype(np.float32)
+        forces = systems.forces / np.float32(task.normalization.force_std)
+        return systems, Targets(energy, forces, np.full(len(records), index, np.int32))

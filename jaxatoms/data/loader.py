@@ -1,0 +1,167 @@
+"""Steps -> padded batches. What a step sees is a pure function of (seed, step), so a run resumes exactly.
+
+`TrainBatches` describes a whole run; `batch(step)` builds one step's arrays. `prefetch` builds ahead of the
+device, in a thread or in worker processes that never import JAX.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from jaxatoms.data import packing
+from jaxatoms.data.corpus import Corpus, Samples
+from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, collate
+from jaxatoms.types import InputError
+
+SAMPLE = 2048  # structures whose graphs are measured to choose budgets
+
+
+@dataclasses.dataclass
+class TrainBatches:
+    """The batches of a run of `epochs` passes over `samples`.
+
+    Fixed mode: `batch_size` structures each, steps = n // batch_size * epochs. The structures of all epochs form
+    one stream, a fresh permutation per epoch, so nothing is dropped between epochs.
+    Packed mode (`weights` given): bins of at most `budgets[0].n_main` expected edges, packed per epoch.
+    """
+
+    corpus: Corpus
+    samples: Samples
+    budgets: list[BatchBudget]
+    epochs: int
+    seed: int
+    edge_dropout: float
+    batch_size: int | None = None
+    weights: np.ndarray | None = None  # [n] expected main edges per sample
+
+    def __post_init__(self):
+        n = len(self.samples.record)
+        if self.weights is None and self.batch_size > n:
+            raise InputError(f"batch of {self.batch_size} is larger than the {n} structures; lower --batch-size")
+        if self.weights is None:
+            self._ends = np.cumsum([n // self.batch_size] * self.epochs)
+        else:
+            self._ends = np.cumsum([len(self._bins(epoch)) for epoch in range(self.epochs)])
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return int(self._ends[-1])
+
+    def indices(self, step: int) -> np.ndarray:
+        """Positions in `samples` that step number `step` (from 0) trains on."""
+        if self.weights is not None:
+            epoch = int(np.searchsorted(self._ends, step, side="right"))
+            first = self._ends[epoch - 1] if epoch else 0
+            return self._bins(epoch)[step - first]
+        n = len(self.samples.record)
+        place = step * self.batch_size + np.arange(self.batch_size)
+        epochs = place // n
+        return np.array([_permutation(self.seed, e, n)[i] for e, i in zip(epochs.tolist(), (place % n).tolist())])
+
+    def batch(self, step: int) -> GraphBatch:
+        """The padded batch of a step, in the smallest budget that holds it.
+
+        Raises:
+          BudgetOverflow: no budget holds it.
+        """
+        rng = np.random.default_rng([self.seed, 1, step])
+        parts = self.corpus.build(self.samples.at(self.indices(step)), rng, self.edge_dropout)
+        return collate_smallest(*parts, self.budgets)
+
+    def _bins(self, epoch: int) -> list[np.ndarray]:
+        # Expected edges fluctuate under edge dropout; the small reserve keeps overflow into the spare budget rare.
+        capacity = int(self.budgets[0].n_main * (0.98 if self.edge_dropout else 1.0))
+        return _epoch_bins(self.weights.tobytes(), capacity, self.seed, epoch)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(n)
+
+
+@lru_cache(maxsize=2)
+def _epoch_bins(weights: bytes, capacity: int, seed: int, epoch: int) -> list[np.ndarray]:
+    array = np.frombuffer(weights, np.int64)
+    order = _permutation(seed, epoch, len(array))
+    return [order[group] for group in packing.pack(array[order], capacity)]
+
+
+def collate_smallest(systems, graphs, targets, budgets: Sequence[BatchBudget]) -> GraphBatch:
+    """`collate` under the first (smallest) of the ascending budgets that holds the batch."""
+    for budget in budgets[:-1]:
+        try:
+            return collate(systems, graphs, targets, budget)
+        except BudgetOverflow:
+            continue
+    return collate(systems, graphs, targets, budgets[-1])
+
+
+def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0, limit: int | None = SAMPLE):
+    """`structure_sizes` of (a random `limit` of) the samples, graphs built as in training."""
+    n = len(samples.record)
+    rng = np.random.default_rng([seed, 2])
+    chosen = np.arange(n) if limit is None or n <= limit else rng.choice(n, limit, replace=False)
+    parts = []
+    for chunk in np.array_split(chosen, max(1, len(chosen) // 128)):
+        systems, graphs, _ = corpus.build(samples.at(np.sort(chunk)), rng, edge_dropout)
+        parts.append(packing.structure_sizes(systems, graphs))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[GraphBatch]:
+    """All samples in order, without edge dropout, in batches of one shape; built once and kept on the host."""
+    n = len(samples.record)
+    groups = np.array_split(np.arange(n), -(-n // batch_size)) if n else []
+    built = [corpus.build(samples.at(g)) for g in groups]
+    per_batch = [packing.structure_sizes(systems, graphs) for systems, graphs, _ in built]
+    sizes = [packing.group_sizes(s, [np.arange(len(s["n_node"]))]) for s in per_batch]
+    budget = packing.exact_budget({name: np.concatenate([s[name] for s in sizes]) for name in sizes[0]})
+    return [collate(*parts, budget) for parts in built]
+
+
+def occupancy(batch: GraphBatch) -> tuple[int, int]:
+    """(real, padded) main edges of a batch."""
+    return int((batch.main.in_table < len(batch.swap)).sum()), len(batch.swap)
+
+
+_worker: Callable[[int], GraphBatch] | None = None
+
+
+def _set_worker(build: Callable[[int], GraphBatch]):
+    global _worker
+    _worker = build
+
+
+def _work(step: int) -> GraphBatch:
+    return _worker(step)
+
+
+def prefetch(build: Callable[[int], GraphBatch], start: int, stop: int, workers: int = 0) -> Iterator[GraphBatch]:
+    """build(start), ..., build(stop - 1) in order, built ahead by a thread (workers=0) or by processes.
+
+    An exception in a worker is raised here, at the step it belongs to.
+    """
+    if workers:
+        # forkserver: forking a process that runs JAX's threads can deadlock.
+        context = multiprocessing.get_context("forkserver")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _set_worker, (build,))
+        submit, depth = (lambda step: pool.submit(_work, step)), 2 * workers + 2
+    else:
+        pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
+        submit, depth = (lambda step: pool.submit(build, step)), 3
+    pending = collections.deque()
+    try:
+        for step in range(start, stop):
+            pending.append(submit(step))
+            if len(pending) >= depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,212 @@
+"""Systems into the columns of a store, streamed a thousand at a time; the folder is whole or absent."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint
+from jaxatoms.types import InputError, System
+
+_SYSTEMS_PER_FLUSH = 1024
+
+
+def write_columns(
+    systems: Iterator[System],
+    path: Path | str,
+    source: dict,
+    record_columns: Callable[[], Mapping[str, np.ndarray]] | None = None,
+) -> None:
+    """Streams Systems into a new store; it appears at `path` whole or not at all, replacing an older one.
+
+    Args:
+      systems: checked structures, eV and A; consumed once, a thousand in memory at a time.
+      path: folder of the store.
+      source: where the systems come from, kept in the manifest.
+      record_columns: called after the stream; extra per-record columns, name -> [n].
+
+    Raises:
+      InputError: no systems at all, a folder that cannot be written; or whatever the iterator raises.
+    """
+    path = Path(path)
+    _remove_stale(path)
+    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    _make_folder(scratch)
+    try:
+        _write_into(scratch, systems, source, record_columns)
+        _move_into_place(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_folder(scratch: Path) -> None:
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{scratch.parent}: cannot be written ({error.strerror}); choose another cache folder "
+            "with JAXATOMS_CACHE"
+        ) from None
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes temporaries of conversions that were killed; those of a running process stay."""
+    for folder in path.parent.glob(f".{path.name}.*-*-*"):
+        pid = folder.name.rsplit("-", 2)[1]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _move_into_place(scratch: Path, path: Path) -> None:
+    try:
+        os.replace(scratch, path)
+    except OSError:
+        # os.replace cannot overwrite a folder that holds files, so the old one steps aside first.
+        old = path.with_name(f".{path.name}.old-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        os.replace(path, old)
+        os.replace(scratch, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_into(
+    folder: Path, systems: Iterator[System], source: dict, record_columns: Callable | None
+) -> None:
+    with _Writer(folder) as writer:
+        buffer = []
+        for system in systems:
+            buffer.append(system)
+            if len(buffer) == _SYSTEMS_PER_FLUSH:
+                writer.append(buffer)
+                buffer.clear()
+        if buffer:
+            writer.append(buffer)
+        if writer.n_record == 0:
+            raise InputError(f"{source.get('path', folder)}: holds no usable structure; check the file")
+        for name, values in (record_columns() if record_columns else {}).items():
+            writer.add_record_column(name, np.asarray(values))
+        manifest = writer.manifest(source)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+class _Writer:
+    """Appends blocks of Systems to the columns of a folder and keeps the running counts and checksums."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.n_record = self.n_node = self.max_n_node = 0
+        self.periodic = False
+        self.histogram = np.zeros(N_ELEMENT, np.int64)
+        self.groups: dict[str, int] = {}
+        self.entries = {name: _entry(name, column.dtype, column.shape) for name, column in COLUMNS.items()}
+        self.files, self.digests = {}, {}
+
+    def __enter__(self) -> Self:
+        for name in self.entries:
+            self._start(name)
+        self._append("offsets", np.zeros(1))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def append(self, systems: list[System]) -> None:
+        """Writes a block of systems, one concatenation per column."""
+        n_node = np.array([len(system.atomic_numbers) for system in systems])
+        block = {**_node_columns(systems, n_node), **_record_block(systems)}
+        block["offsets"] = self.n_node + np.cumsum(n_node)
+        block["group"] = np.array([self._group_code(system.group) for system in systems])
+        for name, values in block.items():
+            self._append(name, values)
+        self.n_record += len(systems)
+        self.n_node += int(n_node.sum())
+        self.max_n_node = max(self.max_n_node, int(n_node.max()))
+        self.periodic |= bool(block["pbc"].any())
+        self.histogram += np.bincount(block["atomic_numbers"], minlength=N_ELEMENT)
+
+    def add_record_column(self, name: str, values: np.ndarray) -> None:
+        """Writes a whole extra column, one row per record."""
+        if len(values) != self.n_record:
+            raise InputError(
+                f"column '{name}' has {len(values)} rows for {self.n_record} records; read the file again"
+            )
+        self.entries[name] = _entry(name, values.dtype.str, values.shape[1:])
+        self._start(name)
+        self._append(name, values)
+
+    def manifest(self, source: dict) -> dict:
+        """Closes the columns; what belongs into manifest.json."""
+        for name, file in self.files.items():
+            file.flush()
+            self.entries[name] |= {"size": file.tell(), "sha256": self.digests[name].hexdigest()}
+        groups = json.dumps(list(self.groups))
+        (self.folder / "groups.json").write_text(groups)
+        return {
+            "format_version": FORMAT_VERSION,
+            "source": source,
+            "n_record": self.n_record,
+            "n_node": self.n_node,
+            "max_n_node": self.max_n_node,
+            "n_group": len(self.groups),
+            "periodic": self.periodic,
+            "elements": {str(z): int(self.histogram[z]) for z in np.flatnonzero(self.histogram)},
+            "columns": self.entries,
+            "fingerprint": content_fingerprint(self.entries, groups),
+        }
+
+    def _start(self, name: str) -> None:
+        self.files[name] = open(self.folder / self.entries[name]["file"], "wb")  # noqa: SIM115 (closed in __exit__)
+        self.digests[name] = hashlib.sha256()
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        data = np.ascontiguousarray(values, self.entries[name]["dtype"]).data.cast("B")
+        self.files[name].write(data)
+        self.digests[name].update(data)
+
+    def _group_code(self, group: str) -> int:
+        return self.groups.setdefault(group, len(self.groups)) if group else -1
+
+
+def _node_columns(systems: list[System], n_node: np.ndarray) -> dict[str, np.ndarray]:
+    def joined(name: str, missing: object, shape: tuple[int, ...] = ()) -> np.ndarray:
+        values = [getattr(system, name) for system in systems]
+        return np.concatenate(
+            [np.full((n, *shape), missing) if v is None else v for v, n in zip(values, n_node, strict=True)]
+        )
+
+    return {
+        "atomic_numbers": joined("atomic_numbers", 0),
+        "positions": joined("positions", np.nan, (3,)),
+        "forces": joined("forces", np.nan, (3,)),
+        "tags": joined("tags", np.uint8(2)),  # molecules: every atom counts as adsorbate
+        "fixed": joined("fixed", False),
+    }
+
+
+def _record_block(systems: list[System]) -> dict[str, np.ndarray]:
+    molecule = np.zeros((3, 3))
+    return {
+        "energy": np.array([system.energy for system in systems]),
+        "cell": np.stack([molecule if system.cell is None else system.cell for system in systems]),
+        "pbc": np.array([system.pbc for system in systems]),
+    }
+
+
+def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict:
+    return {"file": f"{name}.bin", "dtype": dtype, "shape": list(shape)}

@@ -1,0 +1,82 @@
+"""Pretraining loss and evaluation metrics over padded multi-task batches."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxatoms.graphs.batch import GraphBatch
+
+FORCE_EPS = 1e-6  # added to every component of the difference, as PyTorch's pairwise distance does
+
+
+class LossScales(NamedTuple):
+    """Per-task weights of the two loss terms."""
+
+    energy: jax.Array  # [T]
+    forces: jax.Array  # [T]
+
+
+def own_task(values: jax.Array, task: jax.Array) -> jax.Array:
+    """values [n, ..., T] -> [n, ...], each row's entry of its own task (by a mask, so that no scatter is needed)."""
+    mask = jax.nn.one_hot(task, values.shape[-1], dtype=values.dtype)
+    return jnp.sum(values * mask.reshape(mask.shape[0], *(1,) * (values.ndim - 2), -1), axis=-1)
+
+
+def graph_mean(values: jax.Array, mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
+    """Means of `values` [n_node] over the masked atoms of each structure: ([n_graph], [n_graph] any)."""
+    one_hot_sum = _graph_sums(jnp.where(mask, values, 0), batch)
+    count = _graph_sums(mask.astype(values.dtype), batch)
+    return one_hot_sum / jnp.maximum(count, 1), count > 0
+
+
+def _graph_sums(values: jax.Array, batch: GraphBatch) -> jax.Array:
+    dense = values.at[batch.node_table].get(mode="fill", fill_value=0)
+    return jnp.sum(dense, axis=1)
+
+
+def pretraining_loss(energy, forces, batch: GraphBatch, scales: LossScales) -> tuple[jax.Array, dict]:
+    """Masked energy L1 plus structure-wise force L2, in normalised units.
+
+    L_E = mean over labelled structures of s_E |E - y|; L_F = mean over structures of the mean over their labelled
+    atoms (fixed ones included) of s_F ||F - F_ref + 1e-6||. Source: released pretraining code of arXiv 2502.11085.
+
+    Args:
+      energy: [n_graph, T]; forces: [n_node, 3, T] normalised predictions.
+
+    Returns:
+      (loss, {"energy_loss", "force_loss"}).
+    """
+    e_error = jnp.abs(own_task(energy, batch.task) - batch.energy) * scales.energy[batch.task]
+    energy_loss = _masked_mean(e_error, batch.energy_mask)
+    difference = own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS
+    # Mask before the norm: padding would be fine here, but a missing label must not reach the square root.
+    difference = jnp.where(batch.force_mask[:, None], difference, 1.0)
+    norms = jnp.sqrt(jnp.sum(difference**2, axis=-1))
+    per_graph, labelled = graph_mean(norms, batch.force_mask, batch)
+    force_loss = _masked_mean(per_graph * scales.forces[batch.task], labelled)
+    return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
+
+
+def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def error_sums(energy, forces, batch: GraphBatch, n_task: int) -> dict[str, jax.Array]:
+    """Sums over a batch from which MAEs follow: absolute errors and counts per task, free atoms only for forces.
+
+    Returns:
+      {"energy_error", "energy_count", "force_error", "force_count"}, each [T], in normalised units; the force
+      counts are components (3 per atom).
+    """
+    by_graph = jax.nn.one_hot(batch.task, n_task) * batch.energy_mask[:, None]
+    e_error = jnp.abs(own_task(energy, batch.task) - batch.energy)
+    task = batch.task[batch.node_graph]
+    by_node = jax.nn.one_hot(task, n_task) * (batch.force_mask & batch.free)[:, None]
+    f_error = jnp.sum(jnp.abs(own_task(forces, task) - batch.forces), axis=-1)
+    return {
+        "energy_error": jnp.sum(e_error[:, None] * by_graph, axis=0),
+        "energy_count": jnp.sum(by_graph, axis=0),
+        "force_error": jnp.sum(f_error[:, None] * by_node, axis=0),
+        "force_count": 3 * jnp.sum(by_node, axis=0),
+    }

@@ -1,0 +1,58 @@
+"""One training step and one evaluation step as pure jitted functions of (state, batch)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxatoms.training.losses import LossScales, error_sums, pretraining_loss
+
+ApplyFn = Callable[..., Any]  # (params, constants, batch, edge_dropout) -> ModelOutput
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes."""
+
+    step: jax.Array  # [] int32, updates done
+    params: Any
+    ema: Any  # exponential moving average of params
+    opt_state: Any
+
+
+def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the average starts at the parameters (no bias correction)."""
+    copy = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
+
+
+def make_train_step(apply: ApplyFn, optimizer, scales: LossScales, *, ema_decay: float, edge_dropout: float):
+    """train_step(state, constants, batch) -> (state, metrics); the old state's buffers are donated."""
+
+    def loss_fn(params, constants, batch):
+        out = apply(params, constants, batch, edge_dropout)
+        return pretraining_loss(out.energy, out.forces, batch, scales)
+
+    def train_step(state: TrainState, constants, batch):
+        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, constants, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
+        metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(apply: ApplyFn, scales: LossScales):
+    """eval_step(params, constants, batch) -> sums from which loss and MAEs of a whole set follow."""
+    n_task = len(scales.energy)
+
+    def eval_step(params, constants, batch):
+        out = apply(params, constants, batch, 0.0)
+        loss, _ = pretraining_loss(out.energy, out.forces, batch, scales)
+        count = jnp.sum(batch.graph_mask)
+        return {"loss": loss * count, "count": count, **error_sums(out.energy, out.forces, batch, n_task)}
+
+    return jax.jit(eval_step)

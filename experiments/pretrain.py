@@ -51,6 +51,8 @@ class PretrainConfig:
     """Structures per step."""
     batch_edges: int | None = None
     """Throughput mode: fill batches up to this many edges instead of counting structures."""
+    batch_shapes: int = 4
+    """Padded batch sizes, 1 to 4, each compiled once; more of them waste fewer edge slots."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int | None = None
@@ -105,6 +107,8 @@ class PretrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
+        if self.batch_shapes not in packing.LEVELS:
+            raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
         _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
         _one_of("--scales", self.scales, ("fit", "shipped"))
         _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
@@ -190,7 +194,7 @@ def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
     if config.batch_edges is None:
-        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed)
+        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed, config.batch_shapes)
         return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
     budgets = packing.packed_budgets(sizes, config.batch_edges, largest)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]

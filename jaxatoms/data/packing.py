@@ -14,7 +14,7 @@ from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
 
 ADDITIVE = ("n_node", "n_main", "n_a2ee2a", "n_qint", "n_a2a")
 MAXIMA = ("n_per_graph", "k_main", "k_a2ee2a", "k_a2ee2a_out", "k_qint", "k_qint_out")
-FIXED_LEVELS = (0.4, 0.75, 0.95, 1.0)  # quantiles of the batch size distribution that get a budget of their own
+LEVELS = {1: (1.0,), 2: (0.7, 1.0), 3: (0.5, 0.9, 1.0), 4: (0.4, 0.75, 0.95, 1.0)}  # quantiles of batch sizes
 HEADROOM = 1.08  # over the largest batch seen in the sample, for those not seen
 OPEN_BINS = 16
 
@@ -71,16 +71,19 @@ def exact_budget(batches: Mapping[str, np.ndarray]) -> BatchBudget:
     return make_budget({name: values.max() for name, values in batches.items()})
 
 
-def fixed_budgets(sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, seed: int = 0) -> list[BatchBudget]:
+def fixed_budgets(
+    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, seed: int = 0, shapes: int = 4
+) -> list[BatchBudget]:
     """Budgets, ascending, for random batches of `batch_size` structures.
 
     Args:
       sizes: `structure_sizes` of a sample.
       largest: atoms of the largest structure of the whole set, which the sample may have missed.
+      shapes: how many, 1 to 4; each is compiled once, more of them waste fewer edge slots.
     """
     rng = np.random.default_rng(seed)
     groups = [rng.integers(len(sizes["n_node"]), size=batch_size) for _ in range(1000)]
-    return _levels(group_sizes(sizes, groups), FIXED_LEVELS, largest)
+    return _levels(group_sizes(sizes, groups), LEVELS[shapes], largest)
 
 
 def _levels(batches: dict[str, np.ndarray], levels: Sequence[float], largest: int) -> list[BatchBudget]:

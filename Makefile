@@ -1,0 +1,30 @@
+# Everything runs in .venv, which is made on first use from python3 and a package index alone.
+PYTHON ?= python3
+BIN := .venv/bin
+export JAX_PLATFORMS ?=
+
+.PHONY: demo test check check-fast bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: .venv/installed  ## pretrain a small GemNet-OC on the shipped data, about 4 minutes on 2 cores
+	$(BIN)/python -m experiments.demo
+
+test: .venv/installed  ## the whole test suite on CPU
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## lint, types, import rules, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy jaxatoms
+	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: .venv/installed  ## training throughput on the named workloads
+	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

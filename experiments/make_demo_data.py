@@ -48,7 +48,7 @@ class Record(NamedTuple):
     pbc: np.ndarray | None = None
     tags: np.ndarray | None = None  # None: all 2
     fixed: np.ndarray | None = None  # None: nothing held
-    targets: dict[str, float] = {}
+    targets: dict[str, float] | None = None
 
 
 def write(path: Path, records: list[Record], description: str, level_of_theory: str) -> None:
@@ -70,7 +70,7 @@ def write(path: Path, records: list[Record], description: str, level_of_theory: 
     if records[0].cell is not None:
         columns["cell"] = np.array([r.cell for r in records], np.float32)
         columns["pbc"] = np.array([r.pbc for r in records], bool)
-    for name in records[0].targets:
+    for name in records[0].targets or {}:
         columns[f"target_{name}"] = np.array([r.targets[name] for r in records], np.float64)
     with h5py.File(path, "w") as file:
         file.attrs["description"] = description
@@ -177,8 +177,7 @@ def make_aspirin(out: Path) -> int:
     return store(
         out / "aspirin.h5",
         sample_dynamics(smiles, "aspirin", n_runs=4, n_frames=250, stride=20, equilibration=1000, seed=11),
-        "Aspirin, four Langevin trajectories at 500 K (0.5 fs steps, a frame every 10 fs); one group: split "
-        "by record",
+        "Aspirin, four Langevin trajectories at 500 K (0.5 fs steps, a frame every 10 fs); one group: split by record",
         "GFN2-xTB, tblite; demo data",
     )
 
@@ -187,9 +186,7 @@ def make_peptide(out: Path) -> int:
     smiles = "CC(=O)N" + "[C@@H](C)C(=O)N" * 3 + "C"  # L-alanine throughout
     return store(
         out / "peptide.h5",
-        sample_dynamics(
-            smiles, "Ac-Ala3-NHMe", n_runs=4, n_frames=100, stride=20, equilibration=1000, seed=23
-        ),
+        sample_dynamics(smiles, "Ac-Ala3-NHMe", n_runs=4, n_frames=100, stride=20, equilibration=1000, seed=23),
         "Ac-Ala3-NHMe, four Langevin trajectories at 500 K from four conformers (0.5 fs steps, a frame every "
         "10 fs); one group: split by record",
         "GFN2-xTB, tblite; demo data",
@@ -197,9 +194,12 @@ def make_peptide(out: Path) -> int:
 
 
 # Names of ASE's g2 collection.
-REACTANTS = """
-    CH4 NH3 H2O HCN N2H4 H2O2 CH3OH C2H6 C2H4 H3CNH2 H2CO HCOOH CH3CN CH3CHO CH3OCH3 CH3CH2OH CH3CONH2
-""".split()
+# fmt: off
+REACTANTS = [
+    "CH4", "NH3", "H2O", "HCN", "N2H4", "H2O2", "CH3OH", "C2H6", "C2H4", "H3CNH2", "H2CO", "HCOOH",
+    "CH3CN", "CH3CHO", "CH3OCH3", "CH3CH2OH", "CH3CONH2",
+]
+# fmt: on
 
 
 def bonds_by_kind(atoms: Atoms) -> dict[str, tuple[int, int]]:
@@ -262,16 +262,20 @@ def make_reaction(out: Path) -> int:
 
 
 # SMILES; {0} and {1} take the substituents.
-CORES = """
-    C({0}){1} C({0})C{1} C({0})CC{1} C({0})=C{1} C({0})#C{1} C({0})(C)C{1} O=C({0}){1}
-    C({0})OC{1} C({0})N(C)C{1} C1({0})CC1{1} C1({0})OC1{1} C1({0})CCC1{1} C1({0})CCCC1{1}
-    c1({0})ccccc1{1} c1({0})cccc({1})c1 c1({0})ccc({1})cc1 c1({0})ncccc1{1} c1({0})ccnc({1})c1
-    c1({0})ccoc1{1} c1({0})oc({1})cc1 c1({0})[nH]c({1})cc1 c1({0})sc({1})cc1 c1({0})ncn(C)c1{1}
-    C({0})=CC=C{1} C({0})N=C{1} C({0})C(=O)C{1} c1({0})cnc({1})nc1 C1({0})=CC(=O)C=C1{1}
-""".split()
-SUBSTITUENTS = """
-    [H] C CC O N F Cl OC NC N(C)C S C#N C=O C(=O)O C(=O)N C=C C#C C(F)(F)F [N+](=O)[O-]
-""".split()
+# fmt: off
+CORES = [
+    "C({0}){1}", "C({0})C{1}", "C({0})CC{1}", "C({0})=C{1}", "C({0})#C{1}", "C({0})(C)C{1}",
+    "O=C({0}){1}", "C({0})OC{1}", "C({0})N(C)C{1}", "C1({0})CC1{1}", "C1({0})OC1{1}", "C1({0})CCC1{1}",
+    "C1({0})CCCC1{1}", "c1({0})ccccc1{1}", "c1({0})cccc({1})c1", "c1({0})ccc({1})cc1",
+    "c1({0})ncccc1{1}", "c1({0})ccnc({1})c1", "c1({0})ccoc1{1}", "c1({0})oc({1})cc1",
+    "c1({0})[nH]c({1})cc1", "c1({0})sc({1})cc1", "c1({0})ncn(C)c1{1}", "C({0})=CC=C{1}", "C({0})N=C{1}",
+    "C({0})C(=O)C{1}", "c1({0})cnc({1})nc1", "C1({0})=CC(=O)C=C1{1}",
+]
+SUBSTITUENTS = [
+    "[H]", "C", "CC", "O", "N", "F", "Cl", "OC", "NC", "N(C)C", "S", "C#N", "C=O", "C(=O)O", "C(=O)N",
+    "C=C", "C#C", "C(F)(F)F", "[N+](=O)[O-]",
+]
+# fmt: on
 
 
 def sample_gaps(n_molecules: int = 1200, seed: int = 41) -> Iterator[Record | None]:

@@ -23,11 +23,11 @@ from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.layers import Precision
 from jaxatoms.training.checkpoint import CheckpointStore
-from jaxatoms.training.losses import LossScales
 from jaxatoms.training.loop import Hooks, evaluate, train
+from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
 from jaxatoms.training.runlog import RunLog
-from jaxatoms.training.step import init_state, make_eval_step, make_train_step
+from jaxatoms.training.step import TrainState, init_state, make_eval_step, make_train_step
 from jaxatoms.types import InputError
 
 SCALE_FIT_BATCHES = 16
@@ -320,7 +320,7 @@ class Session:
             "best": self.best,
             "metrics": self.last_metrics,
         }
-        self.checkpoints.save(step, {"state": state, "constants": self.constants}, meta, kind)
+        self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta, kind)
         self.last_saved = step
 
     def summary(self, state, done: int, meter, train_step) -> dict:
@@ -387,14 +387,15 @@ def _check_run_dir(run_dir: Path, config: PretrainConfig) -> bool:
 
 
 def _restore(checkpoints: CheckpointStore, state, constants):
-    found = checkpoints.restore_latest({"state": state, "constants": constants})
+    found = checkpoints.restore_latest({**state._asdict(), "constants": constants})
     if found is None:
         raise InputError(f"{checkpoints.directory} has no checkpoint to resume from; start without --resume")
     arrays, meta = found
     # Onto the device, and apart from the restored NumPy memory: the step donates its input.
     arrays = jax.tree.map(jnp.array, arrays)
     _say(f"resuming at step {meta['step']}")
-    return arrays["state"], arrays["constants"], meta["step"], meta["best"]
+    constants = arrays.pop("constants")
+    return TrainState(**arrays), constants, meta["step"], meta["best"]
 
 
 def _write_config(run_dir: Path, setup: Setup):

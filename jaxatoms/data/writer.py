@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint
+from jaxatoms.data.concatenate import concatenate
 from jaxatoms.types import InputError, System
 
 _SYSTEMS_PER_FLUSH = 1024
@@ -128,8 +129,8 @@ class _Writer:
 
     def append(self, systems: list[System]) -> None:
         """Writes a block of systems, one concatenation per column."""
-        n_node = np.array([len(system.atomic_numbers) for system in systems])
-        block = {**_node_columns(systems, n_node), **_record_block(systems)}
+        block = concatenate(systems)._asdict()
+        n_node = block.pop("n_node")
         block["offsets"] = self.n_node + np.cumsum(n_node)
         block["group"] = np.array([self._group_code(system.group) for system in systems])
         for name, values in block.items():
@@ -181,31 +182,6 @@ class _Writer:
 
     def _group_code(self, group: str) -> int:
         return self.groups.setdefault(group, len(self.groups)) if group else -1
-
-
-def _node_columns(systems: list[System], n_node: np.ndarray) -> dict[str, np.ndarray]:
-    def joined(name: str, missing: object, shape: tuple[int, ...] = ()) -> np.ndarray:
-        values = [getattr(system, name) for system in systems]
-        return np.concatenate(
-            [np.full((n, *shape), missing) if v is None else v for v, n in zip(values, n_node, strict=True)]
-        )
-
-    return {
-        "atomic_numbers": joined("atomic_numbers", 0),
-        "positions": joined("positions", np.nan, (3,)),
-        "forces": joined("forces", np.nan, (3,)),
-        "tags": joined("tags", np.uint8(2)),  # molecules: every atom counts as adsorbate
-        "fixed": joined("fixed", False),
-    }
-
-
-def _record_block(systems: list[System]) -> dict[str, np.ndarray]:
-    molecule = np.zeros((3, 3))
-    return {
-        "energy": np.array([system.energy for system in systems]),
-        "cell": np.stack([molecule if system.cell is None else system.cell for system in systems]),
-        "pbc": np.array([system.pbc for system in systems]),
-    }
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict:

@@ -23,11 +23,16 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing file, a file ASE cannot read, or a bad value (see `system_from_atoms`).
     """
+    return (system for _, system in read_atoms(path))
+
+
+def read_atoms(path: Path | str) -> Iterator[tuple[ase.Atoms, System]]:
+    """As `read`, each with the ASE object that it came from."""
     path = Path(path)
     with plain_file(path) as plain:
         for i, atoms in enumerate(_iter_atoms(path, plain)):
             system = system_from_atoms(path, f"structure {i}", atoms, group=_group(atoms))
-            yield system._replace(tags=_meaningful_tags(system.tags))
+            yield atoms, system._replace(tags=_meaningful_tags(system.tags))
 
 
 def _iter_atoms(path: Path, plain: Path) -> Iterator[ase.Atoms]:

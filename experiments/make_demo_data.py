@@ -225,7 +225,7 @@ def far_side(atoms: Atoms, i: int, j: int) -> list[int]:
     return sorted(side)
 
 
-def sample_reactions(n_frames: int = 24, seed: int = 37) -> Iterator[Record | None]:
+def sample_reactions(n_frames: int = 20, seed: int = 37) -> Iterator[Record | None]:
     """One bond of one molecule per group, stretched from 0.8 to 2.2 times its length and shaken."""
     rng = np.random.default_rng(seed)
     for name in REACTANTS:

@@ -15,6 +15,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import cli, models, tasks
+from experiments.runtime import prepare_process
 from jaxatoms.data import packing
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.readers.ase_file import read_atoms
@@ -46,6 +47,7 @@ class PredictConfig:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.predict`."""
     config = cli.parse(PredictConfig, argv, description=__doc__, prog="python -m experiments.predict")
+    prepare_process()
     atoms = list(read_atoms(Path(config.structures)))
     if not atoms:
         raise InputError(f"{config.structures} holds no structure")

@@ -15,6 +15,7 @@ import numpy as np
 from experiments import cli, models, tasks
 from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
+from experiments.runtime import prepare_process
 from jaxatoms.data import loader, packing
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
@@ -144,6 +145,7 @@ class Setup:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.pretrain`."""
     config = cli.parse(PretrainConfig, argv, description=__doc__, prog="python -m experiments.pretrain")
+    prepare_process()
     if config.plan:
         print_plan(prepare(config, None), sys.stdout)
         return 0

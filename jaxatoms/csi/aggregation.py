@@ -12,7 +12,9 @@ from jaxatoms.types import InputError
 AGGREGATIONS = ("flat", "mean", "sum", "max")
 
 
-def aggregate(features: np.ndarray, structure: np.ndarray, how: str = "flat") -> tuple[np.ndarray, np.ndarray]:
+def aggregate(
+    features: np.ndarray, structure: np.ndarray, how: str = "flat"
+) -> tuple[np.ndarray, np.ndarray]:
     """Reduces atom features over the atoms of each structure.
 
     Args:
@@ -34,7 +36,9 @@ def aggregate(features: np.ndarray, structure: np.ndarray, how: str = "flat") ->
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(f"unknown aggregation {how!r}{hint} use one of {', '.join(AGGREGATIONS)}")
     if len(features) != len(structure):
-        raise InputError(f"{len(features)} feature rows but {len(structure)} structure ids; give one id per row")
+        raise InputError(
+            f"{len(features)} feature rows but {len(structure)} structure ids; give one id per row"
+        )
     if how == "flat" or len(features) == 0:
         return features, structure
     order, starts, ids = segments(structure)
@@ -47,7 +51,7 @@ def aggregate(features: np.ndarray, structure: np.ndarray, how: str = "flat") ->
 
 
 def segments(ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Row order that makes equal `ids` contiguous (None if they already are sorted), segment starts, sorted ids."""
+    """Row order that makes equal `ids` contiguous (None if sorted already), segment starts, sorted ids."""
     ids = np.asarray(ids)
     order = None if np.all(ids[1:] >= ids[:-1]) else np.argsort(ids, kind="stable")
     ordered = ids if order is None else ids[order]

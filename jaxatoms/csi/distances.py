@@ -69,13 +69,17 @@ def mmd_linear(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, see
     s2 = median_bandwidth(x, y, seed=seed) if bandwidth is None else bandwidth
     rng = np.random.default_rng(seed)
     half = min(len(x), len(y)) // 2
-    (x1, x2), (y1, y2) = (rows[rng.permutation(len(rows))[:2 * half]].reshape(2, half, -1) for rows in (x, y))
+    (x1, x2), (y1, y2) = (
+        rows[rng.permutation(len(rows))[: 2 * half]].reshape(2, half, -1) for rows in (x, y)
+    )
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.exp(-np.sum((a - b) ** 2, axis=1) / (2 * s2))
 
     terms = kernel(x1, x2) + kernel(y1, y2) - kernel(x1, y2) - kernel(y1, x2)
-    return Estimate(float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(half)) if half > 1 else float("nan"))
+    return Estimate(
+        float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(half)) if half > 1 else float("nan")
+    )
 
 
 def mmd_unbiased(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, seed: int = 0) -> float:
@@ -134,7 +138,7 @@ def _sum_pairs(a: np.ndarray, b: np.ndarray, of_squared: np.ufunc) -> float:
     step = max(1, CHUNK_ELEMENTS // len(b))
     total = 0.0
     for start in range(0, len(a), step):
-        r2 = _squared(a[start:start + step], b)
+        r2 = _squared(a[start : start + step], b)
         if a is b:
             np.fill_diagonal(r2[:, start:], 0.0)
         total += float(np.sum(of_squared(r2)))

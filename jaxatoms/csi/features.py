@@ -37,7 +37,7 @@ def check_features(data: FeatureSet) -> FeatureSet:
 
     Raises:
       InputError: wrong shapes or types, fewer than 2 rows, NaN or infinity (naming the structure), or all
-        rows equal. A column that is constant alone is allowed: dead channels are common and contribute nothing.
+        rows equal. A column that is constant alone is allowed: dead channels are common and add nothing.
     """
     x, name = data.features, data.name
     if x.ndim != 2 or x.shape[1] == 0 or x.dtype.kind != "f":
@@ -48,10 +48,14 @@ def check_features(data: FeatureSet) -> FeatureSet:
     bad = ~np.isfinite(x).all(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
-        raise InputError(f"{name}: structure {data.structure[row]} has NaN or infinite features (row {row}, {bad.sum()} "
-                         "such rows); remove it or extract it again")
+        raise InputError(
+            f"{name}: structure {data.structure[row]} has NaN or infinite features (row {row}, {bad.sum()} "
+            "such rows); remove it or extract it again"
+        )
     if (x == x[0]).all():
-        raise InputError(f"{name}: all {len(x)} feature rows are equal; check that the extractor sees its input")
+        raise InputError(
+            f"{name}: all {len(x)} feature rows are equal; check that the extractor sees its input"
+        )
     return data
 
 
@@ -60,16 +64,22 @@ def check_same_width(*sets: FeatureSet) -> None:
     for other in sets[1:]:
         a, b = sets[0].features.shape[1], other.features.shape[1]
         if a != b:
-            raise InputError(f"{sets[0].name} has {a} features per row but {other.name} has {b}: extract both with "
-                             "the same model and layer")
+            raise InputError(
+                f"{sets[0].name} has {a} features per row but {other.name} has {b}: extract both with "
+                "the same model and layer"
+            )
 
 
 def save_features(path: str | os.PathLike, data: FeatureSet) -> None:
     """Writes a checked `FeatureSet` as npz; raises what `check_features` raises."""
     check_features(data)
     optional = {"class": data.classes, "element": data.element}
-    np.savez(path, features=data.features, structure=data.structure,
-             **{key: value for key, value in optional.items() if value is not None})
+    np.savez(
+        path,
+        features=data.features,
+        structure=data.structure,
+        **{key: value for key, value in optional.items() if value is not None},
+    )
 
 
 def load_features(path: str | os.PathLike) -> FeatureSet:
@@ -85,20 +95,29 @@ def load_features(path: str | os.PathLike) -> FeatureSet:
         with np.load(path, allow_pickle=False) as archive:
             missing = [key for key in ("features", "structure") if key not in archive]
             if missing:
-                raise InputError(f"{path} lacks array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}")
-            arrays = {key: archive[key] for key in ("features", "structure", "class", "element") if key in archive}
+                raise InputError(
+                    f"{path} lacks array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}"
+                )
+            arrays = {
+                key: archive[key] for key in ("features", "structure", "class", "element") if key in archive
+            }
     except InputError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is not a readable features file: {str(error).splitlines()[0]}") from None
-    return check_features(FeatureSet(arrays["features"], arrays["structure"], arrays.get("class"),
-                                     arrays.get("element"), str(path)))
+    return check_features(
+        FeatureSet(
+            arrays["features"], arrays["structure"], arrays.get("class"), arrays.get("element"), str(path)
+        )
+    )
 
 
 def _check_columns(data: FeatureSet) -> None:
     n = len(data.features)
     for key, column in (("structure", data.structure), ("class", data.classes), ("element", data.element)):
         if column is not None and column.shape != (n,):
-            raise InputError(f"{data.name}: array {key!r} has shape {column.shape}, expected ({n},) like the rows")
+            raise InputError(
+                f"{data.name}: array {key!r} has shape {column.shape}, expected ({n},) like the rows"
+            )
     if data.structure.dtype.kind not in "iu":
         raise InputError(f"{data.name}: structure ids are {data.structure.dtype}, expected integers")

@@ -1,7 +1,7 @@
 """Squared Frechet distance between Gaussians, for all (upstream, downstream) pairs at once.
 
-Means and covariances enter, distances leave. Host float64 (LAPACK), two symmetric eigen-decompositions per pair,
-the upstream's being shared by all its pairs. Needs neither `sqrtm` nor the reference's eps on the diagonal.
+Means and covariances enter, distances leave. Host float64 (LAPACK), two symmetric eigen-decompositions per
+pair, the upstream's being shared by all its pairs. Needs neither `sqrtm` nor the reference's eps.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,9 @@ import numpy as np
 from jaxatoms.types import InputError
 
 CHUNK_ELEMENTS = 2**25  # float64 elements of inner matrices held at once, 256 MiB
+
+
+Stack = Sequence[np.ndarray] | np.ndarray  # sets along the first axis
 
 
 class FrechetTerms(NamedTuple):
@@ -27,15 +30,23 @@ def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
     return float(terms.mean[0, 0] + terms.covariance[0, 0])
 
 
-def frechet_distances(mean_u: Sequence[np.ndarray], cov_u: Sequence[np.ndarray], mean_d: Sequence[np.ndarray],
-                      cov_d: Sequence[np.ndarray]) -> np.ndarray:
+def frechet_distances(
+    mean_u: Stack,
+    cov_u: Stack,
+    mean_d: Stack,
+    cov_d: Stack,
+) -> np.ndarray:
     """[n_upstream, n_downstream] squared Frechet distances; see `frechet_terms`."""
     terms = frechet_terms(mean_u, cov_u, mean_d, cov_d)
     return terms.mean + terms.covariance
 
 
-def frechet_terms(mean_u: Sequence[np.ndarray], cov_u: Sequence[np.ndarray], mean_d: Sequence[np.ndarray],
-                  cov_d: Sequence[np.ndarray]) -> FrechetTerms:
+def frechet_terms(
+    mean_u: Stack,
+    cov_u: Stack,
+    mean_d: Stack,
+    cov_d: Stack,
+) -> FrechetTerms:
     """Both parts of the squared Frechet distance for every pair.
 
     Covariances may be singular. Bitwise equal moments give exactly 0.
@@ -64,19 +75,19 @@ def frechet_terms(mean_u: Sequence[np.ndarray], cov_u: Sequence[np.ndarray], mea
 
 
 def symmetric_factor(cov: np.ndarray) -> np.ndarray:
-    """[d, rank] matrix F with F F^T = `cov`, from its eigenvalues above rounding (d eps times the largest)."""
+    """[d, rank] matrix F with F F^T = `cov`, from its eigenvalues above d eps times the largest."""
     values, vectors = np.linalg.eigh(cov)
     keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
 
 
-def _trace_roots(cov: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+def _trace_roots(cov: np.ndarray, others: Stack) -> np.ndarray:
     """tr (cov other)^(1/2) for each of `others`: the eigenvalues of F^T other F are those of cov other."""
     factor = symmetric_factor(np.asarray(cov, float))
     if factor.shape[1] == 0:
         return np.zeros(len(others))
     size = max(1, CHUNK_ELEMENTS // cov.shape[0] ** 2)
-    chunks = (others[i:i + size] for i in range(0, len(others), size))
+    chunks = (others[i : i + size] for i in range(0, len(others), size))
     return np.concatenate([_roots_of_chunk(factor, np.asarray(chunk, float)) for chunk in chunks])
 
 
@@ -86,12 +97,16 @@ def _roots_of_chunk(factor: np.ndarray, covs: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(values, 0)).sum(-1)
 
 
-def _check(name: str, means: Sequence[np.ndarray], covs: Sequence[np.ndarray], width: int) -> None:
+def _check(name: str, means: Stack, covs: Stack, width: int) -> None:
     if len(means) != len(covs):
-        raise InputError(f"{name} has {len(means)} means but {len(covs)} covariances; give one of each per set")
+        raise InputError(
+            f"{name} has {len(means)} means but {len(covs)} covariances; give one of each per set"
+        )
     for i, (mean, cov) in enumerate(zip(means, covs, strict=True)):
         if np.shape(mean) != (width,) or np.shape(cov) != (width, width):
-            raise InputError(f"{name} set {i} has mean {np.shape(mean)} and covariance {np.shape(cov)}, expected "
-                             f"width {width}: extract all sets with the same model and layer")
+            raise InputError(
+                f"{name} set {i} has mean {np.shape(mean)} and covariance {np.shape(cov)}, expected "
+                f"width {width}: extract all sets with the same model and layer"
+            )
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise InputError(f"{name} set {i} has non-finite moments: check its features for NaN or overflow")

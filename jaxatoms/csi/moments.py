@@ -20,15 +20,19 @@ from jaxatoms.types import InputError
 MATMULS = ("float64", "slices")
 SLICE_BITS = 8  # bfloat16 holds integers up to 2^8 exactly
 SLICE_ROWS = 1024  # 1024 products of two integers <= 2^7 sum to <= 2^24: exact in float32
-SLICE_PAIRS = ((0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2))  # the rest is < 2^-40
+N_SLICE = 5  # 2^-39 of a column's largest deviation
+SLICE_PAIRS = [(i, j) for i in range(N_SLICE) for j in range(i, N_SLICE) if i + j < N_SLICE]  # rest < 2^-40
+
+
+Array = np.ndarray | jax.Array
 
 
 class Moments(NamedTuple):
     """Mergeable summary of rows; a leading axis, where present, runs over partial sums or blocks."""
 
-    count: np.ndarray  # [] float64, exact up to 2^53 rows
-    mean: np.ndarray  # [d] float64
-    scatter: np.ndarray  # [d, d] float64, sum over rows of (x - mean)(x - mean)^T
+    count: Array  # type: ignore[assignment]  # [] float64, exact up to 2^53 rows
+    mean: Array  # [d] float64
+    scatter: Array  # [d, d] float64, sum over rows of (x - mean)(x - mean)^T
 
 
 def empty_moments(width: int, n_parts: int | None = None) -> Moments:
@@ -45,7 +49,7 @@ def empty_moments(width: int, n_parts: int | None = None) -> Moments:
     return Moments(np.zeros(lead), np.zeros((*lead, width)), np.zeros((*lead, width, width)))
 
 
-def update(moments: Moments, rows: jax.Array, mask: jax.Array | None = None, matmul: str | None = None) -> Moments:
+def update(moments: Moments, rows: Array, mask: Array | None = None, matmul: str | None = None) -> Moments:
     """Adds the real rows of one padded batch (Chan's update), on device.
 
     The buffers of `moments` are donated when they live on the device: keep only what is returned.
@@ -54,8 +58,8 @@ def update(moments: Moments, rows: jax.Array, mask: jax.Array | None = None, mat
       moments: sums so far, from `empty_moments` or `update`.
       rows: [n, d] features, any float type; padding rows may hold anything, NaN included.
       mask: [n] bool, True = real; None means all are.
-      matmul: "float64", "slices" (exact bfloat16 pieces, for chips without fast float64), or None: "slices" on
-        TPU, "float64" elsewhere.
+      matmul: "float64", "slices" (exact bfloat16 pieces, for chips without fast float64), or None: "slices"
+        on TPU, "float64" elsewhere.
 
     Returns:
       `Moments` of device arrays.
@@ -70,11 +74,14 @@ def update(moments: Moments, rows: jax.Array, mask: jax.Array | None = None, mat
         return _update(_on_device(moments), jnp.asarray(rows), _full_mask(rows, mask), matmul)
 
 
-def update_part(parts: Moments, part: int, rows: jax.Array, mask: jax.Array | None = None,
-                matmul: str | None = None) -> Moments:
+def update_part(
+    parts: Moments, part: int, rows: Array, mask: Array | None = None, matmul: str | None = None
+) -> Moments:
     """Adds one padded batch to entry `part` of stacked moments `[n_parts, ...]`; see `update`."""
     if not 0 <= part < len(parts.count):
-        raise InputError(f"part {part} does not exist: there are {len(parts.count)}; use 0..{len(parts.count) - 1}")
+        raise InputError(
+            f"part {part} does not exist: there are {len(parts.count)}; use 0..{len(parts.count) - 1}"
+        )
     matmul = _checked_matmul(parts, rows, matmul)
     with jax.enable_x64(True):
         return _update_part(_on_device(parts), part, jnp.asarray(rows), _full_mask(rows, mask), matmul)
@@ -83,8 +90,8 @@ def update_part(parts: Moments, part: int, rows: jax.Array, mask: jax.Array | No
 def make_sharded_update(mesh: Mesh, axis: str, matmul: str = "float64") -> Callable[..., Moments]:
     """Makes `update(parts, rows, mask)` in which every device of `mesh` keeps its own partial sums.
 
-    No communication happens until `merge_parts`. Start from `sharded_moments(mesh, axis, width)`; `rows [n, d]`
-    and `mask [n]` are split over `axis`, so n must be a multiple of the axis size.
+    No communication happens until `merge_parts`. Start from `sharded_moments(mesh, axis, width)`;
+    `rows [n, d]` and `mask [n]` are split over `axis`, so n must be a multiple of the axis size.
 
     Example:
       step = make_sharded_update(mesh, "data")
@@ -123,8 +130,10 @@ def merge(first: Moments, second: Moments) -> Moments:
     """
     a, b = to_host(first), to_host(second)
     if a.mean.shape != b.mean.shape:
-        raise InputError(f"cannot merge moments of widths {a.mean.shape[-1]} and {b.mean.shape[-1]}: "
-                         "extract both with the same model and layer")
+        raise InputError(
+            f"cannot merge moments of widths {a.mean.shape[-1]} and {b.mean.shape[-1]}: "
+            "extract both with the same model and layer"
+        )
     total = a.count + b.count
     share = b.count / total if total else 0.0
     delta = b.mean - a.mean
@@ -156,7 +165,9 @@ def covariance(moments: Moments) -> np.ndarray:
     """
     host = to_host(moments)
     if np.any(host.count < 2):
-        raise InputError(f"covariance needs at least 2 feature rows, got {int(np.min(host.count))}: add structures")
+        raise InputError(
+            f"covariance needs at least 2 feature rows, got {int(np.min(host.count))}: add structures"
+        )
     return host.scatter / (host.count - 1)[..., None, None]
 
 
@@ -165,7 +176,7 @@ def moments_of_rows(rows: np.ndarray, batch_rows: int = 32_768, matmul: str | No
     total = empty_moments(rows.shape[1])
     batch_rows = min(batch_rows, 1 << max(0, len(rows) - 1).bit_length())
     for start in range(0, len(rows), batch_rows):
-        piece = rows[start:start + batch_rows]
+        piece = rows[start : start + batch_rows]
         missing = batch_rows - len(piece)
         padded = np.pad(piece, ((0, missing), (0, 0))) if missing else piece
         total = update(total, padded, np.arange(batch_rows) < len(piece), matmul)
@@ -187,15 +198,19 @@ def load_moments(path: str | os.PathLike) -> Moments:
         with np.load(path, allow_pickle=False) as archive:
             return Moments(*(archive[name] for name in Moments._fields))
     except KeyError as error:
-        raise InputError(f"{path} lacks array {error.args[0].split()[0]!r}: write it with save_moments") from None
+        raise InputError(
+            f"{path} lacks array {error.args[0].split()[0]!r}: write it with save_moments"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable moments file: {str(error).splitlines()[0]}") from None
 
 
-def _checked_matmul(moments: Moments, rows: jax.Array, matmul: str | None) -> str:
+def _checked_matmul(moments: Moments, rows: Array, matmul: str | None) -> str:
     if rows.ndim != 2 or rows.shape[1] != moments.mean.shape[-1]:
-        raise InputError(f"features have shape {tuple(rows.shape)}, expected [rows, {moments.mean.shape[-1]}]: "
-                         "use one model and layer for a whole set")
+        raise InputError(
+            f"features have shape {tuple(rows.shape)}, expected [rows, {moments.mean.shape[-1]}]: "
+            "use one model and layer for a whole set"
+        )
     if matmul is None:
         return "slices" if jax.default_backend() == "tpu" else "float64"
     if matmul not in MATMULS:
@@ -207,7 +222,7 @@ def _on_device(moments: Moments) -> Moments:
     return Moments(*(jnp.asarray(a, jnp.float64) for a in moments))
 
 
-def _full_mask(rows: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _full_mask(rows: Array, mask: Array | None) -> jax.Array:
     return jnp.ones(rows.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
 
 
@@ -244,8 +259,8 @@ def _gram_float64(x: jax.Array) -> jax.Array:
 def _gram_slices(x: jax.Array) -> jax.Array:
     """x^T x of float64 `x [n, d]` from bfloat16 products that are exact in float32.
 
-    Each column is scaled to +-64 and cut into four integers of 8 bits; products of integers over 1024 rows fit
-    float32 exactly, and the O(d^2) sums of blocks are float64.
+    Each column is scaled to +-64 and cut into five integers of 8 bits; products of integers over 1024 rows
+    fit float32 exactly, and the O(d^2) sums of blocks are float64.
 
     Source: the error-free slicing of Ozaki et al., Numer. Algorithms 59, 95 (2012).
     """
@@ -260,16 +275,16 @@ def _gram_slices(x: jax.Array) -> jax.Array:
 
 
 def _integer_slices(x: jax.Array) -> jax.Array:
-    """[n, d] in +-64 -> [4, n, d] bfloat16 integers, slice k weighing 2^(-8 k)."""
+    """[n, d] in +-64 -> [5, n, d] bfloat16 integers, slice k weighing 2^(-8 k)."""
     pieces = []
-    for _ in range(4):
+    for _ in range(N_SLICE):
         pieces.append(jnp.round(x))
         x = (x - pieces[-1]) * 2.0**SLICE_BITS
     return jnp.stack(pieces).astype(jnp.bfloat16)
 
 
 def _block_gram(block: jax.Array) -> jax.Array:
-    """[4, 1024, d] integer slices -> [d, d] float64."""
+    """[5, 1024, d] integer slices -> [d, d] float64."""
     d = block.shape[-1]
     total = jnp.zeros((d, d), jnp.float64)
     for i, j in SLICE_PAIRS:

@@ -43,24 +43,29 @@ def element_moments(features: np.ndarray, elements: np.ndarray) -> dict[int, Mom
     return {int(z): moments_of_rows(piece) for z, piece in zip(ids, pieces, strict=True)}
 
 
-def per_element_csi(upstream: dict[int, Moments], downstream: dict[int, Moments],
-                    min_atoms: int = 2) -> list[ElementScore]:
+def per_element_csi(
+    upstream: dict[int, Moments], downstream: dict[int, Moments], min_atoms: int = 2
+) -> list[ElementScore]:
     """CSI restricted to each element of the downstream set.
 
     Args:
       upstream, downstream: from `element_moments`.
-      min_atoms: fewer atoms than this on either side give NaN; at least 2. Values below the feature width rest
-        on singular covariances and overestimate the distance.
+      min_atoms: fewer atoms than this on either side give NaN; at least 2. Values below the feature width
+        rest on singular covariances and overestimate the distance.
 
     Returns:
       `ElementScore`s, most frequent downstream element first.
     """
     min_atoms = max(2, min_atoms)
-    counts = {z: (int(upstream[z].count) if z in upstream else 0, int(m.count)) for z, m in downstream.items()}
+    counts = {
+        z: (int(upstream[z].count) if z in upstream else 0, int(m.count)) for z, m in downstream.items()
+    }
     scores = []
     for z, (n_u, n_d) in sorted(counts.items(), key=lambda item: -item[1][1]):
         known = min(n_u, n_d) >= min_atoms
-        scores.append(ElementScore(z, n_u, n_d, _score(upstream[z], downstream[z]) if known else float("nan")))
+        scores.append(
+            ElementScore(z, n_u, n_d, _score(upstream[z], downstream[z]) if known else float("nan"))
+        )
     return scores
 
 
@@ -73,7 +78,11 @@ def coverage(scores: list[ElementScore]) -> float:
 def weighted_csi(scores: list[ElementScore]) -> float:
     """Mean of the scored elements' CSI weighted by downstream atoms; NaN if none was scored."""
     known = [s for s in scores if not np.isnan(s.csi)]
-    return float(np.average([s.csi for s in known], weights=[s.n_downstream for s in known])) if known else float("nan")
+    return (
+        float(np.average([s.csi for s in known], weights=[s.n_downstream for s in known]))
+        if known
+        else float("nan")
+    )
 
 
 def _score(up: Moments, down: Moments) -> float:

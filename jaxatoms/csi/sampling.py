@@ -1,7 +1,7 @@
 """Which structures represent a dataset: the reference's samplers, index for index, with NumPy alone.
 
-Class labels (or losses) enter, positional indices leave. The reference draws with pandas and scikit-learn; both
-defer to `numpy.random.RandomState`, whose streams are frozen, so the same calls in the same order reproduce the
+Class labels (or losses) enter, positional indices leave. The reference draws with pandas and scikit-learn;
+both defer to `numpy.random.RandomState`, whose streams are frozen, so the same calls in the same order give the
 same indices on any version. Class order matters: labels are grouped in sorted order, so pass the strings.
 """
 
@@ -106,8 +106,10 @@ def sample_stratified(classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     common = [g for g in groups if len(g) > 1]
     n_train, n_test = n - len(rare), sum(map(len, common)) - (n - len(rare))
     if not common or min(n_train, n_test) < len(common):
-        raise InputError(f"stratified sampling of {n} from {len(common)} repeated classes and {len(rare)} singletons "
-                         f"leaves {n_train} chosen and {n_test} unchosen rows; each must be >= {len(common)}")
+        raise InputError(
+            f"stratified sampling of {n} from {len(common)} repeated classes and {len(rare)} singletons "
+            f"leaves {n_train} chosen and {n_test} unchosen rows; each must be >= {len(common)}"
+        )
     rng = np.random.RandomState(seed)
     sizes = np.array([len(g) for g in common])
     take = _proportional(sizes, n_train, rng)
@@ -117,12 +119,12 @@ def sample_stratified(classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
 
 
 def sample_difficulty(losses: np.ndarray, n: int, kind: str, seed: int = 0) -> np.ndarray:
-    """Structures chosen by a per-structure loss, shuffled. Ties keep dataset order (the reference's are arbitrary).
+    """Structures chosen by per-structure loss, shuffled. Ties keep dataset order (the reference: any).
 
     Args:
       losses: [n_total] finite losses.
       n: number of indices wanted.
-      kind: "low" (n smallest), "high" (n largest), "mid" (random in the middle third) or "mixed" (a third each).
+      kind: "low" (n smallest), "high" (n largest), "mid" (random in the middle third) or "mixed" (thirds).
       seed: for draws and the shuffle.
 
     Raises:
@@ -135,9 +137,12 @@ def sample_difficulty(losses: np.ndarray, n: int, kind: str, seed: int = 0) -> n
     if kind == "high":
         return _shuffled(np.argsort(-losses, kind="stable")[:n], seed)
     order = np.argsort(losses, kind="stable")
-    middle = order[len(order) // 3:2 * len(order) // 3]
-    picks = {"low": lambda: order[:n], "mid": lambda: _pick(middle, n, seed),
-             "mixed": lambda: _mixed(order, middle, n, seed)}
+    middle = order[len(order) // 3 : 2 * len(order) // 3]
+    picks = {
+        "low": lambda: order[:n],
+        "mid": lambda: _pick(middle, n, seed),
+        "mixed": lambda: _mixed(order, middle, n, seed),
+    }
     return _shuffled(picks[kind](), seed)
 
 
@@ -151,7 +156,7 @@ SAMPLERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 
 
 def sample(strategy: str, classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """Indices by the name of a strategy in `SAMPLERS`; `classes` [n_total] labels (only their number for random).
+    """Indices by the name of a strategy in `SAMPLERS`; `classes` [n_total] labels (only counted for random).
 
     Raises:
       InputError: unknown strategy, or whatever the strategy raises.
@@ -174,12 +179,13 @@ def _groups(classes: np.ndarray, n: int) -> list[np.ndarray]:
 
 
 def _draw(groups: list[np.ndarray], k: int, seed: int, repeat: bool = False) -> np.ndarray:
-    """k rows of every group, each drawn with a fresh `RandomState(seed)`; fewer from small groups unless `repeat`."""
+    """k rows of every group, each from a fresh `RandomState(seed)`; fewer from small ones unless `repeat`."""
     positions: dict[int, np.ndarray] = {}  # equal sizes draw equal positions
     for size in {len(g) for g in groups}:
         short = size < k
         positions[size] = np.random.RandomState(seed).choice(
-            size, k if repeat else min(k, size), replace=repeat and short)
+            size, k if repeat else min(k, size), replace=repeat and short
+        )
     return np.concatenate([g[positions[len(g)]] for g in groups]) if groups else np.empty(0, np.int64)
 
 
@@ -193,7 +199,7 @@ def _without(groups: list[np.ndarray], chosen: np.ndarray) -> list[np.ndarray]:
 
 
 def _thin(rows: np.ndarray, n: int, seed: int, keep_exact: bool = False) -> np.ndarray:
-    """A random n of `rows` if there are at least n (more than n if `keep_exact`), else all of them in order."""
+    """A random n of `rows` if there are at least n (more than n if `keep_exact`), else all in order."""
     if len(rows) < n or (keep_exact and len(rows) == n):
         return rows
     return np.random.RandomState(seed).choice(rows, n, replace=False)
@@ -205,13 +211,13 @@ def _pick(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 def _mixed(order: np.ndarray, middle: np.ndarray, n: int, seed: int) -> np.ndarray:
     each = n // 3
-    chosen = np.concatenate([order[:each], _pick(middle, each, seed), order[len(order) - each:]])
+    chosen = np.concatenate([order[:each], _pick(middle, each, seed), order[len(order) - each :]])
     rest = order[~np.isin(order, chosen)]
     return np.concatenate([chosen, _pick(rest, n - 3 * each, seed)]) if n > 3 * each else chosen
 
 
 def _proportional(sizes: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Class counts proportional to `sizes` that sum to n: floors, then the largest remainders, ties at random."""
+    """Class counts proportional to `sizes`, summing to n: floors, then largest remainders, ties at random."""
     share = sizes / sizes.sum() * n
     counts = np.floor(share)
     missing = int(n - counts.sum())
@@ -246,7 +252,9 @@ def _check_difficulty(losses: np.ndarray, n: int, kind: str) -> None:
     if kind not in DIFFICULTIES:
         raise InputError(f"unknown difficulty {kind!r}; use one of {', '.join(DIFFICULTIES)}")
     if not np.isfinite(losses).all():
-        raise InputError(f"loss of structure {int(np.argmin(np.isfinite(losses)))} is not finite; recompute it")
+        raise InputError(
+            f"loss of structure {int(np.argmin(np.isfinite(losses)))} is not finite; recompute it"
+        )
     third = 2 * len(losses) // 3 - len(losses) // 3
     wanted, available = {"mid": (n, third), "mixed": (n // 3, third)}.get(kind, (n, len(losses)))
     if wanted > available:

@@ -1,4 +1,4 @@
-"""The whole CSI procedure on features in memory: aggregate, summarise, compare every upstream with every task.
+"""The whole CSI procedure on features in memory: aggregate, summarise, compare all upstreams with all tasks.
 
 Feature sets enter, a table leaves. Choosing structures (`sampling`) and extracting features happen before.
 """
@@ -14,14 +14,16 @@ from jaxatoms.csi.moments import Moments, covariance, moments_of_rows, to_host
 
 
 def csi_matrix(upstream: Sequence[Moments], downstream: Sequence[Moments]) -> np.ndarray:
-    """[n_upstream, n_downstream] CSI from moments, e.g. loaded with `load_moments`; errors as `frechet_terms`."""
+    """[n_upstream, n_downstream] CSI of moments, e.g. from `load_moments`; errors as `frechet_terms`."""
     terms = csi_terms(upstream, downstream)
     return terms.mean + terms.covariance
 
 
 def csi_terms(upstream: Sequence[Moments], downstream: Sequence[Moments]) -> FrechetTerms:
     """The same split into the mean part and the covariance part."""
-    sides = [([to_host(m).mean for m in side], [covariance(m) for m in side]) for side in (upstream, downstream)]
+    sides = [
+        ([to_host(m).mean for m in side], [covariance(m) for m in side]) for side in (upstream, downstream)
+    ]
     return frechet_terms(*sides[0], *sides[1])
 
 
@@ -32,7 +34,9 @@ def feature_moments(data: FeatureSet, aggregation: str = "flat") -> Moments:
     return moments_of_rows(rows)
 
 
-def chemical_similarity_index(upstream: FeatureSet, downstream: FeatureSet, aggregation: str = "flat") -> float:
+def chemical_similarity_index(
+    upstream: FeatureSet, downstream: FeatureSet, aggregation: str = "flat"
+) -> float:
     """CSI of one pair; lower means better aligned.
 
     Raises:
@@ -49,10 +53,18 @@ def chemical_similarity_index(upstream: FeatureSet, downstream: FeatureSet, aggr
 
 
 def csi_table(upstream: Mapping[str, Moments], downstream: Mapping[str, Moments]) -> list[dict]:
-    """One row per pair, keys `upstream, downstream, csi, mean_term, covariance_term`, sorted by task, then CSI."""
+    """A row per pair, keys `upstream, downstream, csi, mean_term, covariance_term`, by task, then CSI."""
     terms = csi_terms(list(upstream.values()), list(downstream.values()))
-    rows = [{"upstream": u, "downstream": d, "csi": float(terms.mean[i, j] + terms.covariance[i, j]),
-             "mean_term": float(terms.mean[i, j]), "covariance_term": float(terms.covariance[i, j])}
-            for j, d in enumerate(downstream) for i, u in enumerate(upstream)]
+    rows = [
+        {
+            "upstream": u,
+            "downstream": d,
+            "csi": float(terms.mean[i, j] + terms.covariance[i, j]),
+            "mean_term": float(terms.mean[i, j]),
+            "covariance_term": float(terms.covariance[i, j]),
+        }
+        for j, d in enumerate(downstream)
+        for i, u in enumerate(upstream)
+    ]
     order = {d: j for j, d in enumerate(downstream)}
     return sorted(rows, key=lambda row: (order[row["downstream"]], row["csi"]))

@@ -22,7 +22,7 @@ class Candidates(NamedTuple):
     """Raw moments of every candidate structure in k directions, and the task in the same directions."""
 
     ids: np.ndarray  # [s] structure ids
-    count: np.ndarray  # [s] rows
+    n_row: np.ndarray  # [s]
     total: np.ndarray  # [s, k] sum of projected rows
     second: np.ndarray  # [s, k (k + 1) / 2] float32 sum of projected outer products, upper triangle
     mean: np.ndarray  # [k] task
@@ -38,12 +38,13 @@ class Selection(NamedTuple):
     history: np.ndarray  # distance after each Frank-Wolfe step
 
 
-def prepare_candidates(features: np.ndarray, structure: np.ndarray, upstream: Moments, task: Moments,
-                       n_direction: int = 32) -> Candidates:
+def prepare_candidates(
+    features: np.ndarray, structure: np.ndarray, upstream: Moments, task: Moments, n_direction: int = 32
+) -> Candidates:
     """One pass over candidate features: per-structure raw moments in the leading directions.
 
-    Directions are the top eigenvectors of S_upstream + S_task + (mean gap)(mean gap)^T; the origin is the task
-    mean. Memory: s k (k + 1) / 2 float32, i.e. 211 MB for 100k structures and k = 32.
+    Directions are the top eigenvectors of S_upstream + S_task + (mean gap)(mean gap)^T; the origin is the
+    task mean. Memory: s k (k + 1) / 2 float32, i.e. 211 MB for 100k structures and k = 32.
 
     Args:
       features: [n_row, d] candidate rows.
@@ -59,16 +60,19 @@ def prepare_candidates(features: np.ndarray, structure: np.ndarray, upstream: Mo
       InputError: widths differ.
     """
     if features.shape[1] != task.mean.shape[-1]:
-        raise InputError(f"candidates have {features.shape[1]} features, the task {task.mean.shape[-1]}: "
-                         "extract both with the same model and layer")
+        raise InputError(
+            f"candidates have {features.shape[1]} features, the task {task.mean.shape[-1]}: "
+            "extract both with the same model and layer"
+        )
     task, gap = to_host(task), to_host(upstream).mean - to_host(task).mean
     spread = covariance(upstream) + covariance(task) + np.outer(gap, gap)
     basis = np.linalg.eigh(spread)[1][:, -n_direction:]
     order, starts, ids = segments(structure)
     count = np.diff(np.append(starts, len(structure)))
     total, second = _structure_sums(features, order, starts, basis, task.mean)
-    return Candidates(ids, count.astype(float), total, second, np.zeros(basis.shape[1]),
-                      basis.T @ covariance(task) @ basis)
+    return Candidates(
+        ids, count.astype(float), total, second, np.zeros(basis.shape[1]), basis.T @ covariance(task) @ basis
+    )
 
 
 def select_structures(candidates: Candidates, n: int, n_step: int = 100, seed: int = 0) -> Selection:
@@ -89,12 +93,18 @@ def select_structures(candidates: Candidates, n: int, n_step: int = 100, seed: i
     Source: objective csi.md 1; Frank and Wolfe, Nav. Res. Log. Q. 3, 95 (1956).
     """
     if not 1 <= n <= len(candidates.ids):
-        raise InputError(f"cannot select {n} of {len(candidates.ids)} structures; choose between 1 and that number")
+        raise InputError(
+            f"cannot select {n} of {len(candidates.ids)} structures; choose between 1 and that number"
+        )
     weights, history = _relax(candidates, n, n_step)
     chosen = _round(weights, n, np.random.default_rng(seed))
     chosen = _swap(candidates, chosen)
-    return Selection(candidates.ids[chosen], _distance(candidates, _sums(candidates, chosen.astype(float))),
-                     history[-1], np.array(history))
+    return Selection(
+        candidates.ids[chosen],
+        _distance(candidates, _sums(candidates, chosen.astype(float))),
+        history[-1],
+        np.array(history),
+    )
 
 
 def distance_of(candidates: Candidates, structure: np.ndarray) -> float:
@@ -103,8 +113,9 @@ def distance_of(candidates: Candidates, structure: np.ndarray) -> float:
     return _distance(candidates, _sums(candidates, chosen.astype(float)))
 
 
-def potential(mean_u: np.ndarray, cov_u: np.ndarray, mean_d: np.ndarray,
-              cov_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def potential(
+    mean_u: np.ndarray, cov_u: np.ndarray, mean_d: np.ndarray, cov_d: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """First-order change of the squared Frechet distance when mass moves to x: (x-m)^T A (x-m) + b (x-m).
 
     Args:
@@ -123,9 +134,10 @@ def potential(mean_u: np.ndarray, cov_u: np.ndarray, mean_d: np.ndarray,
     return np.eye(len(mean_u)) - inner @ inner.T, 2 * (mean_u - mean_d)
 
 
-def _structure_sums(features: np.ndarray, order: np.ndarray | None, starts: np.ndarray, basis: np.ndarray,
-                    origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Projected first [s, k] float64 and packed second moments [s, k(k+1)/2] float32, in chunks of structures."""
+def _structure_sums(
+    features: np.ndarray, order: np.ndarray | None, starts: np.ndarray, basis: np.ndarray, origin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Projected first [s, k] float64 and packed second [s, k(k+1)/2] float32 moments, chunk by chunk."""
     k = basis.shape[1]
     upper = np.triu_indices(k)
     total = np.empty((len(starts), k))
@@ -147,22 +159,22 @@ def _sums(c: Candidates, weights: np.ndarray) -> np.ndarray:
     """[1 + k + k(k+1)/2] raw moments of weighted structures."""
     used = np.flatnonzero(weights)
     w = weights[used]
-    return np.concatenate([[w @ c.count[used]], w @ c.total[used], _matvec(c.second, used, w)])
+    return np.concatenate([[w @ c.n_row[used]], w @ c.total[used], _matvec(c.second, used, w)])
 
 
 def _matvec(second: np.ndarray, used: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Float64 sum of weighted float32 rows, chunk by chunk."""
     total = np.zeros(second.shape[1])
     for start in range(0, len(used), CHUNK_ROWS):
-        total += w[start:start + CHUNK_ROWS] @ second[used[start:start + CHUNK_ROWS]].astype(np.float64)
+        total += w[start : start + CHUNK_ROWS] @ second[used[start : start + CHUNK_ROWS]].astype(np.float64)
     return total
 
 
 def _gaussian(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and unbiased covariance from raw moments."""
-    count, mean = sums[0], sums[1:1 + k] / sums[0]
+    count, mean = sums[0], sums[1 : 1 + k] / sums[0]
     second = np.zeros((k, k))
-    second[np.triu_indices(k)] = sums[1 + k:]
+    second[np.triu_indices(k)] = sums[1 + k :]
     second = second + np.triu(second, 1).T
     return mean, (second - count * np.outer(mean, mean)) / max(count - 1, 1.0)
 
@@ -172,7 +184,7 @@ def _distance(c: Candidates, sums: np.ndarray) -> float:
 
 
 def _scores(c: Candidates, sums: np.ndarray) -> np.ndarray:
-    """[s] first-order change of the distance if a structure's rows gain weight (times the current row count)."""
+    """[s] first-order change of the distance if a structure's rows gain weight (times the row count)."""
     k = len(c.mean)
     mean, cov = _gaussian(sums, k)
     a, b = potential(mean, cov, c.mean, c.cov)
@@ -180,7 +192,7 @@ def _scores(c: Candidates, sums: np.ndarray) -> np.ndarray:
     constant = mean @ a @ mean - b @ mean - np.sum(a * cov)
     rows, cols = np.triu_indices(k)
     packed = a[rows, cols] * np.where(rows == cols, 1.0, 2.0)
-    return c.second @ packed.astype(np.float32) + c.total @ linear + c.count * constant
+    return c.second @ packed.astype(np.float32) + c.total @ linear + c.n_row * constant
 
 
 def _relax(c: Candidates, n: int, n_step: int) -> tuple[np.ndarray, list[float]]:
@@ -230,7 +242,7 @@ def _round(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _swap(c: Candidates, chosen: np.ndarray, n_try: int = 200) -> np.ndarray:
-    """Swaps the worst chosen for the best unchosen structures, in halving batches, while the distance falls."""
+    """Swaps the worst chosen for the best unchosen structures in halving batches while the distance falls."""
     sums = _sums(c, chosen.astype(float))
     best, size = _distance(c, sums), max(1, int(chosen.sum()) // 20)
     for _ in range(n_try):

@@ -1,7 +1,7 @@
 """How sure a CSI value is: bootstrap intervals, extrapolation to infinite samples, effective rank.
 
-Per-block moments enter (blocks of whole structures, so correlated atoms stay together); the features are never
-read again. A resample of blocks is a weighted merge, O(n_blocks d^2). Memory: n_blocks x d^2 float64.
+Per-block moments enter (blocks of whole structures, so correlated atoms stay together); the features are
+never read again. A resample of blocks is a weighted merge, O(n_blocks d^2). Memory: n_blocks x d^2 float64.
 """
 
 from typing import NamedTuple
@@ -36,8 +36,8 @@ class Extrapolation(NamedTuple):
 def block_moments(features: np.ndarray, structure: np.ndarray, n_blocks: int = 32, seed: int = 0) -> Moments:
     """Moments of random groups of whole structures.
 
-    When streaming, fill `empty_moments(d, n_blocks)` with `update_part`, giving each batch of a shuffled stream
-    to the next block in turn; the result is the same kind of object.
+    When streaming, fill `empty_moments(d, n_blocks)` with `update_part`, giving each batch of a shuffled
+    stream to the next block in turn; the result is the same kind of object.
 
     Args:
       features: [n_row, d].
@@ -61,7 +61,9 @@ def block_moments(features: np.ndarray, structure: np.ndarray, n_blocks: int = 3
     parts, size = empty_moments(features.shape[1], n_blocks), np.bincount(block_of_row).max()
     for block in range(n_blocks):
         piece = rows[block_of_row == block]
-        parts = update_part(parts, block, np.pad(piece, ((0, size - len(piece)), (0, 0))), np.arange(size) < len(piece))
+        parts = update_part(
+            parts, block, np.pad(piece, ((0, size - len(piece)), (0, 0))), np.arange(size) < len(piece)
+        )
     return to_host(parts)
 
 
@@ -82,14 +84,21 @@ def weighted_merges(blocks: Moments, weights: np.ndarray) -> Moments:
     offset = b.mean - centre
     shift = (n @ offset) / total[:, None]
     flat = b.scatter.reshape(len(b.count), -1) + b.count[:, None] * (
-        offset[:, :, None] * offset[:, None, :]).reshape(len(b.count), -1)
+        offset[:, :, None] * offset[:, None, :]
+    ).reshape(len(b.count), -1)
     scatter = (weights @ flat).reshape(len(weights), *b.scatter.shape[1:])
     scatter -= total[:, None, None] * shift[:, :, None] * shift[:, None, :]
     return Moments(total, centre + shift, scatter)
 
 
-def bootstrap_interval(upstream: Moments, downstream: Moments, n_resample: int = 200, level: float = 0.95,
-                       seed: int = 0, kind: str = "basic") -> Interval:
+def bootstrap_interval(
+    upstream: Moments,
+    downstream: Moments,
+    n_resample: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+    kind: str = "basic",
+) -> Interval:
     """Confidence interval of a CSI by resampling the blocks of both sets.
 
     Resampling adds about the same upward bias as the finite sample itself, so the "basic" interval
@@ -108,22 +117,33 @@ def bootstrap_interval(upstream: Moments, downstream: Moments, n_resample: int =
     Raises:
       InputError: fewer than 2 blocks, or unknown kind.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13; Davison and Hinkley 1997, 5.2.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13 (percentile);
+    Davison and Hinkley 1997, 5.2.
     """
     if kind not in ("basic", "percentile"):
         raise InputError(f"unknown interval {kind!r}; use 'basic' or 'percentile'")
     rng = np.random.default_rng(seed)
-    value = _paired(upstream, downstream, *(np.ones((1, len(side.count))) for side in (upstream, downstream)))[0]
+    value = _paired(
+        upstream, downstream, *(np.ones((1, len(side.count))) for side in (upstream, downstream))
+    )[0]
     weights = [_multinomial(rng, len(side.count), n_resample) for side in (upstream, downstream)]
     samples = _paired(upstream, downstream, *weights)
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     if kind == "basic":
         low, high = 2 * value - high, 2 * value - low
-    return Interval(float(value), max(0.0, float(low)), max(0.0, float(high)), float(samples.mean() - value), samples)
+    return Interval(
+        float(value), max(0.0, float(low)), max(0.0, float(high)), float(samples.mean() - value), samples
+    )
 
 
-def extrapolate(upstream: Moments, downstream: Moments, n_size: int = 8, n_repeat: int = 8,
-                smallest: float = 0.25, seed: int = 0) -> Extrapolation:
+def extrapolate(
+    upstream: Moments,
+    downstream: Moments,
+    n_size: int = 8,
+    n_repeat: int = 8,
+    smallest: float = 0.25,
+    seed: int = 0,
+) -> Extrapolation:
     """CSI at infinite sample size, as FID-infinity: regress on 1 / fraction of the blocks used.
 
     The excess is proportional to 1 / n only once every subset has several times more rows than features: keep
@@ -146,7 +166,9 @@ def extrapolate(upstream: Moments, downstream: Moments, n_size: int = 8, n_repea
     """
     sizes = [len(side.count) for side in (upstream, downstream)]
     if min(sizes) < 4:
-        raise InputError(f"extrapolation needs at least 4 blocks per set, got {min(sizes)}; use n_blocks >= 16")
+        raise InputError(
+            f"extrapolation needs at least 4 blocks per set, got {min(sizes)}; use n_blocks >= 16"
+        )
     rng = np.random.default_rng(seed)
     wanted = 1 / np.linspace(1 / smallest, 1, n_size)
     weights = [_subsets(rng, size, wanted, n_repeat) for size in sizes]
@@ -198,8 +220,10 @@ def _subsets(rng: np.random.Generator, n_blocks: int, fractions: np.ndarray, n_r
     return (ranks < sizes[:, None]).astype(float)
 
 
-def _paired(upstream: Moments, downstream: Moments, weights_u: np.ndarray, weights_d: np.ndarray) -> np.ndarray:
-    """[n] distances of the n-th merge of one side to the n-th merge of the other, one pair in memory at a time."""
+def _paired(
+    upstream: Moments, downstream: Moments, weights_u: np.ndarray, weights_d: np.ndarray
+) -> np.ndarray:
+    """[n] distances of the i-th merge of one side to the i-th of the other, one pair in memory at a time."""
     values = np.empty(len(weights_u))
     for i, (u, d) in enumerate(zip(weights_u, weights_d, strict=True)):
         sides = (weighted_merges(upstream, u[None]), weighted_merges(downstream, d[None]))

@@ -42,6 +42,19 @@ def scaled_silu(x: jax.Array) -> jax.Array:
     return jax.nn.silu(x) * (1 / 0.6)
 
 
+def settled(x: jax.Array) -> jax.Array:
+    """x, written to memory once, and its gradient too: a hint to XLA's CPU fusion, exact on every backend.
+
+    XLA:CPU duplicates cheap producers into every consumer, so along a residual stream single fusions came to read a
+    hundred arrays each (28 GB a step where 3 GB suffice). It never duplicates a division, and drops optimization
+    barriers before it fuses; so this divides by a 1 that the compiler cannot know to be 1.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    one = 1 + 0 * jax.lax.stop_gradient(x.reshape(-1)[0])
+    return x / one
+
+
 class Dense(nnx.Module):
     """y = act(x W + b) with `kernel` [n_in, n_out]; `act` and `bias` are off by default."""
 
@@ -68,7 +81,7 @@ class Residual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.dense_mlp[1](self.dense_mlp[0](x))
-        return (x + y) * (0.5**0.5)
+        return settled((x + y) * (0.5**0.5))
 
 
 def residuals(count: int, n: int, rngs, precision) -> nnx.List:

@@ -10,7 +10,7 @@ from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import sum_rows, take_many, take_rows
-from jaxatoms.models.layers import Dense, ScaleFactor, apply_all, residuals
+from jaxatoms.models.layers import Dense, ScaleFactor, apply_all, residuals, settled
 
 INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 
@@ -261,16 +261,16 @@ class InteractionBlock(nnx.Module):
         """(h [n_node, emb_atom], m [E, emb_edge]) -> the updated pair."""
         parts = self._interactions(h, m, basis, batch, indices, observe)
         x = self.dense_ca(m) + parts["trip_interaction"] + parts["quad_interaction"]
-        x = (x + parts["atom_edge_interaction"]) * 0.5
-        h = (h + parts["edge_atom_interaction"] + parts["atom_interaction"]) * INV_SQRT_3
-        m = (m + apply_all(self.layers_before_skip, x)) * INV_SQRT_2
+        x = settled((x + parts["atom_edge_interaction"]) * 0.5)
+        h = settled((h + parts["edge_atom_interaction"] + parts["atom_interaction"]) * INV_SQRT_3)
+        m = settled((m + apply_all(self.layers_before_skip, x)) * INV_SQRT_2)
         m = apply_all(self.layers_after_skip, m)
         h = apply_all(self.atom_emb_layers, h)
         update = self.atom_update(m, basis, batch, _named(observe, "atom_update"))
         observe("atom_update", value=update)
-        h = (h + update) * INV_SQRT_2
+        h = settled((h + update) * INV_SQRT_2)
         y = apply_all(self.residual_m, self.concat_layer(h, m, batch, indices))
-        return h, (m + y) * INV_SQRT_2
+        return h, settled((m + y) * INV_SQRT_2)
 
     def _interactions(self, h, m, basis, batch, indices, observe) -> dict[str, jax.Array]:
         calls = {

@@ -1,0 +1,263 @@
+"""Seconds, arithmetic and memory of one full training step on named structures, beside a PyTorch peer if asked.
+
+    python -m benchmarks.train_throughput --cases mol20 slab2 --grad aspirin4 mol20 --out benchmarks/results.jsonl
+    python -m benchmarks.train_throughput --peer /path/to/peer/bin/python --out benchmarks/results.jsonl
+
+A step = forward, loss (energy L1 + 10 x force L2), backward, clipping, AdamW, moving average, state donated. Cases of
+`--grad` take forces as the gradient of the energy. Both sides leave scale factors unfitted, and predict one task. Every
+case runs in a process of its own, so that peak memory is its own (compilation included). Needs an idle machine.
+
+The peer (peers/README.md) runs the same structures before and after ours, once with the allocator's defaults and
+once tuned as ours; its better time and its smaller memory count. Ratios below 1 are in our favour. `time` takes the
+peer's graph building off its step, `time_with_graphs` adds ours to our step instead.
+
+Timings are wall times; `cpu_s` is the processor time of one step, which other jobs on the machine disturb less.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.workloads import NAMES, load_structures, make_workload
+from experiments.models import PureModel, count_params, find_config, make_model, split_model
+from experiments.plan import matmul_rate
+from experiments.provenance import peak_memory_gib, provenance
+from jaxatoms.models.layers import Precision
+from jaxatoms.models.model import GradientModel, ModelOutput
+from jaxatoms.training.losses import LossScales
+from jaxatoms.training.optim import OptimConfig, make_optimizer
+from jaxatoms.training.step import init_state, make_train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+PEER = ROOT / "benchmarks/peers/fairchem_gemnet_oc.py"
+# glibc returns large blocks to the system and faults their pages in again at every step (XLA's temporary buffer is
+# one block of gigabytes). Keep them, in huge pages.
+MALLOC_TUNED = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+GEMM_ROWS = 2984  # x [512, 512]: the edges of mol20 times a dense layer of variant S
+FORCE_WEIGHT = 10.0
+EDGE_TOLERANCE = 0.01  # ties at the neighbour limit are cut differently
+
+
+def gradient_model(config, precision: Precision) -> PureModel:
+    """A model with gradient forces under the interface of the multi-task models, as one task."""
+    config = dataclasses.replace(config, direct_forces=False)
+    model = nnx.jit(lambda: GradientModel(config, nnx.Rngs(0), precision))()
+    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+
+    def apply(params, constants, batch, edge_dropout=0.0):
+        del edge_dropout  # that model has none
+        out = nnx.merge(graphdef, params, constants)(batch)
+        return ModelOutput(out.energy[:, None], out.forces[..., None])
+
+    return PureModel(params, constants, apply)
+
+
+def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
+    """Everything the JSON line of one case holds."""
+    origin, load = provenance(), os.getloadavg()[0]
+    memory = {"start": peak_memory_gib()["host"]}
+    config, precision = find_config(args.model), Precision(matmul=args.precision)
+    work = make_workload(load_structures(case, args.copies))
+    model = gradient_model(config, precision) if forces == "gradient" else split_model(make_model(config, 1, 0, precision))
+    optim = OptimConfig()
+    optimizer = make_optimizer(optim, max_steps=100_000)
+    scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
+    step = make_train_step(model.apply, optimizer, scales, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    n_params = count_params(model.params)
+    state, constants, batch = init_state(model.params, optimizer), model.constants, jax.device_put(work.batch)
+    del model  # the first call donates its parameters
+    began = time.perf_counter()
+    lowered = step.lower(state, constants, batch)
+    trace_s, began = time.perf_counter() - began, time.perf_counter()
+    compiled = lowered.compile()
+    compile_s = time.perf_counter() - began
+    memory["compiled"] = peak_memory_gib()["host"]
+    analysis, gflop = compiled.memory_analysis(), compiled.cost_analysis()["flops"] / 1e9
+    del lowered, compiled
+    gemm = [matmul_rate(GEMM_ROWS) / 1e9 for _ in range(3)]
+
+    losses, times, cpu_times = [], [], []
+    for _ in range(args.warmup + args.reps):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        state, metrics = jax.block_until_ready(step(state, constants, batch))
+        times.append(time.perf_counter() - began)
+        cpu_times.append(time.process_time() - cpu_began)
+        losses.append(float(metrics["loss"]))
+    memory |= {f"peak_{key}": value for key, value in peak_memory_gib().items()}
+    gemm += [matmul_rate(GEMM_ROWS) / 1e9 for _ in range(3)]
+    if not np.isfinite(losses).all():
+        raise FloatingPointError(f"{case} {forces}: losses {losses} are not finite")
+
+    step_s = float(np.median(times[args.warmup :]))
+    return {
+        "who": "jaxatoms",
+        "case": case,
+        "forces": forces,
+        "model": args.model,
+        "precision": args.precision,
+        "atoms": work.n_node,
+        "structures": work.n_graph,
+        "edges": work.n_edge,
+        "budget": dataclasses.asdict(work.budget),
+        "parameters": n_params,
+        "step_s": step_s,
+        "step_s_all": [round(t, 4) for t in times[args.warmup :]],
+        "warmup_s": [round(t, 4) for t in times[: args.warmup]],
+        "cpu_s": float(np.median(cpu_times[args.warmup :])),
+        "graph_s": work.graph_s,
+        "trace_s": trace_s,
+        "compile_s": compile_s,
+        "compilations": step._cache_size(),
+        "atoms_per_s": work.n_node / step_s,
+        "padded_atoms_per_s": work.budget.n_node / step_s,
+        "structures_per_s": work.n_graph / step_s,
+        "gflop": gflop,
+        "gflop_per_s": gflop / step_s,
+        "gemm_gflop_per_s": max(gemm),
+        "gemm_fraction": gflop / step_s / max(gemm),
+        "peak_gib": {key.removeprefix("peak_"): memory[key] for key in memory if key.startswith("peak_")},
+        "memory_gib": memory
+        | {"xla_temp": analysis.temp_size_in_bytes / 2**30, "xla_arguments": analysis.argument_size_in_bytes / 2**30},
+        "loss": losses[-1],
+        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "load": round(load, 2)},
+        **origin,
+    }
+
+
+def compare(case: str, forces: str, args: argparse.Namespace) -> list[dict]:
+    """Lines of one case: ours, with its ratios to the peer, then the two of the peer if there is one."""
+    ours_command = [sys.executable, "-m", "benchmarks.train_throughput", "--one", f"{case}:{forces}", *_forwarded(args)]
+    if not args.peer:
+        return [_run(ours_command, args.malloc_tuned)]
+    with tempfile.TemporaryDirectory() as folder:
+        structures = Path(folder) / "structures.npz"
+        np.savez(structures, **{f"{case}/{key}": value for key, value in load_structures(case, args.copies).items()})
+        peer_command = [
+            *(args.peer, str(PEER), str(structures), "--case", case, "--forces", forces),
+            *("--precision", args.precision, "--dimensions", json.dumps(dataclasses.asdict(find_config(args.model)))),
+            *("--reps", str(args.reps), "--warmup", str(args.warmup)),
+            *("--device", args.peer_device, "--threads", str(len(os.sched_getaffinity(0)))),
+        ]
+        before = _run(peer_command, tuned=False)
+        ours = _run(ours_command, args.malloc_tuned)
+        after = _run(peer_command, tuned=True)
+    peers = [line | {"model": args.model, "machine": ours["machine"]} for line in (before, after)]
+    return [ours | {"ratios": ratios(ours, peers), "same_edges": same_edges(ours, before)}, *peers]
+
+
+def ratios(ours: dict, peers: list[dict]) -> dict[str, float]:
+    """Ours over the best of the peer; below 1 is in our favour."""
+    kind = "device" if "device" in ours["peak_gib"] and "device" in peers[0]["peak_gib"] else "host"
+    return {
+        "time": ours["step_s"] / min(p["step_s"] - p["graph_s"] for p in peers),
+        "time_with_graphs": (ours["step_s"] + ours["graph_s"]) / min(p["step_s"] for p in peers),
+        "cpu": ours["cpu_s"] / min(p["cpu_s"] for p in peers),
+        "memory": ours["peak_gib"][kind] / min(p["peak_gib"][kind] for p in peers),
+    }
+
+
+def same_edges(ours: dict, peer: dict) -> bool:
+    """Whether both sides worked on the same number of edges in all four graphs."""
+    return all(abs(peer["edges"][name] - n) <= EDGE_TOLERANCE * n for name, n in ours["edges"].items())
+
+
+def _forwarded(args: argparse.Namespace) -> list[str]:
+    names = ("reps", "warmup", "model", "precision", "copies")
+    return [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
+
+
+def _run(command: list[str], tuned: bool) -> dict:
+    """The JSON line that the command prints last."""
+    env = {key: value for key, value in os.environ.items() if key not in MALLOC_TUNED} | (MALLOC_TUNED if tuned else {})
+    if command[0] == sys.executable:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    else:
+        env.pop("PYTHONPATH", None)
+    done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"exit {done.returncode} from: {shlex.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1]) | {"malloc_tuned": tuned}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def summary(line: dict) -> str:
+    """One line for the screen."""
+    memory = ", ".join(f"{value:.2f} GiB {kind}" for kind, value in line["peak_gib"].items())
+    text = f"{line['case']:9} {line['forces']:8} {line['who']:13} {line['step_s']:8.3f} s/step"
+    text += f" {line['atoms_per_s']:8.1f} atoms/s  {memory}"
+    if line["who"] != "jaxatoms":
+        return text + (" (tuned malloc)" if line["malloc_tuned"] else " (default malloc)")
+    text += f"  {line['gflop_per_s']:.0f} GFLOP/s = {line['gemm_fraction']:.0%} of GEMM"
+    if line["compilations"] != 1:
+        text += f"  RECOMPILED: {line['compilations']} programs"
+    if "ratios" in line:
+        text += "  ours/peer: " + ", ".join(f"{name} {value:.2f}" for name, value in line["ratios"].items())
+        text += "" if line["same_edges"] else "  EDGES DIFFER"
+    return text
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", choices=NAMES, default=["mol20", "slab2"], help="with direct forces")
+    parser.add_argument("--grad", nargs="*", choices=NAMES, default=["aspirin4", "mol20"], help="with gradient forces")
+    parser.add_argument("--reps", type=int, default=5, help="timed steps")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--model", default="gemnet_oc_s", help="preset or .json of dimensions")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
+    parser.add_argument(
+        "--malloc-tuned",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run ours with " + " ".join(f"{key}={value}" for key, value in MALLOC_TUNED.items()),
+    )
+    parser.add_argument("--peer", metavar="PYTHON", help="interpreter of the peer's environment")
+    parser.add_argument("--peer-device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines to this file")
+    parser.add_argument("--one", metavar="CASE:FORCES", help="measure one case in this very process, print its JSON")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_args()
+    if args.one:
+        print(json.dumps(measure(*args.one.split(":"), args)), flush=True)
+        return
+    command = shlex.join(["python", "-m", "benchmarks.train_throughput", *sys.argv[1:]])
+    shared = {"run": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
+    for case, forces in [(c, "direct") for c in args.cases] + [(c, "gradient") for c in args.grad]:
+        lines = [line | shared for line in compare(case, forces, args)]
+        for line in lines:
+            print(summary(line), flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ Rows enter, numbers leave. Pairwise sums run in row chunks, so memory does not g
 sizes; time does, except for the linear estimator. NumPy float64.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(r2, 0)
 
 
-def _sum_pairs(a: np.ndarray, b: np.ndarray, of_squared: np.ufunc) -> float:
+def _sum_pairs(a: np.ndarray, b: np.ndarray, of_squared: Callable[[np.ndarray], np.ndarray]) -> float:
     """Sum of `of_squared(|a_i - b_j|^2)` over all pairs; the diagonal counts exactly |0|^2 when a is b."""
     step = max(1, CHUNK_ELEMENTS // len(b))
     total = 0.0

@@ -74,7 +74,7 @@ def save_features(path: str | os.PathLike, data: FeatureSet) -> None:
     """Writes a checked `FeatureSet` as npz; raises what `check_features` raises."""
     check_features(data)
     optional = {"class": data.classes, "element": data.element}
-    np.savez(
+    np.savez(  # type: ignore[arg-type]
         path,
         features=data.features,
         structure=data.structure,

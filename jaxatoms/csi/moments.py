@@ -28,11 +28,14 @@ Array = np.ndarray | jax.Array
 
 
 class Moments(NamedTuple):
-    """Mergeable summary of rows; a leading axis, where present, runs over partial sums or blocks."""
+    """Mergeable summary of rows; a leading axis, where present, runs over partial sums or blocks.
 
-    count: Array  # type: ignore[assignment]  # [] float64, exact up to 2^53 rows
-    mean: Array  # [d] float64
-    scatter: Array  # [d, d] float64, sum over rows of (x - mean)(x - mean)^T
+    Between updates the arrays live on the device; `to_host` fetches them.
+    """
+
+    count: np.ndarray  # type: ignore[assignment]  # [] float64, exact up to 2^53 rows
+    mean: np.ndarray  # [d] float64
+    scatter: np.ndarray  # [d, d] float64, sum over rows of (x - mean)(x - mean)^T
 
 
 def empty_moments(width: int, n_parts: int | None = None) -> Moments:
@@ -219,7 +222,7 @@ def _checked_matmul(moments: Moments, rows: Array, matmul: str | None) -> str:
 
 
 def _on_device(moments: Moments) -> Moments:
-    return Moments(*(jnp.asarray(a, jnp.float64) for a in moments))
+    return Moments(*(jnp.asarray(a, jnp.float64) for a in moments))  # type: ignore[arg-type]
 
 
 def _full_mask(rows: Array, mask: Array | None) -> jax.Array:

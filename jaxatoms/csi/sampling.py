@@ -1,7 +1,7 @@
 """Which structures represent a dataset: the reference's samplers, index for index, with NumPy alone.
 
 Class labels (or losses) enter, positional indices leave. The reference draws with pandas and scikit-learn;
-both defer to `numpy.random.RandomState`, whose streams are frozen, so the same calls in the same order give the
+both defer to `numpy.random.RandomState`, whose streams are frozen: the same calls in the same order give the
 same indices on any version. Class order matters: labels are grouped in sorted order, so pass the strings.
 """
 

@@ -56,6 +56,11 @@ FORCE_WEIGHT = 10.0
 EDGE_TOLERANCE = 0.01  # ties at the neighbour limit are cut differently
 
 
+def direct_model(config, precision: Precision) -> PureModel:
+    """The pretraining model with one task."""
+    return split_model(make_model(config, 1, 0, precision))
+
+
 def gradient_model(config, precision: Precision) -> PureModel:
     """A model with gradient forces under the interface of the multi-task models, as one task."""
     config = dataclasses.replace(config, direct_forces=False)
@@ -76,7 +81,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     memory = {"start": peak_memory_gib()["host"]}
     config, precision = find_config(args.model), Precision(matmul=args.precision)
     work = make_workload(load_structures(case, args.copies))
-    model = gradient_model(config, precision) if forces == "gradient" else split_model(make_model(config, 1, 0, precision))
+    model = gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision)
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))

@@ -34,7 +34,7 @@ class Workload(NamedTuple):
 
 
 def load_structures(name: str, copies: int = 1, file: Path = FILE) -> dict[str, np.ndarray]:
-    """Arrays of a workload, repeated `copies` times: `PER_ATOM` [sum natoms, ...] and `PER_STRUCTURE` [n_graph, ...]."""
+    """Arrays of a workload, `copies` times: `PER_ATOM` [sum natoms, ...] and `PER_STRUCTURE` [n_graph, ...]."""
     with np.load(file) as data:
         one = {key: data[f"{name}/{key}"] for key in (*PER_ATOM, *PER_STRUCTURE)}
     out = {key: np.concatenate([value] * copies) for key, value in one.items()}

@@ -21,8 +21,8 @@ import warnings
 
 import numpy as np
 import torch
+import torch_extensions
 import torch_geometric.data
-import torch_extensions  # isort: skip
 
 EXTENSIONS = torch_extensions.install()  # before fairchem imports them
 

@@ -74,11 +74,11 @@ def save_features(path: str | os.PathLike, data: FeatureSet) -> None:
     """Writes a checked `FeatureSet` as npz; raises what `check_features` raises."""
     check_features(data)
     optional = {"class": data.classes, "element": data.element}
-    np.savez(  # type: ignore[arg-type]
+    np.savez(
         path,
         features=data.features,
         structure=data.structure,
-        **{key: value for key, value in optional.items() if value is not None},
+        **{key: value for key, value in optional.items() if value is not None},  # type: ignore[arg-type]
     )
 
 

@@ -41,8 +41,8 @@ def aligned(positions: np.ndarray, onto: np.ndarray) -> np.ndarray:
     return u @ vt
 
 
-def energy_differences(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(dE, work) between consecutive structures of one group.
+def energy_differences(name: str, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """(dE, work) between consecutive structures of one group in which no atom moves further than `reach`.
 
     The work is the mean force times the displacement, exact on a harmonic surface whatever the distance.
     Molecules are first turned onto each other, their forces with them.
@@ -65,7 +65,7 @@ def energy_differences(name: str) -> tuple[np.ndarray, np.ndarray]:
             second, force_second = (second - second.mean(0)) @ turn, force_second @ turn
             first = first - first.mean(0)
         step = second - first
-        if np.linalg.norm(step, axis=1).max() > 1.0:
+        if np.linalg.norm(step, axis=1).max() > reach:
             continue  # another isomer, or far from harmonic
         differences.append(data["energy"][i + 1] - data["energy"][i])
         work.append(-0.5 * ((force_first + force_second) * step).sum())
@@ -134,23 +134,16 @@ def test_forces_sum_to_zero(name):
     assert np.abs(total).max() < tolerance
 
 
-# (least correlation, greatest deviation of the slope from 1); wrong signs or units fail by far.
+# The reach (A) within which each surface is harmonic enough; wrong signs or units fail by far.
 @pytest.mark.parametrize(
-    ("name", "correlation", "slope"),
-    [
-        ("organic", 0.9, 0.2),
-        ("reaction", 0.9, 0.2),
-        ("aspirin", 0.9, 0.2),
-        ("peptide", 0.9, 0.2),
-        ("slab", 0.9, 0.2),
-        ("oxide", 0.9, 0.2),
-    ],
+    ("name", "reach"),
+    [("organic", 0.3), ("reaction", 0.3), ("aspirin", 0.5), ("peptide", 0.5), ("slab", 0.3), ("oxide", 0.3)],
 )
-def test_energy_differences_follow_the_forces(name, correlation, slope):
-    differences, work = energy_differences(name)
+def test_energy_differences_follow_the_forces(name, reach):
+    differences, work = energy_differences(name, reach)
     assert len(differences) > 100
-    assert np.corrcoef(differences, work)[0, 1] > correlation
-    assert abs((differences @ work) / (work @ work) - 1) < slope
+    assert np.corrcoef(differences, work)[0, 1] > 0.95
+    assert abs((differences @ work) / (work @ work) - 1) < 0.1
 
 
 def test_gap_is_a_gap():

@@ -86,11 +86,10 @@ def test_a_budget_size_below_its_least_is_refused(tight, name):
 
 
 def test_shapes_follow_from_the_budget_alone(parts, roomy):
-    systems, graphs, targets = parts
+    systems, _, targets = parts
     first = SystemBatch(*(c[:3] if c.shape[0] == COUNTS.sum() else c[:1] for c in systems))
-    alone = build_graphs(
-        first.positions, first.n_node, first.cell, first.pbc, first.tags, np.array([6.0]), np.array([neighbor_limits(30)])
-    )
+    limits = np.array([neighbor_limits(30)])
+    alone = build_graphs(first.positions, first.n_node, first.cell, first.pbc, first.tags, np.array([6.0]), limits)
     few = collate(first, alone, Targets(targets.energy[:1], targets.forces[:3], targets.task[:1]), roomy)
     full = collate(*parts, roomy)
 

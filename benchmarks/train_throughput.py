@@ -56,6 +56,10 @@ FORCE_WEIGHT = 10.0
 EDGE_TOLERANCE = 0.01  # ties at the neighbour limit are cut differently
 
 
+class ChildError(RuntimeError):
+    """A measuring process failed."""
+
+
 def direct_model(config, precision: Precision) -> PureModel:
     """The pretraining model with one task."""
     return split_model(make_model(config, 1, 0, precision))
@@ -161,11 +165,13 @@ def compare(case: str, forces: str, args: argparse.Namespace) -> list[dict]:
             *("--reps", str(args.reps), "--warmup", str(args.warmup)),
             *("--device", args.peer_device, "--threads", str(len(os.sched_getaffinity(0)))),
         ]
-        before = _run(peer_command, tuned=False)
+        before = _run_peer(peer_command, tuned=False)
         ours = _run(ours_command, args.malloc_tuned)
-        after = _run(peer_command, tuned=True)
-    peers = [line | {"model": args.model, "machine": ours["machine"]} for line in (before, after)]
-    return [ours | {"ratios": ratios(ours, peers), "same_edges": same_edges(ours, before)}, *peers]
+        after = _run_peer(peer_command, tuned=True)
+    peers = [line | {"model": args.model, "machine": ours["machine"]} for line in (before, after) if line]
+    if not peers:
+        return [ours]
+    return [ours | {"ratios": ratios(ours, peers), "same_edges": same_edges(ours, peers[0])}, *peers]
 
 
 def ratios(ours: dict, peers: list[dict]) -> dict[str, float]:
@@ -198,8 +204,17 @@ def _run(command: list[str], tuned: bool) -> dict:
         env.pop("PYTHONPATH", None)
     done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"exit {done.returncode} from: {shlex.join(command)}")
+        raise ChildError(f"exit {done.returncode} from: {shlex.join(command)}")
     return json.loads(done.stdout.splitlines()[-1]) | {"malloc_tuned": tuned}
+
+
+def _run_peer(command: list[str], tuned: bool) -> dict | None:
+    """As `_run`; a peer that fails (out of memory, say) is reported and does not cost our own result."""
+    try:
+        return _run(command, tuned)
+    except ChildError as error:
+        print(f"PEER FAILED ({'tuned' if tuned else 'default'} malloc): {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _cpu_name() -> str:
@@ -256,7 +271,10 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.train_throughput", *sys.argv[1:]])
     shared = {"run": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
     for case, forces in [(c, "direct") for c in args.cases] + [(c, "gradient") for c in args.grad]:
-        lines = [line | shared for line in compare(case, forces, args)]
+        try:
+            lines = [line | shared for line in compare(case, forces, args)]
+        except ChildError as error:
+            raise SystemExit(str(error)) from None
         for line in lines:
             print(summary(line), flush=True)
         if args.out:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.models import initializers
+from jaxatoms.models.dense_chain import residual_pair, scaled_silu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,24 +38,6 @@ class ScaleFactorVar(nnx.Variable):
     """A fitted constant: saved with the model, never trained, never averaged."""
 
 
-def scaled_silu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(x) / 0.6: SiLU scaled to keep unit variance (GemNet, arXiv 2106.08903)."""
-    return jax.nn.silu(x) * (1 / 0.6)
-
-
-def settled(x: jax.Array) -> jax.Array:
-    """x, written to memory once, and its gradient too: a hint to XLA's CPU fusion, exact on every backend.
-
-    XLA:CPU duplicates cheap producers into every consumer, so along a residual stream single fusions came to read a
-    hundred arrays each (28 GB a step where 3 GB suffice). It never duplicates a division, and drops optimization
-    barriers before it fuses; so this divides by a 1 that the compiler cannot know to be 1.
-    """
-    if jax.default_backend() != "cpu":
-        return x
-    one = 1 + 0 * jax.lax.stop_gradient(x.reshape(-1)[0])
-    return x / one
-
-
 class Dense(nnx.Module):
     """y = act(x W + b) with `kernel` [n_in, n_out]; `act` and `bias` are off by default."""
 
@@ -80,8 +63,8 @@ class Residual(nnx.Module):
         self.dense_mlp = nnx.List([Dense(n, n, rngs, act=True, precision=precision) for _ in range(2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.dense_mlp[1](self.dense_mlp[0](x))
-        return settled((x + y) * (0.5**0.5))
+        first, second = self.dense_mlp
+        return residual_pair(first.precision.dot, x, first.kernel[...], second.kernel[...])
 
 
 def residuals(count: int, n: int, rngs, precision) -> nnx.List:

@@ -120,7 +120,7 @@ def fit_scale_factors(model: nnx.Module, batches: list[GraphBatch], notify: Call
     factors = dict(scale_factors(model.backbone))
     for factor in factors.values():
         factor.scale_factor.set_value(jnp.zeros((), jnp.float32))
-    graphdef, state = nnx.split(model)
+    graphdef, _ = nnx.split(model)
 
     @jax.jit
     def statistics(state, batch):

@@ -195,9 +195,7 @@ def _run_tyro(
 def _unframe(text: str) -> str:
     """The message inside tyro's frame, without its help text."""
     lines = [line.strip("│ ") for line in text.splitlines() if not line.startswith(("╭", "╰"))]
-    head = [
-        line for line in lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)]
-    ]
+    head = lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)]
     message = _one_line(" ".join(head))
     if message.startswith("Missing from"):
         names = re.findall(r"(?<=\s)--[\w.-]+", message)

@@ -25,7 +25,7 @@ def print_plan(setup, out: TextIO):
     say(f"upstream    {config.upstream}: {n} training, {len(setup.data.val)} validation structures")
     say(f"budget      N x E = {n} x {config.epochs} = {n * config.epochs} samples")
     say(f"steps       {setup.total_steps} ({setup.steps_per_epoch} per epoch), warm-up {setup.optim.warmup_steps}")
-    say(f"model       {config.model}: {models.count_params(setup.model.params):,} parameters, {config.precision} matmuls")
+    say(f"model       {config.model}: {models.count_params(setup.model.params):,} parameters, {config.precision}")
     shapes = ", ".join(f"{b.n_main}" for b in batches.budgets)
     say(f"batches     {len(batches.budgets)} shapes of {shapes} edges")
     sample = [batches.batch(step) for step in range(min(20, setup.total_steps))]

@@ -13,8 +13,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 def keep_freed_memory():
     """Let glibc keep what XLA:CPU frees after every step instead of returning it to the system.
 
-    XLA:CPU allocates its temporaries anew at each step; fresh pages then cost a fault per 4 KiB, a tenth to a seventh of
-    a step. Does nothing elsewhere, or where the user chose malloc settings.
+    XLA:CPU allocates its temporaries anew at each step; fresh pages then cost a fault per 4 KiB, a tenth to a
+    seventh of a step. Does nothing elsewhere, or where the user chose malloc settings.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -36,8 +36,8 @@ class TrainBatches:
     epochs: int
     seed: int
     edge_dropout: float
-    batch_size: int | None = None
-    weights: np.ndarray | None = None  # [n] expected main edges per sample
+    batch_size: int = 0  # structures per batch; unused in packed mode
+    weights: np.ndarray | None = None  # [n] expected main edges per sample: packed mode
 
     def __post_init__(self):
         n = len(self.samples.record)
@@ -76,6 +76,7 @@ class TrainBatches:
 
     def _bins(self, epoch: int) -> list[np.ndarray]:
         # Expected edges fluctuate under edge dropout; the small reserve keeps overflow into the spare budget rare.
+        assert self.weights is not None
         capacity = int(self.budgets[0].n_main * (0.98 if self.edge_dropout else 1.0))
         return _epoch_bins(self.weights.tobytes(), capacity, self.seed, epoch)
 
@@ -139,6 +140,7 @@ def _set_worker(build: Callable[[int], GraphBatch]):
 
 
 def _work(step: int) -> GraphBatch:
+    assert _worker is not None
     return _worker(step)
 
 
@@ -150,12 +152,13 @@ def prefetch(build: Callable[[int], GraphBatch], start: int, stop: int, workers:
     if workers:
         # forkserver: forking a process that runs JAX's threads can deadlock.
         context = multiprocessing.get_context("forkserver")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _set_worker, (build,))
+        make_pool = concurrent.futures.ProcessPoolExecutor
+        pool: concurrent.futures.Executor = make_pool(workers, context, _set_worker, (build,))
         submit, depth = (lambda step: pool.submit(_work, step)), 2 * workers + 2
     else:
         pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
         submit, depth = (lambda step: pool.submit(build, step)), 3
-    pending = collections.deque()
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for step in range(start, stop):
             pending.append(submit(step))

@@ -125,7 +125,9 @@ def pack(weights: np.ndarray, capacity: int, open_bins: int = OPEN_BINS) -> list
     Returns:
       Index arrays into `weights`, every item in exactly one.
     """
-    done, contents, room = [], [], []
+    done: list[list[int]] = []
+    contents: list[list[int]] = []
+    room: list[int] = []
     for item, weight in enumerate(weights.tolist()):
         fits = [(left, b) for b, left in enumerate(room) if left >= weight]
         if fits:

@@ -49,7 +49,7 @@ class LinearReference:
             energy = store.energy[chunk]
             known = ~np.isnan(energy)
             rows = np.column_stack([store.element_counts(chunk)[known], energy[known]])
-            triangle = np.linalg.qr(np.concatenate([triangle, rows]), mode="r")
+            triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, rows]), mode="r"))
             n_record += int(known.sum())
         if n_record == 0:
             raise InputError(

@@ -43,6 +43,7 @@ def draw_subset(n_available: int, n: int | str, seed: int = 0) -> np.ndarray:
     """
     if n == "all":
         return np.arange(n_available)
+    assert isinstance(n, int)
     if n > n_available:
         raise InputError(
             f"asked for {n} structures, but only {n_available} are available; lower --n or use `--n all`"

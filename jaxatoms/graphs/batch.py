@@ -10,12 +10,13 @@ are always padding; padding edges connect the last node to itself.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
 
+Array = Any  # np.ndarray on the host, jax.Array on the device
 MAX_TRANSLATION = 15  # the model codes an atom image in one int32 (models/gemnet_oc/indices.py)
 MAX_PER_GRAPH = 4096
 
@@ -55,11 +56,11 @@ class BatchBudget:
 class PaddedEdges(NamedTuple):
     """One directed graph: flat edges sorted by receiver, and the edges of each atom as tables."""
 
-    senders: np.ndarray  # [n_edge] int32
-    receivers: np.ndarray  # [n_edge] int32
-    shifts: np.ndarray  # [n_edge, 3] int32, cell translations of the receiver
-    in_table: np.ndarray | None = None  # [n_node, k] int32 edges arriving at an atom; n_edge = none
-    out_table: np.ndarray | None = None  # [n_node, k_out] int32 edges leaving an atom; n_edge = none
+    senders: Array  # [n_edge] int32
+    receivers: Array  # [n_edge] int32
+    shifts: Array  # [n_edge, 3] int32, cell translations of the receiver
+    in_table: Array = None  # [n_node, k] int32 edges arriving at an atom; n_edge = none
+    out_table: Array = None  # [n_node, k_out] int32 edges leaving an atom; n_edge = none
 
 
 class Targets(NamedTuple):
@@ -73,23 +74,23 @@ class Targets(NamedTuple):
 class GraphBatch(NamedTuple):
     """A padded batch. Shapes follow from the `BatchBudget` alone."""
 
-    atomic_numbers: np.ndarray  # [n_node] int32, 0 = padding
-    positions: np.ndarray  # [n_node, 3] float32, A
-    node_graph: np.ndarray  # [n_node] int32
-    node_slot: np.ndarray  # [n_node] int32, graph * n_per_graph + rank; n_graph * n_per_graph for padding
-    node_table: np.ndarray  # [n_graph, n_per_graph] int32 nodes of a graph; n_node = none
-    free: np.ndarray  # [n_node] bool, real atoms that were not held fixed
-    cell: np.ndarray  # [n_graph, 3, 3] float32, A
+    atomic_numbers: Array  # [n_node] int32, 0 = padding
+    positions: Array  # [n_node, 3] float32, A
+    node_graph: Array  # [n_node] int32
+    node_slot: Array  # [n_node] int32, graph * n_per_graph + rank; n_graph * n_per_graph for padding
+    node_table: Array  # [n_graph, n_per_graph] int32 nodes of a graph; n_node = none
+    free: Array  # [n_node] bool, real atoms that were not held fixed
+    cell: Array  # [n_graph, 3, 3] float32, A
     main: PaddedEdges
-    swap: np.ndarray  # [n_main] int32, index of the counter-edge; n_main for padding
+    swap: Array  # [n_main] int32, index of the counter-edge; n_main for padding
     a2ee2a: PaddedEdges
     qint: PaddedEdges
     a2a: PaddedEdges
-    energy: np.ndarray  # [n_graph] float32 normalised, 0 where `energy_mask` is False
-    energy_mask: np.ndarray  # [n_graph] bool
-    forces: np.ndarray  # [n_node, 3] float32 normalised, 0 where `force_mask` is False
-    force_mask: np.ndarray  # [n_node] bool
-    task: np.ndarray  # [n_graph] int32
+    energy: Array  # [n_graph] float32 normalised, 0 where `energy_mask` is False
+    energy_mask: Array  # [n_graph] bool
+    forces: Array  # [n_node, 3] float32 normalised, 0 where `force_mask` is False
+    force_mask: Array  # [n_node] bool
+    task: Array  # [n_graph] int32
 
     @property
     def node_mask(self):

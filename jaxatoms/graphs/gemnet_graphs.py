@@ -76,7 +76,7 @@ def _cut(edges: Edges, distance: np.ndarray, limits: np.ndarray) -> list[Edges]:
     depth = np.where(cuts, limits, 0).max(axis=1)
     rank = ranks(edges, distance, degree, depth)
     # All cuts that remove anything are parts of one small list; only that one is found in the long list.
-    cutting = cuts.any(axis=0)
+    cutting = np.asarray(cuts.any(axis=0))
     near, near_rank = _nearest(edges, rank, limits[:, cutting].max(axis=1))
     return [
         _nearest(near, near_rank, limits[:, i])[0] if cutting[i] else edges for i in range(limits.shape[1])

@@ -117,7 +117,7 @@ def _dense_search(
 
     The images are laid out by (sender, shift), so that the hits come out sorted without a sort.
     """
-    shifts = np.indices(2 * n_image + 1, dtype=np.int32).reshape(3, -1).T - n_image.astype(np.int32)
+    shifts = np.indices((2 * n_image + 1).tolist(), dtype=np.int32).reshape(3, -1).T - n_image.astype(np.int32)
     images = points[:, None] - shifts @ cell  # the sender's image has the opposite shift
     # Only images inside the bounding box of the atoms, widened by the cutoff, can be in reach of an atom.
     reach = cutoff + 1e-6

@@ -5,6 +5,7 @@ reference as (R, I, S) without moving memory, so ours are the same memory as [R,
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ def checkpoint_name(path: tuple) -> str:
     if parents[0] in ("output", "out_energy"):  # heads are Sequential(Linear, activation, Linear, ...)
         head, layer = module.split(".layers.")
         return f"{head}.{2 * int(layer)}.{leaf}"
-    direct = module.startswith("embedding") or parents[-2] == "bases" and _is_bare(parents[-1])
+    direct = module.startswith("embedding") or (parents[-2] == "bases" and _is_bare(parents[-1]))
     return f"{module}.{leaf}" if direct else f"{module}.linear.{leaf}"
 
 
@@ -50,7 +51,7 @@ def to_theirs(name: str, array: np.ndarray, num_spherical: int) -> np.ndarray:
     return array.T if array.ndim == 2 and not name.startswith("embedding") else array
 
 
-def export_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+def export_arrays(model: Any) -> dict[str, np.ndarray]:
     """Every parameter and scale factor of `model` under its checkpoint name, in the checkpoint's layout."""
     num_spherical = model.backbone.config.num_spherical
     flat = nnx.to_flat_state(nnx.state(model, nnx.Variable))

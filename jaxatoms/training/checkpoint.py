@@ -187,7 +187,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         found = _step_dirs(self.directory)
-        kept = {found[step].name for step in sorted(found)[-self._keep :]}
+        kept: set[str | None] = {found[step].name for step in sorted(found)[-self._keep :]}
         kept |= {_read_pointer(self.directory / name) for name in POINTERS}
         for path in found.values():
             if path.name not in kept:
@@ -452,7 +452,7 @@ def _clear_leftovers(directory: Path) -> None:
 def _set_aside_later(directory: Path, target: Path) -> None:
     """Renames steps after `target` to superseded_step_...; a pointer to one follows it."""
     found = _step_dirs(directory)
-    current = int(_STEP_NAME.fullmatch(target.name)[1])
+    current = int(target.name.removeprefix("step_"))
     for step in sorted(step for step in found if step > current):
         aside = directory / f"superseded_{found[step].name}"
         if aside.exists():

@@ -86,14 +86,16 @@ def train(
         state, metrics = train_step(state, constants, jax.device_put(batch))
         done += 1
         meter.add(batch)
-        waiting = _report(waiting, hooks, meter)
+        _report(waiting, hooks, meter)
+        waiting = None
         if done % hooks.log_every == 0 or done == total_steps:
             waiting = (done, metrics)
         if fresh:  # compilation must not count as throughput
             jax.block_until_ready(metrics)
             meter = Meter()
         if done % hooks.validate_every == 0 or done == total_steps:
-            waiting = _report(waiting, hooks, meter)
+            _report(waiting, hooks, meter)
+            waiting = None
             pause = time.perf_counter()
             hooks.validate(done, state)
             meter.began += time.perf_counter() - pause
@@ -107,13 +109,12 @@ def train(
 def _report(waiting: tuple[int, dict] | None, hooks: Hooks, meter: Meter) -> None:
     """Fetch and log metrics of an earlier step."""
     if waiting is None:
-        return None
+        return
     step, metrics = waiting
     values = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(values["loss"]):
         raise InputError(f"the loss is {values['loss']} at step {step}; lower --lr or check the labels of the data")
     hooks.log(step, values | meter.rates())
-    return None
 
 
 def evaluate(params, constants, batches: Iterable[GraphBatch], eval_step: Callable) -> dict[str, np.ndarray]:

@@ -75,7 +75,8 @@ def test_resuming_continues_bit_exactly(settings, finished, monkeypatch, capsys)
 
 
 def test_predictions_do_not_depend_on_the_batch(finished, tmp_path):
-    molecules = [Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]), Atoms("CO2", [[0, 0, 0], [1.16, 0, 0], [-1.16, 0, 0]])]
+    water = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    molecules = [water, Atoms("CO2", [[0, 0, 0], [1.16, 0, 0], [-1.16, 0, 0]])]
     ase.io.write(tmp_path / "in.extxyz", molecules)
     results = []
     for size in ("1", "20"):

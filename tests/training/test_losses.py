@@ -164,7 +164,7 @@ def test_error_sums_give_the_mean_absolute_errors_of_each_task():
     sums = {k: np.asarray(v) for k, v in error_sums(e_hat, f_hat, batch, 2).items()}
     node_task = np.repeat(TASK, COUNTS)
     for t in range(2):
-        own = (TASK == t) & np.isfinite(energy)
+        own = (t == TASK) & np.isfinite(energy)
         assert sums["energy_count"][t] == own.sum()
         np.testing.assert_allclose(sums["energy_error"][t], np.abs(e_hat[:4, t] - energy)[own].sum(), rtol=1e-5)
         atoms = (node_task == t) & np.isfinite(forces).all(1) & (np.arange(N) != 5)

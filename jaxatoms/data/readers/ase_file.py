@@ -38,7 +38,7 @@ def read_atoms(path: Path | str) -> Iterator[tuple[ase.Atoms, System]]:
 def _iter_atoms(path: Path, plain: Path) -> Iterator[ase.Atoms]:
     try:
         yield from ase.io.iread(str(plain), index=":", do_not_split_by_at_sign=True)
-    except Exception as error:  # noqa: BLE001 (ASE's hundred formats raise whatever they like)
+    except Exception as error:
         fail(path, "", f"ASE cannot read it ({type(error).__name__}: {error})", "convert it to extxyz")
 
 

@@ -5,12 +5,12 @@ import gzip
 import lzma
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jaxatoms.data.readers.checks import fail, require_file
 
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_OPENERS: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open}
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def _iter_atoms(frames: Path, plain: Path) -> Iterator[ase.Atoms]:
         fail(frames, "", f"not readable as extxyz ({error})", "download the file again")
 
 
-def _system_ids(frames: Path) -> list[str]:
+def _system_ids(frames: Path) -> list[str]:  # type: ignore[return]  # `fail` always raises
     stem = frames.name.split(".extxyz")[0]
     for suffix in (".txt", ".txt.xz"):
         ids = frames.with_name(stem + suffix)

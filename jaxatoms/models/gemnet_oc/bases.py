@@ -186,8 +186,7 @@ class Bases(nnx.Module):
         first, second = geo.frame(qint_v)
         n_node, k = batch.main.in_table.shape
         from_b = take_many(main_v.reshape(n_node, -1), batch.qint.senders, batch.qint.out_table)
-        axes = (a[:, None] for a in (qint_v, first, second))
-        inner = geo.azimuth(from_b.reshape(-1, k, 3), *axes, count)
+        inner = geo.azimuth(from_b.reshape(-1, k, 3), qint_v[:, None], first[:, None], second[:, None], count)
         weights = self.mlp_cbf_qint(radial["qint"]) * jnp.asarray(geo.harmonic_norms(count), qint_v.dtype)
         circular = jnp.einsum("qil,qdl->qdi", weights, geo.legendre(inner.cosine, count), precision="highest")
         regular = (indices.in_mask & ~inner.collinear)[..., None]
@@ -202,7 +201,8 @@ class Bases(nnx.Module):
         n_node, k_q = table.shape
         frames = jnp.concatenate([qint_v, first, second], axis=-1)
         frames = take_rows(frames, table.reshape(-1), indices.qint_slot).reshape(n_node, 1, k_q, 9)
-        outer = geo.azimuth(main_v[:, :, None], *jnp.split(frames, 3, axis=-1), count)  # [N, k, k_q]
+        axis, first, second = jnp.split(frames, 3, axis=-1)
+        outer = geo.azimuth(main_v[:, :, None], axis, first, second, count)  # [N, k, k_q]
         norms = jnp.asarray(geo.harmonic_norms(count), radial.dtype)
         mask = indices.out_mask.transpose(0, 2, 1)[..., None]
         polar = jnp.where(mask, geo.legendre(outer.cosine, count) * norms, 0)

@@ -193,8 +193,8 @@ class Pair(nnx.Module):
         return self.up_projection(self.scale_rbf_sum(y))
 
 
-class AtomUpdate(nnx.Module):
-    """Edge states summed onto atoms through a radial gate, then a dense chain."""
+class EdgeSum(nnx.Module):
+    """Edge states summed onto atoms through a radial gate, then a dense chain; the base of two blocks."""
 
     def __init__(self, c: GemNetOCConfig, args):
         self.dense_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, **args)
@@ -208,11 +208,16 @@ class AtomUpdate(nnx.Module):
         observe("scale_sum", value=total, reference=m)
         return apply_all(self.layers, self.scale_sum(total * compensation))
 
+
+class AtomUpdate(EdgeSum):
+    """What a block's edge states add to its atom states."""
+
     def __call__(self, m, basis: BasisOutput, batch: GraphBatch, observe=silent):
+        """[n_node, emb_atom] from edge states m [E, emb_edge]."""
         return self.gather(m, basis.gate_atom, batch, observe)
 
 
-class OutputBlock(AtomUpdate):
+class OutputBlock(EdgeSum):
     """Per-block outputs: x_E on atoms and, with direct forces, x_F on edges."""
 
     def __init__(self, c: GemNetOCConfig, args):

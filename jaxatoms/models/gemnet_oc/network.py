@@ -42,7 +42,7 @@ class GemNetOC(nnx.Module):
     """The backbone. Atom embeddings come from outside (as in the reference, where tasks share them)."""
 
     def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
-        args = dict(rngs=rngs, precision=precision)
+        args: dict = dict(rngs=rngs, precision=precision)
         self.config = config
         self.bases = Bases(config, **args)
         self.int_blocks = nnx.List([InteractionBlock(config, args) for _ in range(config.num_blocks)])
@@ -75,7 +75,7 @@ class GemNetOC(nnx.Module):
             observe(f"block{i}", h=h, m=m)
             outputs.append(self._output(i + 1, h, m, basis, batch, edge_dropout, observe))
         x_e, x_f = zip(*outputs, strict=True)
-        edge = self.out_mlp_F(list(x_f)) if self.config.direct_forces else None
+        edge = None if self.out_mlp_F is None else self.out_mlp_F(list(x_f))
         return Features(self.out_mlp_E(list(x_e)), edge, basis.directions)
 
     def _block(self, i, h, m, basis, batch, indices, observe):

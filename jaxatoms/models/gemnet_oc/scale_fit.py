@@ -7,6 +7,7 @@ so factors that do not depend on each other are fitted in one pass: four passes 
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def factor_statistics(backbone: GemNetOC, batch: GraphBatch, h: jax.Array) -> di
     return found
 
 
-def fit_scale_factors(model: nnx.Module, batches: list[GraphBatch], notify: Callable[[str], None] = lambda _: None):
+def fit_scale_factors(model: Any, batches: list[GraphBatch], notify: Callable[[str], None] = lambda _: None):
     """Fit every scale factor of `model` (with `embedding` and `backbone`) in place.
 
     Args:

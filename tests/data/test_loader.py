@@ -14,7 +14,7 @@ import pytest
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples
-from jaxatoms.graphs.batch import BudgetOverflow
+from jaxatoms.graphs.batch import BudgetOverflow, collate
 from jaxatoms.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,11 +130,17 @@ def test_a_batch_holds_the_structures_its_step_names(organic, sizes):
 
 
 def test_batches_take_the_smallest_budget_that_holds_them(organic, sizes):
-    batches = _fixed(organic, sizes, 60, 10, 3)
-    shapes = [loader.occupancy(batches.batch(step)) for step in range(batches.total_steps)]
-    allowed = [b.n_main for b in batches.budgets]
-    assert {slots for _, slots in shapes} <= set(allowed)
-    assert len({slots for _, slots in shapes}) > 1, "one budget took everything"
+    batches, used = _fixed(organic, sizes, 480, 10, 1), set()
+    for step in range(batches.total_steps):
+        batch = batches.batch(step)
+        place = [b.n_main for b in batches.budgets].index(len(batch.swap))
+        used.add(place)
+        if place:
+            rng = np.random.default_rng([0, 1, step])
+            parts = batches.corpus.build(batches.samples.at(batches.indices(step)), rng, DROPOUT)
+            with pytest.raises(BudgetOverflow):
+                collate(*parts, batches.budgets[place - 1])
+    assert len(used) > 2, "almost all went into one budget"
 
 
 def test_a_batch_over_every_budget_names_the_size(organic, sizes):

@@ -154,7 +154,7 @@ def test_graph_means_leave_out_masked_atoms_and_empty_graphs():
     _, _, batch, *_ = _case()
     mask = np.zeros(11, bool)
     mask[[0, 2, 4]] = True
-    means, some = graph_mean(jnp.arange(11.0), mask, batch)
+    means, some = graph_mean(jnp.arange(11.0), jnp.array(mask), batch)
     np.testing.assert_array_equal(means, [1, 0, 4, 0, 0])
     np.testing.assert_array_equal(some, [True, False, True, False, False])
 

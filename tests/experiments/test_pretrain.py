@@ -1,0 +1,292 @@
+"""Pretraining from the command line where things go wrong; `test_resume.py` has the plain course of a run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+
+from experiments import cli, pretrain
+from jaxatoms.training.checkpoint import restore
+from jaxatoms.types import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO = {
+    "num_blocks": 1, "emb_size_atom": 8, "emb_size_edge": 8, "emb_size_trip_in": 4, "emb_size_trip_out": 4,
+    "emb_size_quad_in": 4, "emb_size_quad_out": 4, "emb_size_aint_in": 4, "emb_size_aint_out": 4, "emb_size_rbf": 4,
+    "emb_size_cbf": 4, "emb_size_sbf": 4, "num_spherical": 2, "num_radial": 16, "num_before_skip": 0,
+    "num_after_skip": 0, "num_concat": 0, "num_atom": 0, "num_output_afteratom": 0, "num_atom_emb_layers": 0,
+    "num_global_out_layers": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Options of a run of 12 steps that validates after each, one shape; compiled programs are kept."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    (folder / "nano.json").write_text(json.dumps(NANO))
+    pairs = {
+        "--upstream": "demo:organic", "--n": "60", "--epochs": "2", "--batch-size": "10", "--batch-shapes": "1",
+        "--model": str(folder / "nano.json"), "--val-samples": "20", "--val-every": "0.1", "--log-every": "1",
+        "--cache-dir": str(folder / "cache"), "--lr": "1e-2",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXATOMS_CACHE", str(folder / "cache"))
+        yield folder, [word for pair in pairs.items() for word in pair] + ["--quiet"]
+
+
+@pytest.fixture(scope="module")
+def whole(settings):
+    """The folder of an uninterrupted run."""
+    folder, options = settings
+    assert pretrain.main([*options, "--run-dir", str(folder / "whole")]) == 0
+    return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def stopped(settings, whole):
+    """The folder of a run in a process of its own that got SIGTERM, and what it printed."""
+    folder, options = settings
+    run_dir, environment = folder / "stopped", os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "experiments.pretrain", *options, "--run-dir", str(run_dir)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None and max(_losses(run_dir), default=0) < 2:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=120)
+    return run_dir, process.returncode, text
+
+
+def _losses(run_dir, split="train"):
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {r["step"]: r["loss"] for r in records if r["split"] == split}
+
+
+def _summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def _assert_same_arrays(one, two):
+    (ours, _), (reference, _) = restore(one / "checkpoints" / "last"), restore(two / "checkpoints" / "last")
+    assert ours.keys() == reference.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], reference[name], err_msg=name)
+
+
+def test_every_step_and_validation_is_recorded_once(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    places = [(r["split"], r["step"]) for r in lines]
+    assert sorted(places) == [("train", s) for s in range(1, 13)] + [("val", s) for s in range(13)]
+    train = next(r for r in lines if r["split"] == "train")
+    assert {"loss", "energy_loss", "force_loss", "grad_norm", "learning_rate", "occupancy"} <= set(train)
+    assert (whole / "curves.png").read_bytes()[:4] == b"\x89PNG" and list((whole / "tensorboard").iterdir())
+
+
+def test_the_summary_agrees_with_the_records(whole):
+    summary, val = _summary(whole), _losses(whole, "val")
+    assert summary["budget"] == {"n": 60, "epochs": 2, "samples": 120} and summary["samples_seen"] == 120
+    assert summary["best_validation_loss"] == min(loss for step, loss in val.items() if step)
+    assert summary["validation"]["loss"] == val[12] and summary["validation_before"]["loss"] == val[0]
+    assert summary["compiled_shapes"] == 1 and 0 < summary["occupancy"] <= 1
+    assert summary["structures_per_second"] > 0 and summary["peak_memory_gib"]["host"] > 0
+    resolved = json.loads((whole / "resolved.json").read_text())
+    assert resolved["total_steps"] == 12 and resolved["steps_per_epoch"] == 6 and len(resolved["budgets"]) == 1
+
+
+def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(whole):
+    val = {step: loss for step, loss in _losses(whole, "val").items() if step}
+    assert (whole / "checkpoints" / "best").read_text().strip() == f"step_{min(val, key=val.get):08d}"
+    assert (whole / "checkpoints" / "last").read_text().strip() == "step_00000012"
+
+
+def test_sigterm_saves_and_the_printed_command_continues_bit_exactly(whole, stopped):
+    run_dir, code, text = stopped
+    last = [line for line in text.splitlines() if "continue with:" in line]
+    assert code == 0 and len(last) == 1, text
+    done = max(_losses(run_dir))
+    assert 2 <= done < 12 and f"stopped and saved at step {done}/12" in last[0]
+    assert not _summary(run_dir)["finished"] and _summary(run_dir)["steps"] == done
+    assert (run_dir / "checkpoints" / "last").read_text().strip() == f"step_{done:08d}"
+    words = last[0].split("python -m experiments.pretrain")[1].split()
+    assert pretrain.main(words) == 0
+    for split in ("train", "val"):
+        assert _losses(run_dir, split) == _losses(whole, split)
+    _assert_same_arrays(run_dir, whole)
+    assert _summary(run_dir)["finished"] and _summary(run_dir)["samples_seen"] == 120
+
+
+@pytest.mark.xfail(strict=True, reason="after a resume, Session.first_metrics is the first validation since then")
+def test_a_resumed_run_still_reports_the_validation_before_training(whole, stopped):
+    summary = _summary(stopped[0])
+    assert summary["finished"] and summary["validation_before"] == _summary(whole)["validation_before"]
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="Session.last_metrics is None: _closing_words subscripts it")
+def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path):
+    _, options = settings
+    run_dir = _copy(whole, tmp_path / "run")
+    loud = [word for word in options if word != "--quiet"]
+    assert pretrain.main([*loud, "--run-dir", str(run_dir), "--resume"]) == 0
+    assert _summary(run_dir)["validation"] == _summary(whole)["validation"]
+
+
+@pytest.mark.xfail(strict=True, raises=SystemExit, reason="_check_run_dir gives False, RunLog then refuses its records")
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(settings, whole, tmp_path):
+    # What SIGKILL leaves then: config and the validation of step 0, no checkpoint.
+    _, options = settings
+    run_dir = _copy(whole, tmp_path / "run", without="checkpoints")
+    first = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)[:1]
+    (run_dir / "metrics.jsonl").write_text("".join(first))
+    assert pretrain.main([*options, "--run-dir", str(run_dir), "--resume"]) == 0
+    assert _losses(run_dir) == _losses(whole)
+
+
+def _copy(source, target, without=""):
+    return shutil.copytree(source, target, ignore=lambda folder, names: {without} & set(names))
+
+
+def test_a_short_array_file_in_the_newest_checkpoint_falls_back_and_reaches_the_same_end(
+    settings, whole, tmp_path, capsys
+):
+    _, options = settings
+    run_dir = _copy(whole, tmp_path / "run")
+    newest = run_dir / "checkpoints" / "step_00000012"
+    victim = max((p for p in (newest / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    assert pretrain.main([*options, "--run-dir", str(run_dir), "--resume"]) == 0
+    text = capsys.readouterr().out
+    assert "step_00000012 is damaged" in text and "falling back" in text and "resuming at step" in text
+    assert _losses(run_dir) == _losses(whole)
+    _assert_same_arrays(run_dir, whole)
+
+
+def _refusal(options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main(options)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_resuming_without_any_whole_checkpoint_is_refused(settings, whole, tmp_path, capsys):
+    run_dir = _copy(whole, tmp_path / "run")
+    for marker in run_dir.rglob("complete.json"):
+        marker.unlink()
+    message = _refusal([*settings[1], "--run-dir", str(run_dir), "--resume"], capsys)
+    assert "no complete checkpoint" in message and "new run directory" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--lr", "1e-3"], ["lr was 0.01, now 0.001"]),
+        (["--epochs", "3"], ["epochs was 2, now 3"]),
+        (["--n", "61"], ["n was '60', now '61'"]),
+        (["--batch-size", "12"], ["batch_size was 10, now 12"]),
+        (["--upstream", "demo:aspirin"], ["upstream was 'demo:organic'"]),
+    ],
+)
+def test_resuming_with_another_setting_names_it_with_both_values(settings, whole, capsys, change, words):
+    message = _refusal([*settings[1], "--run-dir", str(whole), "--resume", *change], capsys)
+    assert all(word in message for word in words)
+
+
+def test_settings_that_do_not_enter_the_result_may_change_on_resume():
+    assert set(pretrain.RESUMABLE) <= set(pretrain.PretrainConfig.__dataclass_fields__)
+    for name in ("upstream", "n", "epochs", "lr", "seed", "edge_dropout", "ema_decay", "batch_size", "precision"):
+        assert name not in pretrain.RESUMABLE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--upstream", "ani1"], ["ani1", "did you mean 'ani1x'"]),
+        (["--upstream", "ani1x", "--data-root", "/nowhere"], ["/nowhere does not exist"]),
+        (["--upstream", "file:/nowhere.extxyz"], ["/nowhere.extxyz"]),
+        (["--upstream", "file:"], ["file:PATH"]),
+        (["--batch-size", "100"], ["100", "60", "--batch-size"]),
+        (["--batch-size", "0"], ["--batch-size", "positive"]),
+        (["--batch-edges", "50"], ["50", "--batch-edges"]),
+        (["--batch-shapes", "5"], ["--batch-shapes"]),
+        (["--edge-dropout", "1"], ["--edge-dropout"]),
+        (["--precision", "fp16"], ["--precision", "tf32", "fp16"]),
+        (["--loss-scales", "none"], ["--loss-scales", "jmp"]),
+        (["--val-every", "0"], ["--val-every"]),
+        (["--lr", "-1"], ["--lr", "positive"]),
+        (["--model", "/nowhere.json"], ["/nowhere.json"]),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, capsys, change, words):
+    message = _refusal([*settings[1], "--run-dir", str(tmp_path / "run"), *change], capsys)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("option", ["--lr", "--val-every"])
+@pytest.mark.xfail(strict=True, reason="`value <= 0` lets NaN through; the run then starts")
+def test_a_setting_that_is_not_a_number_is_refused(option):
+    with pytest.raises(InputError):
+        pretrain.PretrainConfig(upstream="demo:organic", **{option[2:].replace("-", "_"): float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("energy", ["structure 7", "energy"]),
+        ("forces", ["structure 7", "forces"]),
+        ("position", ["structure 7", "positions"]),
+        ("element", ["structure 7", "element"]),
+    ],
+)
+def test_a_faulty_record_of_a_file_is_named(settings, tmp_path, capsys, fault, words):
+    frames = []
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        base = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+        atoms = Atoms("NH3", base + 0.05 * rng.normal(size=(4, 3)))
+        atoms.info["energy"], atoms.arrays["forces"] = -50.0 + i, rng.normal(size=(4, 3))
+        frames.append(atoms)
+    if fault == "energy":
+        frames[7].info["energy"] = float("nan")
+    elif fault == "forces":
+        frames[7].arrays["forces"][2, 1] = np.nan
+    elif fault == "position":
+        frames[7].positions[0, 0] = np.nan
+    else:
+        frames[7].numbers[1] = 0
+    path = tmp_path / "frames.extxyz"
+    ase.io.write(path, frames, format="extxyz")
+    options = [*settings[1], "--n", "all", "--run-dir", str(tmp_path / "run"), "--upstream", f"file:{path}"]
+    message = _refusal(options, capsys)
+    assert "frames.extxyz" in message and all(word in message for word in words), message
+
+
+def test_a_run_directory_that_is_a_file_is_refused(settings, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert "--run-dir" in _refusal([*settings[1], "--run-dir", str(tmp_path / "run")], capsys)
+
+
+def test_a_stop_before_the_first_step_of_a_resume_loses_nothing(settings, whole, tmp_path, monkeypatch, capsys):
+    # Two interruptions in a row, the second right after the start.
+    run_dir = _copy(whole, tmp_path / "run")
+    for name in ("step_00000012", "best", "last"):
+        victim = run_dir / "checkpoints" / name
+        victim.rename(run_dir / name)
+    monkeypatch.setattr(cli.StopFlag, "__bool__", lambda self: True)
+    assert pretrain.main([*settings[1], "--run-dir", str(run_dir), "--resume"]) == 0
+    assert max(_losses(run_dir)) <= 12
+    monkeypatch.undo()
+    assert pretrain.main([*settings[1], "--run-dir", str(run_dir), "--resume"]) == 0
+    assert _losses(run_dir) == _losses(whole)
+    _assert_same_arrays(run_dir, whole)

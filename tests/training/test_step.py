@@ -1,0 +1,174 @@
+"""One step: descends, averages, donates its input, compiles once per shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.models import make_model, split_model
+from experiments.tasks import make_corpus, prepare_task
+from jaxatoms.data import loader, packing
+from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
+from jaxatoms.models.layers import Precision
+from jaxatoms.models.model import ModelOutput
+from jaxatoms.training.losses import LossScales
+from jaxatoms.training.optim import OptimConfig, make_optimizer
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step
+
+NANO = GemNetOCConfig(
+    num_blocks=1, emb_size_atom=8, emb_size_edge=8, emb_size_trip_in=4, emb_size_trip_out=4, emb_size_quad_in=4,
+    emb_size_quad_out=4, emb_size_aint_in=4, emb_size_aint_out=4, emb_size_rbf=4, emb_size_cbf=4, emb_size_sbf=4,
+    num_spherical=2, num_radial=16, num_before_skip=0, num_after_skip=0, num_concat=0, num_atom=0,
+    num_output_afteratom=0, num_atom_emb_layers=0, num_global_out_layers=0,
+)  # fmt: skip
+SCALES = LossScales(jnp.ones(1), 10 * jnp.ones(1))
+
+
+@pytest.fixture(scope="module")
+def organic(tmp_path_factory):
+    """(corpus, training samples) of the shipped molecules."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    data = prepare_task("demo:organic", "all", 0, val_samples=10, data_root=None, cache_dir=cache)
+    corpus, train, _ = make_corpus([data])
+    return corpus, train
+
+
+@pytest.fixture(scope="module")
+def batches(organic):
+    """Batches of a run, in several shapes."""
+    corpus, samples = organic
+    budgets = packing.fixed_budgets(loader.measure(corpus, samples, 0.1), 4, 20)
+    return loader.TrainBatches(corpus, samples, budgets, epochs=1, seed=0, edge_dropout=0.1, batch_size=4)
+
+
+def _toy(params, constants, batch: GraphBatch, edge_dropout=0.0):
+    """A model small enough to compile in no time: energies per element, forces along the positions."""
+    per_atom = params["energy"][batch.atomic_numbers] * constants["scale"]
+    energy = jnp.zeros(batch.energy.shape).at[batch.node_graph].add(jnp.where(batch.node_mask, per_atom, 0))
+    forces = batch.positions * params["force"]
+    return ModelOutput(energy[:, None], forces[..., None])
+
+
+def _toy_state(config=OptimConfig(lr=0.01, warmup_steps=0)):
+    params = {"energy": jnp.zeros(121), "force": jnp.zeros(3)}
+    optimizer = make_optimizer(config, 100)
+    step = make_train_step(_toy, optimizer, SCALES, ema_decay=0.9, edge_dropout=0.0)
+    return init_state(params, optimizer), {"scale": jnp.ones(())}, step
+
+
+def test_the_average_starts_at_the_parameters_in_memory_of_its_own(batches):
+    state, *_ = _toy_state()
+    assert int(state.step) == 0
+    for raw, mean in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True):
+        np.testing.assert_array_equal(raw, mean)
+        assert raw.unsafe_buffer_pointer() != mean.unsafe_buffer_pointer(), "donation would free both"
+
+
+def test_the_average_follows_its_formula_without_bias_correction(batches):
+    state, constants, step = _toy_state()
+    ema = jax.tree.map(np.array, state.ema)
+    for i in range(5):
+        state, _ = step(state, constants, batches.batch(i))
+        ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * np.asarray(p), ema, state.params)
+    assert int(state.step) == 5
+    for ours, expected in zip(jax.tree.leaves(state.ema), jax.tree.leaves(ema), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_the_old_state_is_donated_and_the_constants_are_not(batches):
+    state, constants, step = _toy_state()
+    new, _ = step(state, constants, batches.batch(0))
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.ema, state.opt_state)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((new, constants)))
+
+
+def test_metrics_are_those_of_the_parameters_before_the_update(batches):
+    state, constants, step = _toy_state()
+    before = make_eval_step(_toy, SCALES)(state.params, constants, batches.batch(0))
+    _, metrics = step(state, constants, batches.batch(0))
+    assert set(metrics) == {"loss", "energy_loss", "force_loss", "grad_norm"}
+    assert float(metrics["loss"]) == pytest.approx(float(before["loss"] / before["count"]), rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["energy_loss"] + metrics["force_loss"]), rel=1e-6)
+
+
+def test_the_reported_norm_is_that_of_the_gradient_before_clipping(batches):
+    state, constants, step = _toy_state(OptimConfig(lr=0.01, warmup_steps=0, clip_norm=1e-3))
+    batch = jax.device_put(batches.batch(0))
+
+    def loss(params):
+        out = make_eval_step(_toy, SCALES)(params, constants, batch)
+        return out["loss"] / out["count"]
+
+    expected = float(optax.global_norm(jax.grad(loss)(state.params)))
+    _, metrics = step(state, constants, batch)
+    assert float(metrics["grad_norm"]) == pytest.approx(expected, rel=1e-5) and expected > 1e-3
+
+
+def test_a_step_compiles_once_per_shape_and_never_again(batches):
+    state, constants, step = _toy_state()
+    made = [batches.batch(i) for i in range(60)]
+    shapes = {len(b.swap): b for b in made}
+    assert len(shapes) > 2
+    for batch in shapes.values():
+        state, _ = step(state, constants, jax.device_put(batch))
+    assert step._cache_size() == len(shapes)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        for batch in made[:30]:
+            state, metrics = step(state, constants, jax.device_put(batch))
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert step._cache_size() == len(shapes) and compiled == []
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_equal_states_and_batches_give_equal_results(batches):
+    results = []
+    for _ in range(2):
+        state, constants, step = _toy_state()
+        for i in range(3):
+            state, metrics = step(state, constants, batches.batch(i))
+        results.append(jax.tree.map(np.asarray, (state, metrics)))
+    for one, two in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_evaluation_sums_do_not_depend_on_how_structures_are_batched(organic):
+    corpus, samples = organic
+    some = samples.at(np.arange(24))
+    state, constants, _ = _toy_state()
+    evaluate = make_eval_step(_toy, SCALES)
+    totals = []
+    for size in (3, 8, 24):
+        sums = [evaluate(state.params, constants, b) for b in loader.eval_batches(corpus, some, size)]
+        totals.append({k: sum(np.asarray(s[k], np.float64) for s in sums) for k in sums[0]})
+    for other in totals[1:]:
+        for name, value in totals[0].items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, err_msg=name)
+    assert totals[0]["count"] == 24
+
+
+@pytest.mark.slow
+def test_gemnet_overfits_four_structures_with_one_compilation(organic):
+    corpus, samples = organic
+    (batch,) = loader.eval_batches(corpus, samples.at(np.array([50, 150, 250, 350])), 4)
+    batch = jax.device_put(batch)
+    model = make_model(NANO, 1, 0, Precision())
+    fit_scale_factors(model, [batch], lambda _: None)
+    pure = split_model(model)
+    optimizer = make_optimizer(OptimConfig(lr=1e-2, warmup_steps=0, weight_decay=0.0), 300)
+    step = make_train_step(pure.apply, optimizer, SCALES, ema_decay=0.99, edge_dropout=0.0)
+    state, losses = init_state(pure.params, optimizer), []
+    for _ in range(300):
+        state, metrics = step(state, pure.constants, batch)
+        losses.append(metrics["loss"])
+    losses = np.array(losses)
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.3f}")
+    assert np.isfinite(losses).all() and losses[-1] < 0.2 * losses[0]
+    assert step._cache_size() == 1

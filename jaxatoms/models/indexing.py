@@ -2,7 +2,8 @@
 
 XLA turns the gradient of a gather into a scatter-add, which is slow on CPU and needs atomics on GPU. Every move
 here knows its inverse index, so its gradient is again a gather (or a gather and a sum). Rules are written with
-`custom_vjp` in terms of each other, hence reverse mode nests to any order; forward mode is not supported.
+`custom_vjp` in terms of each other, hence reverse mode nests to any order; forward mode is not supported. The forward
+rules call the moves themselves: an outer derivative differentiates what a rule does, and would scatter otherwise.
 An index equal to the number of rows means "none" and yields zeros.
 """
 
@@ -30,7 +31,7 @@ def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
 
 
 take_rows.defvjp(
-    lambda x, index, inverse: (_rows(x, index), (index, inverse)),
+    lambda x, index, inverse: (take_rows(x, index, inverse), (index, inverse)),
     lambda res, g: (take_rows(g, res[1], res[0]), None, None),
 )
 
@@ -57,11 +58,11 @@ def sum_rows(x: jax.Array, table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 take_many.defvjp(
-    lambda x, index, table: (_rows(x, index), (index, table)),
+    lambda x, index, table: (take_many(x, index, table), (index, table)),
     lambda res, g: (sum_rows(g, res[1], res[0]), None, None),
 )
 sum_rows.defvjp(
-    lambda x, table, index: (jnp.sum(_rows(x, table), axis=1), (table, index)),
+    lambda x, table, index: (sum_rows(x, table, index), (table, index)),
     lambda res, g: (take_many(g, res[1], res[0]), None, None),
 )
 
@@ -110,10 +111,10 @@ def take_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Arra
 
 
 sum_segments.defvjp(
-    lambda x, segment, last: (_rows(_segment_scan(x, segment), last), (segment, last)),
+    lambda x, segment, last: (sum_segments(x, segment, last), (segment, last)),
     lambda res, g: (take_segments(g, *res), None, None),
 )
 take_segments.defvjp(
-    lambda x, segment, last: (_rows(x, segment), (segment, last)),
+    lambda x, segment, last: (take_segments(x, segment, last), (segment, last)),
     lambda res, g: (sum_segments(g, *res), None, None),
 )

@@ -23,16 +23,13 @@ def own_task(values: jax.Array, task: jax.Array) -> jax.Array:
     return jnp.sum(values * mask.reshape(mask.shape[0], *(1,) * (values.ndim - 2), -1), axis=-1)
 
 
-def graph_mean(values: jax.Array, mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
-    """Means of `values` [n_node] over the masked atoms of each structure: ([n_graph], [n_graph] any)."""
-    one_hot_sum = _graph_sums(jnp.where(mask, values, 0), batch)
-    count = _graph_sums(mask.astype(values.dtype), batch)
-    return one_hot_sum / jnp.maximum(count, 1), count > 0
+def atom_weights(mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
+    """Weights [n_node] that turn a sum over masked atoms into means per structure, and [n_graph] which have any.
 
-
-def _graph_sums(values: jax.Array, batch: GraphBatch) -> jax.Array:
-    dense = values.at[batch.node_table].get(mode="fill", fill_value=0)
-    return jnp.sum(dense, axis=1)
+    Only masks are gathered, so that the gradient of a weighted sum needs no scatter.
+    """
+    count = jnp.sum(mask.at[batch.node_table].get(mode="fill", fill_value=False), axis=1)
+    return jnp.where(mask, 1 / jnp.maximum(count, 1)[batch.node_graph], 0), count > 0
 
 
 def pretraining_loss(energy, forces, batch: GraphBatch, scales: LossScales) -> tuple[jax.Array, dict]:
@@ -53,8 +50,9 @@ def pretraining_loss(energy, forces, batch: GraphBatch, scales: LossScales) -> t
     # Mask before the norm: padding would be fine here, but a missing label must not reach the square root.
     difference = jnp.where(batch.force_mask[:, None], difference, 1.0)
     norms = jnp.sqrt(jnp.sum(difference**2, axis=-1))
-    per_graph, labelled = graph_mean(norms, batch.force_mask, batch)
-    force_loss = _masked_mean(per_graph * scales.forces[batch.task], labelled)
+    weights, labelled = atom_weights(batch.force_mask, batch)
+    weights = weights * scales.forces[batch.task[batch.node_graph]]
+    force_loss = jnp.sum(norms * weights) / jnp.maximum(jnp.sum(labelled), 1)
     return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
 
 

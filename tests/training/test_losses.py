@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxatoms.graphs.batch import BatchBudget, Targets, collate
-from jaxatoms.training.losses import LossScales, error_sums, graph_mean, own_task, pretraining_loss
+from jaxatoms.training.losses import LossScales, atom_weights, error_sums, own_task, pretraining_loss
 from jaxatoms.types import Edges, Graphs, SystemBatch
 
 COUNTS = np.array([3, 1, 4, 2], np.int32)
@@ -150,11 +150,12 @@ def test_own_task_picks_each_rows_entry():
         np.testing.assert_array_equal(own_task(values, task), values[np.arange(4), ..., task])
 
 
-def test_graph_means_leave_out_masked_atoms_and_empty_graphs():
+def test_atom_weights_average_over_masked_atoms_and_leave_out_empty_graphs():
     _, _, batch, *_ = _case()
     mask = np.zeros(11, bool)
     mask[[0, 2, 4]] = True
-    means, some = graph_mean(jnp.arange(11.0), jnp.array(mask), batch)
+    weights, some = atom_weights(jnp.array(mask), batch)
+    means = np.bincount(batch.node_graph, np.arange(11.0) * weights, minlength=5)
     np.testing.assert_array_equal(means, [1, 0, 4, 0, 0])
     np.testing.assert_array_equal(some, [True, False, True, False, False])
 

@@ -104,7 +104,7 @@ class PretrainConfig:
         parse_count(self.n)
         for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
@@ -228,17 +228,20 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state, constants = init_state(model.params, optimizer), model.constants
     with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=_say) as checkpoints:
-        first, best = 0, float("inf")
+        meta: dict = {"step": 0, "best": float("inf"), "metrics": None, "first_metrics": None}
         if resumed:
-            state, constants, first, best = _restore(checkpoints, state, constants)
+            state, constants, meta = _restore(checkpoints, state, constants)
+        first = meta["step"]
         _write_config(run_dir, setup)
         scales = setup.loss_scales
         train_step = make_train_step(
             model.apply, optimizer, scales, ema_decay=config.ema_decay, edge_dropout=config.edge_dropout
         )
         eval_step = make_eval_step(model.apply, scales)
-        with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if resumed else None) as log:
-            session = Session(setup, checkpoints, log, constants, eval_step, best)
+        # A run killed before its first checkpoint starts afresh: step 0 drops its records.
+        with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
+            session = Session(setup, checkpoints, log, constants, eval_step, meta["best"])
+            session.first_metrics, session.last_metrics = meta["first_metrics"], meta["metrics"]
             if not resumed:
                 session.validate(0, state)
             with cli.StopFlag() as stop:
@@ -321,6 +324,7 @@ class Session:
             "loader": {"step": step, "seed": setup.config.seed},
             "best": self.best,
             "metrics": self.last_metrics,
+            "first_metrics": self.first_metrics,
         }
         self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta, kind)
         self.last_saved = step
@@ -397,7 +401,7 @@ def _restore(checkpoints: CheckpointStore, state, constants):
     arrays = jax.tree.map(jnp.array, arrays)
     _say(f"resuming at step {meta['step']}")
     constants = arrays.pop("constants")
-    return TrainState(**arrays), constants, meta["step"], meta["best"]
+    return TrainState(**arrays), constants, meta
 
 
 def _write_config(run_dir: Path, setup: Setup):

@@ -26,7 +26,8 @@ def keep_freed_memory():
 
 def use_compilation_cache():
     """Keep compiled programs in ~/.cache/jaxatoms/xla, unless JAX was told where (JAX_COMPILATION_CACHE_DIR)."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # Not on CPU: programs loaded from the cache there warn about machine features and need not repeat bit for bit.
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
         root = Path(os.environ.get("JAXATOMS_CACHE") or "~/.cache/jaxatoms").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
 

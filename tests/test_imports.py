@@ -62,10 +62,7 @@ def test_kernels_import_nothing_of_ours(path):
     assert not any(n.split(".")[0] in OURS and not n.startswith("kernels") for n in _imports(path))
 
 
-BORDER = pytest.mark.xfail(strict=True, reason="graphs/jraph_border.py imports jax; it belongs into interop")
-
-
-@pytest.mark.parametrize("room", ["types", "units", pytest.param("graphs", marks=BORDER), "data"])
+@pytest.mark.parametrize("room", ["types", "units", "graphs", "data"])
 def test_rooms_for_data_workers_do_not_mention_jax(room):
     files = [path for path in FILES if _room(path) == room]
     assert files

@@ -161,7 +161,7 @@ def test_no_gradient_between_structures():
     systems = list(GALLERY.values())
     batch = pad(systems)
     for i in (0, CRYSTAL):
-        gradient = raw("direct", batch, np.arange(len(batch.task)) == i)[2]
+        gradient = raw("direct", batch, 1.0 * (np.arange(len(batch.task)) == i))[2]
         inside = batch.node_graph == i
         assert np.abs(gradient[inside]).max() > 0
         assert not gradient[~inside].any()
@@ -207,10 +207,10 @@ def _loss_gradient(kind: str):
     return quick_jit(jax.value_and_grad(loss_fn), static_argnums=1)
 
 
-def loss_and_gradient(kind, systems, budget=BUDGET):
+def loss_and_gradient(kind, systems):
     """In float32; second order for the gradient model."""
     graphdef, params, rest = nnx.split(model_of(kind, np.float32), nnx.Param, ...)
-    return _loss_gradient(kind)(params, graphdef, rest, pad(systems, np.float32, budget))
+    return _loss_gradient(kind)(params, graphdef, rest, pad(systems, np.float32))
 
 
 @pytest.mark.parametrize("name", GALLERY)
@@ -220,16 +220,6 @@ def test_training_derivatives_are_finite(kind, name):
     assert np.isfinite(loss)
     bad = [path for path, x in jax.tree_util.tree_leaves_with_path(gradient) if not np.isfinite(x).all()]
     assert not bad
-
-
-def test_gradients_do_not_depend_on_padding():
-    """Of the direct model; this is the only test that compiles it twice."""
-    systems = list(GALLERY.values())
-    results = [loss_and_gradient("direct", systems, budget) for budget in (BUDGET, ROOMY)]
-    (loss, gradient), (loss_2, gradient_2) = jax.tree.map(np.asarray, results)
-    assert loss_2 == pytest.approx(loss, rel=1e-6)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(gradient_2)):
-        assert np.abs(x - y).max() <= 1e-4 * np.abs(x).max(), path
 
 
 # -------------------------------------------------------------------------------------- enumerated twin

@@ -126,13 +126,11 @@ def test_sigterm_saves_and_the_printed_command_continues_bit_exactly(whole, stop
     assert _summary(run_dir)["finished"] and _summary(run_dir)["samples_seen"] == 120
 
 
-@pytest.mark.xfail(strict=True, reason="after a resume, Session.first_metrics is the first validation since then")
 def test_a_resumed_run_still_reports_the_validation_before_training(whole, stopped):
     summary = _summary(stopped[0])
     assert summary["finished"] and summary["validation_before"] == _summary(whole)["validation_before"]
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="Session.last_metrics is None: _closing_words subscripts it")
 def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path):
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run")
@@ -141,7 +139,6 @@ def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, 
     assert _summary(run_dir)["validation"] == _summary(whole)["validation"]
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason="_check_run_dir gives False, RunLog then refuses its records")
 def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(settings, whole, tmp_path):
     # What SIGKILL leaves then: config and the validation of step 0, no checkpoint.
     _, options = settings
@@ -234,7 +231,6 @@ def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, capsys, cha
 
 
 @pytest.mark.parametrize("option", ["--lr", "--val-every"])
-@pytest.mark.xfail(strict=True, reason="`value <= 0` lets NaN through; the run then starts")
 def test_a_setting_that_is_not_a_number_is_refused(option):
     with pytest.raises(InputError):
         pretrain.PretrainConfig(upstream="demo:organic", **{option[2:].replace("-", "_"): float("nan")})

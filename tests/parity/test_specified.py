@@ -24,7 +24,7 @@ from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import MultiTaskModel
 from jaxatoms.types import SystemBatch
 
-TOLERANCE = 3e-6
+TOLERANCE = 1e-5
 MOLECULE = """6 1.165 -0.402 0.031; 6 -0.012 0.553 -0.024; 8 -1.192 -0.219 0.042; 1 -1.951 0.371 -0.083;
 1 2.108 0.149 -0.052; 1 1.121 -1.071 0.914; 1 1.147 -1.029 -0.903; 1 0.043 1.203 0.868; 1 0.029 1.162 -0.941"""
 CRYSTAL = """46 0.102 0.031 0.225; 29 2.569 2.128 0.824; 8 1.002 1.717 2.697; 46 3.467 3.877 3.072;

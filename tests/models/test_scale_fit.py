@@ -27,8 +27,7 @@ def _observe(model, batch):
 @pytest.fixture(scope="module")
 def fitted():
     """(factors by name, rows that each factor saw per batch, statistics per batch, graphs per batch)."""
-    gold = golden.read("tiny")
-    model = golden.model(gold, golden.weights(gold), np.float32)
+    model = golden.model("tiny", np.float32)
     parts = [[GALLERY[name] for name in part] for part in PARTS]
     batches = [pad(part, np.float32) for part in parts]
     fit_scale_factors(model, batches)

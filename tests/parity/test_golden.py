@@ -32,7 +32,7 @@ class Case:
         budget = golden.largest(golden.tight_budget(*golden.graphs(golden.read(file))) for file in alike or [name])
         with jax.enable_x64(dtype == np.float64):
             self.batch, self.graphs = golden.batch(self.gold, dtype, budget)
-            self.model = golden.model(self.gold, golden.weights(self.gold), dtype)
+            self.model = golden.model(name, dtype)
             results = _run(self.model, self.batch, self.gold, gradients)
             self.values, self.grads = jax.tree.map(np.asarray, results)
         self.order = {graph: golden.edge_order(self.gold, graph, self.graphs) for graph in golden.GRAPHS}

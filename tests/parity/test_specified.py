@@ -141,8 +141,7 @@ class _Both(nnx.Module):
         self.plain = nnx.Dict(out_energy=HeadMLP(config.emb_size_atom, nnx.Rngs(0), Precision(), bias=False))
 
 
-@quick_jit
-def _evaluate(model, batch):
+def _evaluate(model, batch, slope):
     main, seen = model.main, {}
 
     def observe(name, value=None, reference=None, **parts):
@@ -157,6 +156,8 @@ def _evaluate(model, batch):
         out = main.output(features, batch, ("sum",))
         return jnp.sum(energy), (energy, features, out, h, dict(seen))
 
+    if not slope:
+        return jnp.zeros_like(batch.positions), plain_energy(batch.positions)[1]
     gradient, aux = jax.grad(plain_energy, has_aux=True)(batch.positions)
     return -gradient, aux
 
@@ -165,7 +166,7 @@ def _rms(x):
     return float(np.sqrt(np.mean(x**2)))
 
 
-def _check(variant, config, shipped, names):
+def _check(variant, config, shipped, names, slope=True):
     systems, graphs = _systems(names)
     n_graph, n_node = len(systems.n_node), len(systems.positions)
     targets = Targets(np.zeros(n_graph), np.zeros((n_node, 3)), np.zeros(n_graph, int))
@@ -178,7 +179,9 @@ def _check(variant, config, shipped, names):
         padded = as_dtype(padded, np.float64)
         padded.positions[:n_node] = systems.positions
         padded.cell[:n_graph] = systems.cell
-        plain_force, (plain_energy, features, out, h0, seen) = jax.tree.map(np.asarray, _evaluate(model, padded))
+        plain_force, (plain_energy, features, out, h0, seen) = jax.tree.map(
+            np.asarray, quick_jit(_evaluate, static_argnums=2)(model, padded, slope)
+        )
     assert count_edges(graphs, systems.n_node)["main"].tolist() == [72, 180][:n_graph]
     edge_graph = padded.node_graph[padded.main.receivers]
     for i in range(n_graph):
@@ -199,8 +202,9 @@ def _check(variant, config, shipped, names):
             "plain_force": of_nodes(plain_force)[0],
             "plain_force_rms": [_rms(of_nodes(plain_force))],
         }
-        expected = {key: np.array(row) for key, row in TABLE[variant, i].items()}
+        expected = {key: np.array(row) for key, row in TABLE[variant, i].items() if slope or "plain_force" not in key}
         error = {key: np.abs(ours[key] - row).max() / np.abs(row).max() for key, row in expected.items()}
+        print(variant, i, {key: f"{e:.1e}" for key, e in error.items()})
         bad = {key: f"{e:.1e}" for key, e in error.items() if not e < TOLERANCE}
         assert not bad, (variant, names[i], bad)
 
@@ -220,4 +224,4 @@ def test_small_on_a_molecule_and_a_crystal():
 
 @pytest.mark.slow
 def test_large_on_a_molecule():
-    _check("L", LARGE, "large", ("molecule",))
+    _check("L", LARGE, "large", ("molecule",), slope=False)  # the slope would triple its time

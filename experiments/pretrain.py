@@ -42,8 +42,10 @@ class PretrainConfig:
 
     upstream: str
     """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic."""
-    n: str = "2e6"
-    """Training structures N, drawn once with the seed; `all` takes every one."""
+    n: str | None = None
+    """Training structures N, drawn once with the seed; `all` takes every one. Default: 2e6, or all of --subset."""
+    subset: str | None = None
+    """File of experiments.select: draw the N structures from these only."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -101,6 +103,8 @@ class PretrainConfig:
     quiet: bool = False
 
     def __post_init__(self):
+        if self.n is None:
+            object.__setattr__(self, "n", "2e6" if self.subset is None else "all")
         parse_count(self.n)
         for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
             value = getattr(self, name)
@@ -167,6 +171,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         cache_dir=config.cache_dir,
         cutoff=config.cutoff,
         max_neighbors=config.max_neighbors,
+        subset=config.subset,
         save_to=run_dir and run_dir / "data",
     )
     corpus, train_samples, val_samples = tasks.make_corpus([data])

@@ -225,12 +225,10 @@ def _is_current(path: Path, described: dict) -> bool:
 
 
 def _record_columns(spec: DatasetSpec, source: Path) -> dict[str, np.ndarray]:
-    """What a reader knows beside the Systems: the official split and scalar targets."""
+    """What a reader knows beside the Systems: the official split."""
     reader, columns = READERS[spec.reader], {}
     if hasattr(reader, "official_split") and (split := reader.official_split(source)) is not None:
         columns["official_split"] = split
-    if hasattr(reader, "read_targets"):
-        columns |= {f"target_{name}": values for name, values in reader.read_targets(source).items()}
     return columns
 
 

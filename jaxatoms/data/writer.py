@@ -114,6 +114,7 @@ class _Writer:
         self.periodic = False
         self.histogram = np.zeros(N_ELEMENT, np.int64)
         self.groups: dict[str, int] = {}
+        self.extra: dict[str, dict] = {}
         self.entries = {name: _entry(name, column.dtype, column.shape) for name, column in COLUMNS.items()}
         self.files, self.digests = {}, {}
 
@@ -135,11 +136,25 @@ class _Writer:
         block["group"] = np.array([self._group_code(system.group) for system in systems])
         for name, values in block.items():
             self._append(name, values)
+        self._append_extra(systems)
         self.n_record += len(systems)
         self.n_node += int(n_node.sum())
         self.max_n_node = max(self.max_n_node, int(n_node.max()))
         self.periodic |= bool(block["pbc"].any())
         self.histogram += np.bincount(block["atomic_numbers"], minlength=N_ELEMENT)
+
+    def _append_extra(self, systems: list[System]) -> None:
+        """Writes the values of `System.extra`; a column that begins or ends midway is missing elsewhere."""
+        found = {name: np.asarray(value) for system in systems for name, value in (system.extra or {}).items()}
+        for name in found.keys() - self.extra.keys():
+            dtype = "<f8" if found[name].dtype.kind == "f" else "<i8"
+            self.extra[name] = self.entries[name] = _entry(name, dtype, found[name].shape)
+            self._start(name)
+            self._append(name, _missing(self.extra[name], self.n_record))
+        for name, entry in self.extra.items():
+            absent = _missing(entry, 1)[0]
+            values = [(system.extra or {}).get(name, absent) for system in systems]
+            self._append(name, np.array(values).reshape(-1, *entry["shape"]))
 
     def add_record_column(self, name: str, values: np.ndarray) -> None:
         """Writes a whole extra column, one row per record."""
@@ -186,3 +201,7 @@ class _Writer:
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict:
     return {"file": f"{name}.bin", "dtype": dtype, "shape": list(shape)}
+
+
+def _missing(entry: dict, n_record: int) -> np.ndarray:
+    return np.full((n_record, *entry["shape"]), np.nan if entry["dtype"] == "<f8" else -1)

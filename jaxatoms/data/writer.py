@@ -146,7 +146,7 @@ class _Writer:
     def _append_extra(self, systems: list[System]) -> None:
         """Writes the values of `System.extra`; a column that begins or ends midway is missing elsewhere."""
         found = {name: np.asarray(value) for system in systems for name, value in (system.extra or {}).items()}
-        for name in found.keys() - self.extra.keys():
+        for name in sorted(found.keys() - self.extra.keys()):
             dtype = "<f8" if found[name].dtype.kind == "f" else "<i8"
             self.extra[name] = self.entries[name] = _entry(name, dtype, found[name].shape)
             self._start(name)

@@ -196,14 +196,16 @@ def open_dataset(
     described = _describe_source(spec, source)
     if not _is_current(path, described):
         _log.info("converting %s into %s", source, path)
-        write_store(READERS[spec.reader].read(source), path, described, lambda: _record_columns(spec, source))
+        systems = READERS[spec.reader].read(source, **dict(spec.options))
+        write_store(systems, path, described, lambda: _record_columns(spec, source))
     store = Store.open(path)
     return (dataclasses.replace(spec, periodic=store.periodic) if spec.periodic is None else spec), store
 
 
 def _cache_path(cache: Path, spec: DatasetSpec, source: Path) -> Path:
-    slug = re.sub(r"[^\w.]+", "-", spec.name)
-    return cache / f"{slug}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]}"
+    slug = re.sub(r"[^\w.]+", "-", spec.store_name or spec.name)
+    identity = "\0".join([str(source.resolve()), *(f"{key}={value}" for key, value in spec.options)])
+    return cache / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _describe_source(spec: DatasetSpec, source: Path) -> dict:

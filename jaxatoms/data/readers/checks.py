@@ -7,6 +7,7 @@ checked at once, so that a conversion costs no per-structure Python here.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ MIN_ATOMS = 4  # below it GemNet-OC has no quadruplets; the reference drops such
 FRAMES_PER_BLOCK = 4096  # bounds the memory of a conversion, whatever the size of a file's groups
 
 
-def fail(path: Path | str, record: str, problem: str, remedy: str) -> None:
+def fail(path: Path | str, record: str, problem: str, remedy: str) -> NoReturn:
     """Raises InputError with one line naming the file, the record (may be empty) and the remedy."""
     where = f"{path}: {record}" if record else str(path)
     raise InputError(" ".join(f"{where}: {problem}; {remedy}".split()))

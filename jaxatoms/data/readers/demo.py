@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -42,7 +43,7 @@ def read(path: Path | str) -> Iterator[System]:
         yield _system(columns, i, slice(int(end - columns["n_node"][i]), int(end)))
 
 
-def _read_columns(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
+def _read_columns(path: Path, file: h5py.File) -> dict[str, Any]:
     targets = [name for name in file if name.startswith(_PREFIX)]
     labels = () if targets else ("energy", "forces")
     cell = ("cell", "pbc") if "cell" in file else ()
@@ -75,7 +76,7 @@ def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
             check_cell(path, f"record {i}", cell, pbc)
 
 
-def _system(columns: dict[str, np.ndarray], i: int, nodes: slice) -> System:
+def _system(columns: dict[str, Any], i: int, nodes: slice) -> System:
     pbc = tuple(bool(flag) for flag in columns["pbc"][i]) if "pbc" in columns else (False, False, False)
     group = columns["group"][i] if "group" in columns else b""
     return System(

@@ -15,7 +15,6 @@ from jaxatoms.data.readers.checks import (
 )
 from jaxatoms.types import System
 
-
 _FRAMES_PER_PART = 50_000
 
 

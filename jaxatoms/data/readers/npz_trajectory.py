@@ -52,11 +52,12 @@ def _frames(path: Path, numbers: np.ndarray, positions: np.ndarray, energy: np.n
         check_shape(path, "", name, values.shape, (n_frame, n_node, 3))
     for first in range(0, n_frame, FRAMES_PER_BLOCK):
         block = slice(first, first + FRAMES_PER_BLOCK)
-        values = {"energies": energy.reshape(-1)[block], "forces": forces[block], "positions": positions[block]}
-        for name, array in values.items():
+        block_of = {"energies": energy.reshape(-1)[block], "forces": forces[block], "positions": positions[block]}
+        for name, array in block_of.items():
             check_finite(path, "frame", name, array, first)
-        ev = values["energies"].astype(np.float64) * KCAL_PER_MOL
+        ev = block_of["energies"].astype(np.float64) * KCAL_PER_MOL
         check_energy_unit(path, "frame", numbers, ev)
-        scaled = values["forces"].astype(np.float64) * KCAL_PER_MOL
+        scaled = block_of["forces"].astype(np.float64) * KCAL_PER_MOL
         for i in range(len(ev)):
-            yield System(numbers, values["positions"][i], energy=float(ev[i]), forces=scaled[i], key=f"frame {first + i}")
+            key = f"frame {first + i}"
+            yield System(numbers, block_of["positions"][i], energy=float(ev[i]), forces=scaled[i], key=key)

@@ -103,7 +103,7 @@ def _number_in(name: str) -> int:
     return int(digits) if digits else -1
 
 
-def _system_ids(frames: Path) -> list[tuple[str, str]]:  # type: ignore[return]  # `fail` always raises
+def _system_ids(frames: Path) -> list[tuple[str, str]]:
     stem = frames.name.split(".extxyz")[0]
     for suffix in (".txt", ".txt.xz"):
         ids = frames.with_name(stem + suffix)

@@ -112,10 +112,9 @@ def _read_table(table: Path, cifs: Path) -> Iterator[System]:
 
 def _read_cif(table: Path, name: str, text: str) -> ase.Atoms:
     try:
-        return ase.io.read(io.StringIO(text), format="cif")
+        return ase.io.read(io.StringIO(text), format="cif")  # type: ignore[return-value]
     except Exception as error:
         fail(table, name, f"ASE cannot read its CIF ({type(error).__name__}: {error})", "download it again")
-        raise
 
 
 def _required(cifs: Path) -> Path:

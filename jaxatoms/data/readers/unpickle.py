@@ -9,7 +9,7 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -110,8 +110,8 @@ class _DtypeParts:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def _from_buffer(data: bytes, dtype: _DtypeParts, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+def _from_buffer(data: bytes, dtype: _DtypeParts, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+    return np.ndarray(shape, dtype.dtype, np.frombuffer(data, np.uint8).data, order=order).copy()
 
 
 def _scalar(dtype: _DtypeParts, data: bytes):

@@ -191,7 +191,7 @@ class _Writer:
         self.digests[name] = hashlib.sha256()
 
     def _append(self, name: str, values: np.ndarray) -> None:
-        data = np.ascontiguousarray(values, self.entries[name]["dtype"]).data.cast("B")
+        data = np.ascontiguousarray(values, self.entries[name]["dtype"]).reshape(-1).view(np.uint8).data
         self.files[name].write(data)
         self.digests[name].update(data)
 

@@ -82,8 +82,7 @@ def predict(model: models.PureModel, task: int, record: dict, systems: list, con
     """[(energy eV, forces [n_node, 3] eV/A)] of every structure, in order; one compiled shape."""
     groups = np.array_split(np.arange(len(systems)), -(-len(systems) // config.batch_size))
     parts = [_build([systems[i] for i in group], record) for group in groups]
-    sizes = [packing.group_sizes(packing.structure_sizes(s, g), [np.arange(len(s.n_node))]) for s, g in parts]
-    budget = packing.exact_budget({name: np.concatenate([s[name] for s in sizes]) for name in sizes[0]})
+    budget = packing.exact_budget([packing.whole_size(*part) for part in parts])
     apply, out = jax.jit(model.apply, static_argnums=3), []
     reference = tasks.reference_from_record(record)
     for systems_batch, graphs in parts:

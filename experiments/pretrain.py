@@ -108,7 +108,7 @@ class PretrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
-        if self.batch_shapes not in packing.LEVELS:
+        if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
         _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
         _one_of("--scales", self.scales, ("fit", "shipped"))
@@ -198,8 +198,8 @@ def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches
     if config.batch_edges is None:
         budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed, config.batch_shapes)
         return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
-    budgets = packing.packed_budgets(sizes, config.batch_edges, largest)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
+    budgets = packing.packed_budgets(sizes, config.batch_edges, largest, weights)
     return loader.TrainBatches(budgets=budgets, weights=weights, **args)
 
 

@@ -26,8 +26,8 @@ def split_names(upstream: str) -> list[str]:
     """
     names: list[str] = []
     for word in (word.strip() for word in upstream.split(",")):
-        labels = names[-1].partition("#")[2] if names and names[-1].startswith("file:") else ""
-        if labels and "," not in labels and not _starts_a_name(word):
+        _, mark, labels = names[-1].partition("#") if names and names[-1].startswith("file:") else ("", "", "")
+        if mark and "," not in labels and not _starts_a_name(word):
             names[-1] += f",{word}"
         else:
             names.append(word)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, N_ELEMENT, read_manifest
+from jaxatoms.data.convert import convert
 from jaxatoms.data.registry import READERS, DatasetSpec, resolve
 from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.writer import write_columns
@@ -172,7 +173,11 @@ def write_store(
 
 
 def open_dataset(
-    name: str, data_root: Path | str | None = None, cache_dir: Path | str | None = None
+    name: str,
+    data_root: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    workers: int = 1,
+    notify: Callable[[int, int], None] | None = None,
 ) -> tuple[DatasetSpec, Store]:
     """The specification and the store of a named data set, converted where no up-to-date store is cached.
 
@@ -180,6 +185,7 @@ def open_dataset(
       name: see `registry.resolve`.
       data_root: folder of the data sets; default the environment variable JAXATOMS_DATA.
       cache_dir: folder of the stores; default JAXATOMS_CACHE, then `~/.cache/jaxatoms`.
+      workers, notify: of a conversion, see `convert.convert`.
 
     Returns:
       The specification with `periodic` decided by the records where it was open, and the store.
@@ -196,8 +202,7 @@ def open_dataset(
     described = _describe_source(spec, source)
     if not _is_current(path, described):
         _log.info("converting %s into %s", source, path)
-        systems = READERS[spec.reader].read(source, **dict(spec.options))
-        write_store(systems, path, described, lambda: _record_columns(spec, source))
+        convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
     store = Store.open(path)
     return (dataclasses.replace(spec, periodic=store.periodic) if spec.periodic is None else spec), store
 

@@ -49,9 +49,9 @@ def test_a_mixed_run_reports_every_task(cache, tmp_path):
     from test_pretrain import NANO
 
     (tmp_path / "nano.json").write_text(json.dumps(NANO))
-    options = ["--upstream", "demo:organic,demo:slab", "--mix", "2:1", "--n", "24", "--epochs", "1", "--batch-size", "8",
-               "--batch-shapes", "1", "--model", str(tmp_path / "nano.json"), "--val-samples", "16", "--cache-dir", cache,
-               "--run-dir", str(tmp_path / "run"), "--quiet"]  # fmt: skip
+    options = ["--upstream", "demo:organic,demo:slab", "--mix", "2:1", "--n", "24", "--epochs", "1",
+               "--batch-size", "8", "--batch-shapes", "1", "--model", str(tmp_path / "nano.json"),
+               "--val-samples", "16", "--cache-dir", cache, "--run-dir", str(tmp_path / "run"), "--quiet"]  # fmt: skip
     assert pretrain.main(options) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["n_per_task"] == {"demo:organic": 16, "demo:slab": 8}

@@ -31,7 +31,7 @@ Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all wher
 def fetch(
     file: RemoteFile, folder: Path, from_file: Path | None = None, progress: Progress | None = None
 ) -> tuple[Path, bool]:
-    """The file in `folder`, downloaded unless a good one is there, and whether its hash was checked against a known one.
+    """The file in `folder`, downloaded unless a good one is there, and whether a known hash was checked.
 
     A hash that nobody published is recorded on first use (`downloads.json`) and demanded ever after.
 

@@ -39,7 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         stop = len(body)
-        if self.path == "/dead" or (self.path == "/cut" and not server.cut):
+        if self.path == "/dead":
+            stop = start
+        elif self.path == "/cut" and not server.cut:
             server.cut, stop = True, start + len(body) // 3
         self.wfile.write(body[start:stop])
 

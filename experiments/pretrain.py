@@ -1,6 +1,7 @@
-"""Pretrain GemNet-OC on one upstream data set under a budget C = N x E.
+"""Pretrain GemNet-OC on one or several upstream data sets under a budget C = N x E.
 
     python -m experiments.pretrain --upstream ani1x --n 2e6 --epochs 5 --run-dir runs/ani1x
+    python -m experiments.pretrain --upstream ani1x,oc22 --mix 2:1 --n 3e6 --run-dir runs/mixed
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, models, tasks
+from experiments import cli, mixture, models, tasks
 from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
@@ -41,11 +42,13 @@ class PretrainConfig:
     """Settings of a pretraining run; the defaults are the paper's recipe."""
 
     upstream: str
-    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic."""
+    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic; several as NAME,NAME."""
+    mix: str = "balanced"
+    """Shares of several data sets in N: balanced, temperature, natural, or a ratio such as 2:1."""
     n: str | None = None
     """Training structures N, drawn once with the seed; `all` takes every one. Default: 2e6, or all of --subset."""
     subset: str | None = None
-    """File of experiments.select: draw the N structures from these only."""
+    """File of experiments.select: draw the N structures of a single data set from these only."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -105,6 +108,8 @@ class PretrainConfig:
     def __post_init__(self):
         if self.n is None:
             object.__setattr__(self, "n", "2e6" if self.subset is None else "all")
+        if self.subset is not None and "," in self.upstream:
+            raise InputError("--subset belongs to one data set; give one --upstream")
         parse_count(self.n)
         for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
             value = getattr(self, name)
@@ -129,7 +134,7 @@ class Setup:
     """Everything a run consists of before its first step."""
 
     config: PretrainConfig
-    data: tasks.TaskData
+    data: list[tasks.TaskData]  # one per task
     batches: loader.TrainBatches
     val: list
     model: models.PureModel
@@ -140,9 +145,14 @@ class Setup:
 
     @property
     def loss_scales(self) -> LossScales:
-        spec, jmp = self.data.spec, self.config.loss_scales == "jmp"
-        energy, forces = ("jmp_energy_scale", "jmp_force_scale") if jmp else ("energy_scale", "force_scale")
-        return LossScales(jnp.array([getattr(spec, energy)]), jnp.array([getattr(spec, forces)]))
+        prefix = "jmp_" if self.config.loss_scales == "jmp" else ""
+        scales = ([getattr(d.spec, f"{prefix}{name}_scale") for d in self.data] for name in ("energy", "force"))
+        return LossScales(*map(jnp.array, scales))
+
+    @property
+    def n_train(self) -> int:
+        """Training structures of all tasks."""
+        return sum(len(d.train) for d in self.data)
 
 
 @cli.one_line_errors()
@@ -162,9 +172,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Setup:
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
-    data = tasks.prepare_task(
+    data = mixture.prepare_mixture(
         config.upstream,
         parse_count(config.n),
+        config.mix,
         config.seed,
         val_samples=config.val_samples,
         data_root=config.data_root,
@@ -174,11 +185,11 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         subset=config.subset,
         save_to=run_dir and run_dir / "data",
     )
-    corpus, train_samples, val_samples = tasks.make_corpus([data])
+    corpus, train_samples, val_samples = tasks.make_corpus(data)
     batches = make_batches(config, corpus, train_samples)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
     model_config = dataclasses.replace(models.find_config(config.model), remat=config.remat)
-    model = models.make_model(model_config, 1, config.seed, Precision(matmul=config.precision))
+    model = models.make_model(model_config, len(data), config.seed, Precision(matmul=config.precision))
     if fit:
         set_scale_factors(config, model, model_config, val)
     total = min(batches.total_steps, config.max_steps or batches.total_steps)
@@ -307,14 +318,19 @@ class Session:
             self.save(step, state, "last")
 
     def _physical(self, sums: dict) -> dict[str, float]:
-        norm = self.setup.data.task.normalization
-        energy = sums["energy_error"][0] / max(sums["energy_count"][0], 1) * norm.energy_std
-        forces = sums["force_error"][0] / max(sums["force_count"][0], 1) * norm.force_std
-        return {
-            "loss": float(sums["loss"] / sums["count"]),
-            "force_mae_mev_per_angstrom": 1000 * float(forces),
-            "energy_mae_mev": 1000 * float(energy),
-        }
+        """MAEs in meV and meV/A: of the one task, or the mean over tasks and each task's own."""
+        metrics = {"loss": float(sums["loss"] / sums["count"])}
+        for name, label in (("force", "force_mae_mev_per_angstrom"), ("energy", "energy_mae_mev")):
+            mae = np.asarray(sums[f"{name}_error"]) / np.maximum(sums[f"{name}_count"], 1)
+            values = [
+                1000 * float(m) * getattr(d.task.normalization, f"{name}_std")
+                for m, d in zip(mae, self.setup.data, strict=True)
+            ]
+            metrics[label] = float(np.mean(values))
+            if len(values) > 1:
+                names = mixture.task_names(self.setup.data)
+                metrics |= {f"{label}/{task}": value for task, value in zip(names, values, strict=True)}
+        return metrics
 
     def save(self, step: int, state, kind: str):
         """Write a checkpoint, unless this very step is saved already."""
@@ -324,7 +340,7 @@ class Session:
         meta = {
             "model": models.model_record(setup.model_config),
             "precision": setup.config.precision,
-            "tasks": [tasks.task_record(setup.data.task)],
+            "tasks": [tasks.task_record(d.task) for d in setup.data],
             "config": dataclasses.asdict(setup.config),
             "loader": {"step": step, "seed": setup.config.seed},
             "best": self.best,
@@ -336,15 +352,16 @@ class Session:
 
     def summary(self, state, done: int, meter, train_step) -> dict:
         """What a run reports about itself."""
-        setup, task = self.setup, self.setup.data.task
+        setup = self.setup
         shapes = train_step._cache_size()
         return {
             "steps": done,
             "total_steps": setup.total_steps,
             "finished": done == setup.total_steps,
             "samples_seen": _samples_seen(setup, done),
-            "budget": {"n": len(setup.data.train), "epochs": setup.config.epochs,
-                       "samples": len(setup.data.train) * setup.config.epochs},
+            "budget": {"n": setup.n_train, "epochs": setup.config.epochs,
+                       "samples": setup.n_train * setup.config.epochs},
+            "n_per_task": {d.task.name: len(d.train) for d in setup.data},
             "upstream": setup.config.upstream,
             "model": setup.config.model,
             "parameters": models.count_params(state.params),
@@ -356,18 +373,21 @@ class Session:
             "validation_before": self.first_metrics,
             "validation": self.last_metrics,
             "best_validation_loss": self.best,
-            "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(setup.val, task.normalization.force_std),
+            "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(setup.val, setup.data),
             "provenance": provenance(),
         }
 
 
-def mean_force_baseline(val: list, force_std: float) -> float:
-    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom."""
-    total = count = 0.0
+def mean_force_baseline(val: list, data: list[tasks.TaskData]) -> float:
+    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom; the mean over tasks."""
+    total, count = np.zeros(len(data)), np.zeros(len(data))
     for batch in val:
-        mask = batch.force_mask & batch.free
-        total, count = total + float(np.abs(batch.forces[mask]).sum()), count + 3 * int(mask.sum())
-    return 1000 * force_std * total / max(count, 1)
+        mask, task = batch.force_mask & batch.free, batch.task[batch.node_graph]
+        for i in range(len(data)):
+            own = mask & (task == i)
+            total[i], count[i] = total[i] + np.abs(batch.forces[own]).sum(), count[i] + 3 * own.sum()
+    force_std = np.array([d.task.normalization.force_std for d in data])
+    return float(np.mean(1000 * force_std * total / np.maximum(count, 1)))
 
 
 def _samples_seen(setup: Setup, done: int) -> int:
@@ -418,7 +438,7 @@ def _write_config(run_dir: Path, setup: Setup):
         "total_steps": setup.total_steps,
         "steps_per_epoch": setup.steps_per_epoch,
         "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
-        "task": tasks.task_record(setup.data.task),
+        "tasks": [tasks.task_record(d.task) for d in setup.data],
         "matmul_precision": setup.config.precision,
     }
     (run_dir / "resolved.json").write_text(json.dumps(resolved, indent=1) + "\n")

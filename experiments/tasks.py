@@ -47,7 +47,7 @@ def prepare_task(
       InputError: anything wrong with the data or with n.
     """
     spec, store = open_dataset(name, data_root, cache_dir)
-    split = make_split(store, spec.split_rule, seed=0)
+    split = make_split(store, spec.split_rule, seed=0, held_out=spec.held_out)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")
     pool = split.train if subset is None else load_subset(Path(subset), store, split.train)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxatoms.types import InputError
 
 _LEAVES = {"kernel": "weight"}
-_TABLES = ("sphere_embedding.weight", "source_embedding.weight", "target_embedding.weight")
+_AS_IS = ("_embedding.weight", "affine_weight", "alpha_dot")  # tables and factors; everything else is a linear map
 
 
 def checkpoint_names(path: tuple, num_layers: int) -> list[str]:
@@ -43,9 +43,7 @@ def single_task_name(name: str) -> str:
 
 def transposed(name: str, array: np.ndarray) -> np.ndarray:
     """An array in the other side's layout; its own inverse."""
-    if array.ndim < 2 or name.endswith((*_TABLES, "affine_weight", "alpha_dot")):
-        return array
-    return np.swapaxes(array, -1, -2)
+    return array if array.ndim < 2 or name.endswith(_AS_IS) else np.swapaxes(array, -1, -2)
 
 
 def export_arrays(model: Any) -> dict[str, np.ndarray]:
@@ -53,8 +51,19 @@ def export_arrays(model: Any) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for names, variable in _named(model):
         array = np.asarray(variable[...])
-        parts = array if len(names) > 1 or names[0].startswith("blocks.") else [array]
+        parts = array if names[0].startswith("blocks.") else [array]
         out |= {name: transposed(name, part) for name, part in zip(names, parts, strict=True)}
+    return out
+
+
+def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter in the checkpoint's layout, by checkpoint name; `model` may be abstract."""
+    out = {}
+    for names, variable in _named(model):
+        shape = variable.shape[1:] if names[0].startswith("blocks.") else variable.shape
+        if len(shape) >= 2 and not names[0].endswith(_AS_IS):
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        out |= dict.fromkeys(names, tuple(shape))
     return out
 
 

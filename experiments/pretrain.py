@@ -49,6 +49,8 @@ class PretrainConfig:
     """Training structures N, drawn once with the seed; `all` takes every one. Default: 2e6, or all of --subset."""
     subset: str | None = None
     """File of experiments.select: draw the N structures of a single data set from these only."""
+    split: str = "auto"
+    """auto (by formula or system, or the file's own), or record: at random, so that near copies may be held out."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -119,6 +121,7 @@ class PretrainConfig:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
         if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
+        _one_of("--split", self.split, ("auto", "record"))
         _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
         _one_of("--scales", self.scales, ("fit", "shipped"))
         _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
@@ -183,6 +186,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         cutoff=config.cutoff,
         max_neighbors=config.max_neighbors,
         subset=config.subset,
+        split_rule=None if config.split == "auto" else config.split,
         save_to=run_dir and run_dir / "data",
     )
     corpus, train_samples, val_samples = tasks.make_corpus(data)

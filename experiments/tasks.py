@@ -35,19 +35,20 @@ def prepare_task(
     cutoff: float | None = None,
     max_neighbors: int | None = None,
     subset: str | None = None,
+    split_rule: str | None = None,
     save_to: Path | None = None,
 ) -> TaskData:
     """Open a data set, split it, draw `n` training records and fit references on them.
 
     The split depends on the data alone (seed 0), so that runs of every seed share their validation set; `seed`
     draws the subset. The reference is fitted on the whole train split, as in the paper. `subset` names a file of
-    experiments.select to draw from instead of the whole train split.
+    experiments.select to draw from instead of the whole train split; `split_rule` replaces the data set's.
 
     Raises:
       InputError: anything wrong with the data or with n.
     """
     spec, store = open_dataset(name, data_root, cache_dir)
-    split = make_split(store, spec.split_rule, seed=0, held_out=spec.held_out)
+    split = make_split(store, split_rule or spec.split_rule, seed=0, held_out=spec.held_out)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")
     pool = split.train if subset is None else load_subset(Path(subset), store, split.train)

@@ -10,13 +10,13 @@ import numpy as np
 from rich.progress import track
 
 from experiments.extractors import Extractor
+from experiments.passes import Pass, plan_pass
 from jaxatoms.csi.aggregation import aggregate
 from jaxatoms.csi.features import FeatureSet, check_features, load_features
 from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, update_part
 from jaxatoms.csi.sampling import sample
 from jaxatoms.csi.uncertainty import block_moments
-from jaxatoms.data import loader, packing
-from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.corpus import Corpus, Task, samples_of
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import Store, open_dataset
@@ -49,23 +49,6 @@ class Extracted(NamedTuple):
     features: FeatureSet | None = None  # every row, when kept
 
 
-class Pass(NamedTuple):
-    """Every sample once, in batches of one shape."""
-
-    corpus: Corpus
-    samples: Samples
-    groups: list[np.ndarray]
-    budget: packing.BatchBudget
-    edge_dropout: float
-    seed: int
-
-    def batch(self, step: int) -> GraphBatch:
-        """The padded batch of group `step`."""
-        rng = np.random.default_rng([self.seed, 3, step])
-        parts = self.corpus.build(self.samples.at(self.groups[step]), rng, self.edge_dropout)
-        return loader.collate_smallest(*parts, [self.budget])
-
-
 def extract(
     request: Request,
     extractor: Extractor,
@@ -89,7 +72,8 @@ def extract(
     train = make_split(store, spec.split_rule, seed=0).train
     records, replaced = choose_records(store, train, request, extractor.num_elements)
     corpus = Corpus((_unlabelled(request.dataset, store, spec),))
-    stream = plan_pass(corpus, samples_of(0, records), request, batch_edges, extractor.shapes)
+    samples = samples_of(0, records)
+    stream = plan_pass(corpus, samples, batch_edges, extractor.shapes, request.edge_dropout, request.seed)
     blocks, rows = _stream(stream, extractor, request, keep, quiet)
     info = dataclasses.asdict(request) | {
         "extractor": extractor.identity,
@@ -137,23 +121,12 @@ def _unlabelled(name: str, store: Store, spec) -> Task:
     return Task(name, store, everything, Normalization(1.0, 1.0), spec.cutoff, spec.max_neighbors)
 
 
-def plan_pass(corpus: Corpus, samples: Samples, request: Request, batch_edges: int, shapes: list) -> Pass:
-    """Bins of structures and the one budget that holds each of them, if possible one of `shapes`."""
-    sizes = loader.measure(corpus, samples, 0.0, limit=None)
-    capacity = int(max(sizes["n_main"].max(), batch_edges))
-    groups = packing.pack(sizes["n_main"], capacity)
-    batches = packing.group_sizes(sizes, groups)
-    need = packing.make_budget({name: values.max() for name, values in batches.items()} | {"n_main": capacity})
-    return Pass(corpus, samples, groups, packing.shared_budget(need, shapes), request.edge_dropout, request.seed)
-
-
 def _stream(stream: Pass, extractor: Extractor, request: Request, keep: bool, quiet: bool):
     """(block moments, [(features, sample index)] when kept); nothing is fetched while the device works."""
     n_blocks = min(request.n_blocks, len(stream.samples.record))
     per_batch = -(-n_blocks // len(stream.groups))
     parts, rows = empty_moments(extractor.width, n_blocks), []
-    batches = loader.prefetch(stream.batch, 0, len(stream.groups))
-    steps = track(batches, f"features of {request.dataset}", len(stream.groups), disable=quiet, transient=True)
+    steps = track(stream.batches(), f"features of {request.dataset}", len(stream.groups), disable=quiet, transient=True)
     for step, batch in enumerate(steps):
         features = extractor.features(jax.device_put(batch))
         values, mask, graph = features, batch.node_mask, batch.node_graph

@@ -216,7 +216,8 @@ def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
     if config.batch_edges is None:
-        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed, config.batch_shapes)
+        steps = len(samples.record) * config.epochs // config.batch_size
+        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, steps, config.seed, config.batch_shapes)
         return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
     budgets = packing.packed_budgets(sizes, config.batch_edges, largest, weights)

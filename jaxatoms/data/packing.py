@@ -19,7 +19,7 @@ MAXIMA = ("n_per_graph", "k_main", "k_a2ee2a", "k_a2ee2a_out", "k_qint", "k_qint
 STEPS = {"n_node": 8, "n_main": 64, "n_a2ee2a": 64, "n_qint": 64, "n_a2a": 64}  # counts are multiples of these
 MAX_SHAPES = 4
 BATCHES = 4000  # random batches drawn to choose fixed budgets
-OVERFLOW = 1e-10  # bound on the chance that a random batch outgrows the largest fixed budget
+OVERFLOW = 1e-3  # bound on the expected number of batches of a run that outgrow the largest fixed budget
 HEADROOM = 1.08  # over the largest degree seen in the sample, for those not seen
 OPEN_BINS = 16
 
@@ -82,11 +82,11 @@ def exact_budget(batches: Sequence[Mapping[str, int]]) -> BatchBudget:
 
 
 def fixed_budgets(
-    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, seed: int = 0, shapes: int = MAX_SHAPES
+    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, steps: int, seed: int = 0, shapes: int = MAX_SHAPES
 ) -> list[BatchBudget]:
-    """Budgets, ascending, for random batches of `batch_size` structures.
+    """Budgets, ascending, for `steps` random batches of `batch_size` structures.
 
-    The last one holds a random batch with probability 1 - 1e-9 as far as the sample shows the set; the others
+    The last one holds all of them but for one run in some hundred, as far as the sample shows the set; the others
     are where they waste the fewest edge slots.
 
     Args:
@@ -97,7 +97,7 @@ def fixed_budgets(
     rng = np.random.default_rng(seed)
     groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
     batches = group_sizes(sizes, groups)
-    last = {name: sum_bound(sizes[name], batch_size, OVERFLOW) for name in ADDITIVE}
+    last = {name: sum_bound(sizes[name], batch_size, OVERFLOW / steps) for name in ADDITIVE}
     last |= {name: np.ceil(sizes[name].max() * HEADROOM) for name in MAXIMA}
     last |= {"n_graph": batch_size, "n_per_graph": largest}
     levels = cheapest_levels(batches["n_main"], last["n_main"], shapes)
@@ -160,7 +160,7 @@ def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
         have = dataclasses.asdict(budget)
         if have["n_main"] <= 1.1 * want["n_main"] and all(want[k] <= have[k] <= 4 * want[k] for k in want):
             return budget
-    roomy = {k: v if k == "n_main" else round_up(v * 1.25, STEPS.get(k, 1)) for k, v in want.items()}
+    roomy = {k: v if k == "n_main" or v == 0 else round_up(v * 1.25, STEPS.get(k, 1)) for k, v in want.items()}
     known.append(BatchBudget(**roomy))
     return known[-1]
 

@@ -37,7 +37,7 @@ def sizes(organic):
 
 def _fixed(organic, sizes, n, batch_size, epochs, seed=0):
     corpus, samples = organic
-    budgets = packing.fixed_budgets(sizes, batch_size, 20)
+    budgets = packing.fixed_budgets(sizes, batch_size, 20, 1000)
     return loader.TrainBatches(corpus, samples.at(np.arange(n)), budgets, epochs, seed, DROPOUT, batch_size)
 
 

@@ -37,7 +37,7 @@ def _run(corpus, samples, sizes, epochs, batch_edges=None, batch_size=20):
     args = {"corpus": corpus, "samples": samples, "epochs": epochs, "seed": 0, "edge_dropout": DROPOUT}
     largest = int(corpus.n_node(samples).max())
     if batch_edges is None:
-        budgets = packing.fixed_budgets(sizes, batch_size, largest)
+        budgets = packing.fixed_budgets(sizes, batch_size, largest, len(samples.record) * epochs // batch_size)
         return loader.TrainBatches(budgets=budgets, batch_size=batch_size, **args)
     weights = loader.measure(corpus, samples, DROPOUT, limit=None)["n_main"]
     budgets = packing.packed_budgets(sizes, batch_edges, largest, weights)
@@ -52,7 +52,7 @@ def _occupancy(batches, most=200):
 
 def _overflows(sizes, batch_size, n_batch, seed=1):
     """How many of `n_batch` random batches, drawn from these structures, the largest fixed budget cannot hold."""
-    last = packing.fixed_budgets(sizes, batch_size, int(sizes["n_node"].max()))[-1]
+    last = packing.fixed_budgets(sizes, batch_size, int(sizes["n_node"].max()), n_batch)[-1]
     rng, count = np.random.default_rng(seed), 0
     for _ in range(0, n_batch, 5000):
         groups, over = rng.integers(len(sizes["n_node"]), size=(5000, batch_size)), False
@@ -133,7 +133,7 @@ def test_batches_of_oc20_are_at_least_85_percent_real(tmp_path):
 
 @pytest.mark.parametrize("shapes", [1, 2, 3, 4])
 def test_there_are_at_most_as_many_budgets_as_asked_for_and_they_ascend(organic_sizes, shapes):
-    budgets = packing.fixed_budgets(organic_sizes, 20, 20, shapes=shapes)
+    budgets = packing.fixed_budgets(organic_sizes, 20, 20, 1000, shapes=shapes)
     assert 1 <= len(budgets) <= shapes
     sizes = np.array([dataclasses.astuple(b) for b in budgets])
     assert (np.diff(sizes, axis=0) >= 0).all()
@@ -141,12 +141,12 @@ def test_there_are_at_most_as_many_budgets_as_asked_for_and_they_ascend(organic_
 
 
 def test_the_last_budget_holds_the_largest_structure_even_if_the_sample_missed_it(organic_sizes):
-    assert packing.fixed_budgets(organic_sizes, 20, 77)[-1].n_per_graph == 77
+    assert packing.fixed_budgets(organic_sizes, 20, 77, 1000)[-1].n_per_graph == 77
     assert packing.packed_budgets(organic_sizes, 3000, 77, organic_sizes["n_main"])[-1].n_per_graph == 77
 
 
 def test_budgets_repeat_for_a_seed(organic_sizes):
-    assert packing.fixed_budgets(organic_sizes, 20, 20, 5) == packing.fixed_budgets(organic_sizes, 20, 20, 5)
+    assert packing.fixed_budgets(organic_sizes, 20, 20, 1000, 5) == packing.fixed_budgets(organic_sizes, 20, 20, 1000, 5)
 
 
 def test_a_structure_larger_than_a_packed_batch_is_refused_with_both_numbers(organic_sizes):

@@ -175,7 +175,7 @@ def report(config: InfoConfig) -> Report:
     needs_forces = target is None and spec.family not in ("file", "demo")
     checks = statistics.findings(found, needs_forces, spec.family in ("oc20", "oc22"))
     # References fitted to fewer groups than that absorb what they should leave.
-    enough = store.manifest["n_group"] >= 10 * len(store.manifest["elements"]) or None
+    enough = (store.manifest["n_group"] or len(store)) >= 10 * len(store.manifest["elements"]) or None
     return Report(spec, store, facts, found, checks + _compared(spec, facts, found, enough))
 
 

@@ -57,4 +57,5 @@ def task_names(data: list[tasks.TaskData]) -> list[str]:
 
 def _n_train(name: str, options: dict) -> int:
     spec, store = open_dataset(name, options.get("data_root"), options.get("cache_dir"))
-    return len(make_split(store, spec.split_rule, seed=0, held_out=spec.held_out).train)
+    rule = options.get("split_rule") or spec.split_rule
+    return len(make_split(store, rule, seed=0, held_out=spec.held_out).train)

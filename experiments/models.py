@@ -21,6 +21,7 @@ class PureModel(NamedTuple):
     params: Any
     constants: Any
     apply: Callable  # (params, constants, batch, edge_dropout) -> ModelOutput
+    node_features: Callable  # (params, constants, batch) -> [n_node, emb_size_atom], what the energy heads read
 
 
 def find_config(name: str) -> GemNetOCConfig:
@@ -64,7 +65,10 @@ def split_model(model: nnx.Module) -> PureModel:
     def apply(params, constants, batch, edge_dropout=0.0):
         return nnx.merge(graphdef, params, constants)(batch, edge_dropout=edge_dropout)
 
-    return PureModel(params, constants, apply)
+    def node_features(params, constants, batch):
+        return nnx.merge(graphdef, params, constants).features(batch).node
+
+    return PureModel(params, constants, apply, node_features)
 
 
 def abstract_model(config: GemNetOCConfig, n_task: int, precision: Precision) -> PureModel:

@@ -59,7 +59,7 @@ class ScalarData:
     Attributes:
       column: column of the store.
       unit: of the column.
-      reduction: how the model's atom outputs are combined: "sum", "mean" or "max".
+      reduction: how the model's atom outputs are combined: "sum", "mean", "max" or "extent".
       mean, std: of the target after `references`; None: those of the train split (`normalization`).
       references: atomic number -> what each atom contributes, subtracted before normalising.
       n_class: 0 for regression.
@@ -168,7 +168,7 @@ def _qm9(name: str, target: str) -> ScalarData:
         column=f"target_{target}",
         graph=Graph(8.0),
         unit=unit,
-        reduction="sum",
+        reduction="extent" if target == "R_2_Abs" else "sum",
         mean=mean,
         std=std,
         references=dict(zip((1, 6, 7, 8, 9), _QM9_REFERENCES.get(target, ()), strict=False)),

@@ -39,6 +39,7 @@ class TrainBatches:
     edge_dropout: float
     batch_size: int = 0  # structures per batch; unused in packed mode
     weights: np.ndarray | None = None  # [n] expected main edges per sample: packed mode
+    round_up: bool = False  # fixed mode: ceil(n / batch_size) steps per epoch instead of n // batch_size
     _packed: tuple[int, list[np.ndarray]] = dataclasses.field(default=(-1, []), init=False, repr=False)
 
     def __post_init__(self):
@@ -46,7 +47,8 @@ class TrainBatches:
         if self.weights is None and self.batch_size > n:
             raise InputError(f"batch of {self.batch_size} is larger than the {n} structures; lower --batch-size")
         if self.weights is None:
-            self._ends = np.cumsum([n // self.batch_size] * self.epochs)
+            per_epoch = (n + (self.batch_size - 1) * self.round_up) // self.batch_size
+            self._ends = np.cumsum([per_epoch] * self.epochs)
         else:
             self._ends = np.cumsum([len(self._bins(epoch)) for epoch in range(self.epochs)])
 

@@ -150,6 +150,21 @@ def grown_budget(sizes: Mapping[str, float], last: BatchBudget) -> BatchBudget:
     return BatchBudget(**have)
 
 
+def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
+    """A budget of `known` that holds `need` without much waste, or a roomier `need`, which joins `known`.
+
+    Main edges are what a step costs, so they must nearly agree; the rest may be up to four times as large.
+    """
+    want = dataclasses.asdict(need)
+    for budget in known:
+        have = dataclasses.asdict(budget)
+        if have["n_main"] <= 1.1 * want["n_main"] and all(want[k] <= have[k] <= 4 * want[k] for k in want):
+            return budget
+    roomy = {k: v if k == "n_main" else round_up(v * 1.25, STEPS.get(k, 1)) for k, v in want.items()}
+    known.append(BatchBudget(**roomy))
+    return known[-1]
+
+
 def packed_budgets(
     sizes: Mapping[str, np.ndarray], n_main: int, largest: int, weights: np.ndarray
 ) -> list[BatchBudget]:

@@ -55,7 +55,8 @@ def make_split(
     """The split of a data set by its rule (`DatasetSpec.split_rule`).
 
     Args:
-      rule: "official" takes the file's own split where it has one; otherwise, and for "group", by group.
+      rule: "official" takes the file's own split where it has one; otherwise, and for "group", by group; "record"
+        draws records at random, whatever their group: near copies of a training structure may be held out.
       held_out: records that val and test each need at least (`DatasetSpec.held_out`), instead of the fractions; an
         excerpt of less than four times as many records goes by the fractions.
 
@@ -67,6 +68,8 @@ def make_split(
     """
     if rule == "official" and "official_split" in store.extra_columns:
         return official_split(store)
+    if rule == "record":
+        return _record_split(len(store), seed, val_fraction, test_fraction)
     codes, names = store.groups
     if held_out is not None and 4 * held_out <= len(store):
         val_fraction = test_fraction = held_out / len(store)

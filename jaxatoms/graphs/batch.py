@@ -45,10 +45,11 @@ class BatchBudget:
     k_a2ee2a_out: int  # largest out-degree
     k_qint: int
     k_qint_out: int
+    k_main_out: int = 0  # largest out-degree of the main graph; 0: no table (a symmetrised graph needs none)
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            floor = 2 if name in ("n_graph", "n_node") else 1
+            floor = {"n_graph": 2, "n_node": 2, "k_main_out": 0}.get(name, 1)
             if value < floor:
                 raise ValueError(f"{name} must be >= {floor}, got {value}")
 
@@ -129,7 +130,7 @@ def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: Batc
         node_table=node_table,
         free=_pad(~systems.fixed, n, False),
         cell=_pad(systems.cell.astype(np.float32), budget.n_graph, 0),
-        main=_pad_edges("main", graphs.main, budget, in_table=True),
+        main=_pad_edges("main", graphs.main, budget, in_table=True, out_table=budget.k_main_out > 0),
         swap=_pad(graphs.swap.astype(np.int32), budget.n_main, budget.n_main),
         a2ee2a=_pad_edges("a2ee2a", graphs.a2ee2a, budget, in_table=True, out_table=True),
         qint=_pad_edges("qint", graphs.qint, budget, in_table=True, out_table=True),

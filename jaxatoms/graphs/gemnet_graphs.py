@@ -52,7 +52,7 @@ def build_graphs(
         edges, distance = _take(edges, kept), distance[kept]
     limits = np.asarray(max_neighbors).reshape(-1, 4)
     limits = np.repeat(np.minimum(limits, limits[:, 3:]), n_node, axis=0)  # every graph is a part of a2a
-    main_unsym, a2ee2a, qint, a2a = _cut(edges, distance, limits)
+    main_unsym, a2ee2a, qint, a2a = cut_nearest(edges, distance, limits)
     main, swap = symmetrise(main_unsym, len(positions))
     return Graphs(main, swap, a2ee2a, _filter_tags(qint, tags), a2a)
 
@@ -66,7 +66,7 @@ def count_edges(graphs: Graphs, n_node: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _cut(edges: Edges, distance: np.ndarray, limits: np.ndarray) -> list[Edges]:
+def cut_nearest(edges: Edges, distance: np.ndarray, limits: np.ndarray) -> list[Edges]:
     """The nearest `limits[receiver, i]` edges of each receiver, for each column i of `limits`."""
     degree = np.bincount(edges.receivers, minlength=len(limits))
     cuts = degree[:, None] > limits

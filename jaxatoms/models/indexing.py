@@ -67,6 +67,14 @@ sum_rows.defvjp(
 )
 
 
+def edge_slots(in_table: jax.Array, receivers: jax.Array) -> jax.Array:
+    """[n_edge] slot of each edge in the flattened [n_node, k] table, n_node * k for padding (edges are sorted)."""
+    (n_node, k), n_edge = in_table.shape, receivers.shape[0]
+    first = in_table[receivers, 0]
+    slot = receivers * k + jnp.arange(n_edge, dtype=jnp.int32) - first
+    return jnp.where(first < n_edge, slot, n_node * k)
+
+
 def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
     """[n_segment] index of the last element of each segment, `len(segment)` for an empty one.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
+from jaxatoms.models.indexing import edge_slots
 
 _BASE = 64  # cells per axis in the integer code of an image; `collate` refuses larger translations
 
@@ -38,10 +39,10 @@ def derive(batch: GraphBatch) -> Indices:
     main_image, a2ee2a_image = _slot_images(main, rank), _slot_images(a2ee2a, rank)
     quad = _quadruplets(qint, main_image, rank)
     return Indices(
-        main_slot=_slots(main),
+        main_slot=edge_slots(main.in_table, main.receivers),
         main_out_table=_fill(batch.swap, main.in_table, n_main),
-        a2ee2a_slot=_slots(a2ee2a),
-        qint_slot=_slots(qint),
+        a2ee2a_slot=edge_slots(a2ee2a.in_table, a2ee2a.receivers),
+        qint_slot=edge_slots(qint.in_table, qint.receivers),
         twin_a2ee2a=_row_slots(_match(main_image, a2ee2a_image), a2ee2a_image.shape[1]),
         twin_main=_row_slots(_match(a2ee2a_image, main_image), k),
         **quad,
@@ -59,7 +60,7 @@ def _quadruplets(qint: PaddedEdges, main_image: jax.Array, rank: jax.Array) -> d
     c_image = main_image[:, None, :]
     b_of_slot = _fill(b_image, qint.in_table, -1)[:, :, None]
     d_of_slot = _fill(d_image, qint.in_table, -1)  # [N, k_q, k]
-    slot_of_q = _slots(qint)
+    slot_of_q = edge_slots(qint.in_table, qint.receivers)
     c_as_d = _match(jnp.broadcast_to(c_image, d_of_slot.shape), d_of_slot)
     d_as_c = _match(d_image, main_image[qint.receivers])
     return dict(
@@ -87,14 +88,6 @@ def _image(rank: jax.Array, translation: jax.Array | int) -> jax.Array:
 def _slot_images(edges: PaddedEdges, rank: jax.Array) -> jax.Array:
     """[n_node, k] image that each edge slot comes from, seen from the slot's atom; -1 = empty."""
     return _fill(_image(rank[edges.senders], _translation(edges.shifts)), edges.in_table, -1)
-
-
-def _slots(edges: PaddedEdges) -> jax.Array:
-    """[n_edge] slot of each edge in the [n_node, k] layout, n_node * k for padding (edges are sorted by receiver)."""
-    (n_node, k), n_edge = edges.in_table.shape, edges.receivers.shape[0]
-    first = edges.in_table[edges.receivers, 0]
-    slot = edges.receivers * k + jnp.arange(n_edge, dtype=jnp.int32) - first
-    return jnp.where(first < n_edge, slot, n_node * k)
 
 
 def _match(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ def write_model(path: Path, model: Any, config: Any, meta: dict) -> dict:
     Raises:
       InputError: the place cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in export_arrays(model, config).items()}
+    arrays = {name: np.array(array, order="C") for name, array in export_arrays(model, config).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, path, metadata={"format": "pt", "card": FORMAT})

@@ -3,6 +3,7 @@
 Nothing here knows how a checkpoint came about: pretraining, fine-tuning and conversion write the same record.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -93,17 +94,19 @@ def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, ma
 
 
 def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], spare: float = 0.0) -> BatchBudget:
-    """A budget that holds each of these batches, all sizes but the number of structures enlarged by `spare`."""
+    """A budget that holds each of these batches, with numbers of edges enlarged by the fraction `spare`."""
     if uses_nearest_graph(config):
-        budgets = [nearest_budget(systems, graphs, spare) for systems, graphs in batches]
-        fields = BatchBudget.__dataclass_fields__
-        return BatchBudget(**{name: max(getattr(budget, name) for budget in budgets) for name in fields})
-    parts = [
-        packing.group_sizes(packing.structure_sizes(*batch), [np.arange(len(batch[0].n_node))]) for batch in batches
-    ]
-    sizes = {name: np.concatenate([part[name] for part in parts]).max() for name in parts[0]}
-    grown = {name: value if name in ("n_graph", "n_per_graph") else value * (1 + spare) for name, value in sizes.items()}
-    return packing.make_budget({name: np.ceil(value) for name, value in grown.items()})
+        budgets = [dataclasses.asdict(nearest_budget(systems, graphs)) for systems, graphs in batches]
+        largest = {name: max(budget[name] for budget in budgets) for name in budgets[0]}
+    else:
+        parts = [
+            packing.group_sizes(packing.structure_sizes(*batch), [np.arange(len(batch[0].n_node))]) for batch in batches
+        ]
+        sizes = {name: np.concatenate([part[name] for part in parts]).max() for name in parts[0]}
+        largest = dataclasses.asdict(packing.make_budget(sizes))
+    fixed = ("n_graph", "n_node", "n_per_graph")
+    grown = {name: n if name in fixed else int(np.ceil(n * (1 + spare))) for name, n in largest.items()}
+    return BatchBudget(**grown)
 
 
 def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget) -> GraphBatch:

@@ -23,7 +23,13 @@ from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.safetensors_file import read_safetensors, write_model
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import JMP_TASKS, Converted, convert
-from jaxatoms.models.registry import config_from_record, default_reductions, model_record, split_model, uses_nearest_graph
+from jaxatoms.models.registry import (
+    config_from_record,
+    default_reductions,
+    model_record,
+    split_model,
+    uses_nearest_graph,
+)
 from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 

@@ -50,15 +50,16 @@ def card_text(card: dict[str, Any]) -> str:
     """The card as a page."""
     model = card["model"] or {}
     lines = [f"# {model.get('architecture', 'gemnet_oc')} checkpoint", ""]
-    for title, key in (("Data", "data"), ("Converted from", "converted_from"), ("Initialised from", "initialised_from")):
+    origins = (("Data", "data"), ("Converted from", "converted_from"), ("Initialised from", "initialised_from"))
+    for title, key in origins:
         facts = {k: v for k, v in (card[key] or {}).items() if v is not None}
         if facts:
             lines.append(f"- **{title}**: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
     for title, key in (("Step", "step"), ("Seed", "seed"), ("Precision", "precision"), ("Metrics", "metrics")):
         if card[key] is not None:
             lines.append(f"- **{title}**: {card[key]}")
-    lines += [f"- **Licence of the weights**: {card['licence_of_weights']}", "", "| head | energy unit, eV | force unit, "
-              "eV/A | cutoff, A | neighbours |", "|---|---|---|---|---|"]
+    lines += [f"- **Licence of the weights**: {card['licence_of_weights']}", ""]
+    lines += ["| head | energy unit, eV | force unit, eV/A | cutoff, A | neighbours |", "|---|---|---|---|---|"]
     for head in card["heads"]:
         lines.append(f"| {head['name']} | {head['energy_std']:.6g} | {head['force_std']:.6g} | {head['cutoff']:g} | "
                      f"{head['max_neighbors']} |")

@@ -7,7 +7,7 @@ Neighbours come from a list with a skin, arrays have fixed shapes with room to s
 compiles once (`n_compiled` counts). Units are ASE's: eV, eV/A, eV/A^3.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class JaxAtomsCalculator(Calculator):
     gradient of the energy; others refuse it as `PropertyNotImplementedError`.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
 
     def __init__(
         self,

@@ -18,7 +18,13 @@ from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel
-from jaxatoms.models.registry import ModelConfig, build_model, config_from_record, default_reductions, uses_nearest_graph
+from jaxatoms.models.registry import (
+    ModelConfig,
+    build_model,
+    config_from_record,
+    default_reductions,
+    uses_nearest_graph,
+)
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
 
@@ -55,9 +61,9 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
         policy = Precision(matmul=precision or meta.get("precision", "float32"))
         reductions = tuple(meta.get("reductions") or default_reductions(config, len(meta["tasks"])))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"checkpoint {folder} has no usable model record ({error}); give one of this program") from error
+        raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
     abstract = nnx.eval_shape(lambda: build_model(config, reductions, nnx.Rngs(0), policy))
-    graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)
+    graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})
     return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))

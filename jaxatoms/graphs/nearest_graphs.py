@@ -43,7 +43,7 @@ def cut_nearest_graph(edges: Edges, distance: np.ndarray, n_node: np.ndarray, ma
     limit = np.asarray(max_neighbors).reshape(len(n_node), -1)[:, :1]
     (main,) = cut_nearest(edges, distance, np.repeat(limit, n_node, axis=0))
     none = Edges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
-    return Graphs(main, np.zeros(len(main.senders), np.int32), none, none, none)
+    return Graphs(main, np.zeros(0, np.int32), none, none, none)
 
 
 def nearest_budget(systems: SystemBatch, graphs: Graphs, spare: float = 0.0) -> BatchBudget:

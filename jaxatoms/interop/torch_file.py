@@ -23,7 +23,8 @@ from jaxatoms.types import InputError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_KINDS = {b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "gzip data", b"%PDF": "a PDF", b"<!DO": "a web page", b"<htm": "a web page"}
+_WEB = "a web page"
+_KINDS = {b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "gzip data", b"%PDF": "a PDF", b"<!DO": _WEB, b"<htm": _WEB}
 
 
 class TorchFile:
@@ -42,7 +43,8 @@ class TorchFile:
             self.byteorder = "little"
             self.content = self._read_zip() if head[:2] == b"PK" else self._read_legacy(head)
         except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}; give a PyTorch checkpoint") from error
+            reason = error.strerror or str(error)
+            raise InputError(f"cannot read {self.path}: {reason}; give a PyTorch checkpoint") from error
         except (TorchFileError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path} {_words(error)}; download it again or give another file") from None
 

@@ -133,7 +133,8 @@ def _assign(file, keys: list[str], ema: list, state: Mapping[str, TensorRef], ki
         if not isinstance(average, TensorRef) or average.shape != state[name].shape:
             found = getattr(average, "shape", type(average).__name__)
             raise InputError(
-                f"{file.path}: the average of {name} has shape {found}, the weight {state[name].shape}; use --weights raw"
+                f"{file.path}: the average of {name} has shape {found}, the weight {state[name].shape}; "
+                "use --weights raw"
             )
     return dict(zip(names, ema, strict=True))
 
@@ -242,11 +243,14 @@ def _recorded_settings(content: Any) -> dict[str, Any]:
 def _scales(file: TorchFile) -> dict[str, float]:
     """Means and standard deviations from fairchem's `normalizers`."""
     normalizers = file.content.get("normalizers") if isinstance(file.content, dict) else None
+    known = normalizers if type(normalizers) is dict else {}
     out: dict[str, float] = {}
     for names, kind in ((("target", "energy"), "energy"), (("grad_target", "forces"), "force")):
         for name in names:
-            entry = normalizers.get(name) if type(normalizers) is dict else None
-            for field in ("mean", "std") if type(entry) is dict else ():
-                if isinstance(entry.get(field), TensorRef) and int(np.prod(entry[field].shape)) == 1:
-                    out[f"{kind}_{field}"] = float(file.read(entry[field]).reshape(()))
+            found = known.get(name)
+            entry = found if type(found) is dict else {}
+            for field in ("mean", "std"):
+                value = entry.get(field)
+                if isinstance(value, TensorRef) and int(np.prod(value.shape)) == 1:
+                    out[f"{kind}_{field}"] = float(file.read(value).reshape(()))
     return out

@@ -28,11 +28,13 @@ _DTYPES = {
 }
 # First parts of module names that are reasons to refuse a file rather than to ignore the object.
 _REFUSED = frozenset(
-    "os posix nt subprocess sys shutil socket ctypes importlib runpy pickle _pickle marshal code codeop pty platform "
+    "os posix nt subprocess sys shutil socket ctypes importlib runpy pickle _pickle marshal code codeop pty platform "  # noqa: SIM905
     "multiprocessing threading asyncio http urllib requests webbrowser tempfile io _io inspect gc signal operator "
     "commands popen2 pip setuptools distutils site builtins __builtin__".split()
 )
-_HARMLESS_BUILTINS = frozenset("set frozenset slice complex range bytearray bytes list dict tuple int float str bool object type".split())
+_HARMLESS_BUILTINS = frozenset(
+    "set frozenset slice complex range bytearray bytes list dict tuple int float str bool object type".split()  # noqa: SIM905
+)
 
 
 class TorchFileError(ValueError):
@@ -225,7 +227,7 @@ class CheckpointUnpickler(pickle._Unpickler):  # type: ignore[name-defined]  # i
         elif not isinstance(target, dict):  # the state of an ordered dict is metadata of PyTorch's
             raise TorchFileError("tries to alter an object")
 
-    dispatch = dict(pickle._Unpickler.dispatch) | {  # type: ignore[attr-defined]
+    dispatch = dict(pickle._Unpickler.dispatch) | {  # type: ignore[attr-defined, assignment]
         pickle.NEWOBJ[0]: _new_object,
         pickle.NEWOBJ_EX[0]: _new_object,
         pickle.BUILD[0]: _build,

@@ -19,6 +19,7 @@ from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
 from jaxatoms.models.gemnet_oc import config as gemnet
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel, MultiTaskModel
 from jaxatoms.types import InputError
@@ -86,6 +87,21 @@ def uses_nearest_graph(config: ModelConfig) -> bool:
     return isinstance(config, EquiformerV2Config)
 
 
+def has_dropout(config: ModelConfig) -> bool:
+    """Whether the model takes a random key in training."""
+    return isinstance(config, EquiformerV2Config) and max(config.alpha_drop, config.drop_path_rate) > 0
+
+
+def has_scale_factors(config: ModelConfig) -> bool:
+    """Whether scale factors have to be fitted before training."""
+    return isinstance(config, GemNetOCConfig)
+
+
+def shared_gradient_divisors(config: ModelConfig, params: Any) -> Any:
+    """How often each parameter is used, by which its gradient is divided; None: no parameter is shared."""
+    return gradient_divisors(params, config) if isinstance(config, GemNetOCConfig) else None
+
+
 def build_model(
     config: ModelConfig, reductions: tuple[str, ...], rngs: nnx.Rngs, precision: Precision = Precision()
 ) -> nnx.Module:
@@ -113,7 +129,7 @@ def default_reductions(config: ModelConfig, n_task: int) -> tuple[str, ...]:
 
 def split_model(model: nnx.Module) -> PureModel:
     """Parameters, constants and a pure function of them; the module is merged only while tracing."""
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    graphdef, params, constants = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     def apply(params, constants, batch, edge_dropout=0.0, **options):
         module = nnx.merge(graphdef, params, constants)

@@ -27,15 +27,29 @@ def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
 
 
-def make_train_step(apply: ApplyFn, optimizer, scales: LossScales, *, ema_decay: float, edge_dropout: float):
-    """train_step(state, constants, batch) -> (state, metrics); the old state's buffers are donated."""
+def make_train_step(
+    apply: ApplyFn,
+    optimizer,
+    scales: LossScales,
+    *,
+    ema_decay: float,
+    edge_dropout: float,
+    dropout_seed: int | None = None,
+):
+    """train_step(state, constants, batch) -> (state, metrics); the old state's buffers are donated.
 
-    def loss_fn(params, constants, batch):
-        out = apply(params, constants, batch, edge_dropout)
+    Args:
+      dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
+    """
+
+    def loss_fn(params, constants, batch, step):
+        # The key depends on the step alone, so that a resumed run draws the same numbers.
+        random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
+        out = apply(params, constants, batch, edge_dropout, **random)
         return pretraining_loss(out.energy, out.forces, batch, scales)
 
     def train_step(state: TrainState, constants, batch):
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, constants, batch)
+        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, constants, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - ema_decay)

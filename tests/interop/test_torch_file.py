@@ -93,8 +93,8 @@ class Call:
         return self.function, self.args
 
 
-def zip_file(path: Path, pickled: bytes, entries: dict[str, bytes] | None = None, compression=zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def zip_file(path: Path, pickled: bytes, entries: dict[str, bytes] | None = None, method=zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in ({"a/data.pkl": pickled} | (entries or {})).items():
             archive.writestr(name, data)
     return path
@@ -186,7 +186,8 @@ def test_altered_bytes_never_do_more_than_raise(tmp_path, name):
 
 @pytest.mark.parametrize("content,words", [
     (b"", "empty"), (b"hello world", "no PyTorch checkpoint"), (b"<!DOCTYPE html><html>", "web page"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"), (pickle.dumps({"a": 1}), "not of PyTorch"), (b"PK\x03\x04 no", "truncated"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"), (pickle.dumps({"a": 1}), "not of PyTorch"),
+    (b"PK\x03\x04 no", "truncated"),
 ])  # fmt: skip
 def test_other_files_are_named(tmp_path, content, words):
     path = tmp_path / "file.pt"
@@ -199,7 +200,8 @@ def test_other_archives_are_named(tmp_path):
     assert "NumPy archive" in refusal(tmp_path / "a.npz")
     script = zip_file(tmp_path / "script.pt", pickle.dumps({}), {"a/constants.pkl": b""})
     assert "TorchScript" in refusal(script)
-    squeezed = zip_file(tmp_path / "z.pt", tensor_pickle(6, 0, (6,), (1,)), {"a/data/0": bytes(24)}, zipfile.ZIP_DEFLATED)
+    pickled, entries = tensor_pickle(6, 0, (6,), (1,)), {"a/data/0": bytes(24)}
+    squeezed = zip_file(tmp_path / "z.pt", pickled, entries, zipfile.ZIP_DEFLATED)
     assert "compressed" in refusal(squeezed)
 
 

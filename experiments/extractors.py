@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
-from experiments import models
+from jaxatoms.models import registry as models
 from jaxatoms.models.layers import Precision
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 
@@ -38,7 +39,8 @@ def load_extractor(checkpoint: str, raw_weights: bool = False) -> Extractor:
     path = resolve_checkpoint(checkpoint)
     meta = read_meta(path)
     config = models.config_from_record(meta["model"])
-    model = models.abstract_model(config, len(meta["tasks"]), Precision(matmul=meta["precision"]))
+    policy = Precision(matmul=meta["precision"])
+    model = models.split_model(nnx.eval_shape(lambda: models.build_recorded(meta, policy)))
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(path, {weights: model.params, "constants": model.constants})
     params, constants = jax.device_put((arrays[weights], arrays["constants"]))

@@ -13,16 +13,13 @@ import ase.io
 import jax
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from flax import nnx
 
-from experiments import cli, models, tasks
+from experiments import cli
 from experiments.runtime import prepare_process
-from jaxatoms.data import packing
+from jaxatoms import inference
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.readers.ase_file import read_atoms
-from jaxatoms.graphs.batch import GraphBatch, Targets, collate
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
-from jaxatoms.models.layers import Precision
-from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.types import InputError, SystemBatch
 
 
@@ -58,57 +55,43 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_model(config: PredictConfig) -> tuple[models.PureModel, int, dict]:
+def load_model(config: PredictConfig) -> tuple[inference.LoadedModel, int, dict]:
     """The restored model, the index of the chosen task and its record.
 
     Raises:
       InputError: no such checkpoint or task.
     """
-    path = resolve_checkpoint(config.checkpoint)
-    meta = read_meta(path)
-    names = [t["name"] for t in meta["tasks"]]
-    if config.task not in names and (config.task or len(names) > 1):
-        raise InputError(f"{path} has the tasks {', '.join(names)}; choose one with --task")
-    task = names.index(config.task) if config.task else 0
-    model = models.abstract_model(
-        models.config_from_record(meta["model"]), len(names), Precision(matmul=meta["precision"])
-    )
-    weights = "params" if config.raw_weights else "ema"
-    arrays, _ = restore(path, {weights: model.params, "constants": model.constants})
-    return model._replace(params=arrays[weights], constants=arrays["constants"]), task, meta["tasks"][task]
+    model = inference.restore_model(config.checkpoint, raw_weights=config.raw_weights)
+    return model, *inference.choose_task(model, config.task)
 
 
-def predict(model: models.PureModel, task: int, record: dict, systems: list, config: PredictConfig):
+def predict(model: inference.LoadedModel, task: int, record: dict, systems: list, config: PredictConfig):
     """[(energy eV, forces [n_node, 3] eV/A)] of every structure, in order; one compiled shape."""
+    for system in systems:
+        inference.check_elements(record, system.atomic_numbers, model.path)
     groups = np.array_split(np.arange(len(systems)), -(-len(systems) // config.batch_size))
-    parts = [_build([systems[i] for i in group], record) for group in groups]
-    budget = packing.exact_budget([packing.whole_size(*part) for part in parts])
-    apply, out = jax.jit(model.apply, static_argnums=3), []
-    reference = tasks.reference_from_record(record)
+    parts = [_build([systems[i] for i in group], record, model.config) for group in groups]
+    budget = inference.budget_of(model.config, parts)
+    graphdef, state = nnx.split(model.module)
+    apply, out = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch)), []
     for systems_batch, graphs in parts:
-        batch = collate(systems_batch, graphs, _no_targets(systems_batch), budget)
-        result = apply(model.params, model.constants, batch, 0.0)
-        out += _physical(result, task, record, reference, systems_batch, batch)
+        result = apply(state, inference.unlabelled(systems_batch, graphs, budget))
+        out += _physical(result, task, record, systems_batch, gradient=model.has_gradient_forces)
     return out
 
 
-def _build(systems: list, record: dict):
+def _build(systems: list, record: dict, config):
     batch = concatenate(systems)
-    cutoff = np.full(len(systems), record["cutoff"])
-    limits = np.array([neighbor_limits(record["max_neighbors"])] * len(systems))
-    return batch, build_graphs(batch.positions, batch.n_node, batch.cell, batch.pbc, batch.tags, cutoff, limits)
+    return batch, inference.build_graphs_of(config, batch, record["cutoff"], record["max_neighbors"])
 
 
-def _no_targets(systems: SystemBatch) -> Targets:
-    return Targets(systems.energy.astype(np.float32), systems.forces, np.zeros(len(systems.n_node), np.int32))
-
-
-def _physical(result, task: int, record: dict, reference, systems: SystemBatch, batch: GraphBatch) -> list:
-    n = len(systems.n_node)
-    residual = np.asarray(result.energy, np.float64)[:n, task] * record["energy_std"]
-    energy = reference.add_back(residual, systems.atomic_numbers, systems.n_node)
-    forces = np.asarray(result.forces, np.float64)[: len(systems.atomic_numbers), :, task] * record["force_std"]
-    return list(zip(energy, np.split(forces, np.cumsum(systems.n_node)[:-1]), strict=True))
+def _physical(result, task: int, record: dict, systems: SystemBatch, *, gradient: bool) -> list:
+    n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
+    # Models with gradient forces have one head and no axis for it.
+    energy, forces = (np.asarray(x) if gradient else np.asarray(x)[..., task] for x in result)
+    physical = inference.physical_energy(energy[:n_graph], record, systems)
+    forces = inference.physical_forces(forces[:n_node], record, gradient=gradient)
+    return list(zip(physical, np.split(forces, np.cumsum(systems.n_node)[:-1]), strict=True))
 
 
 def write_extxyz(path: Path, atoms: list, predictions: list):

@@ -93,12 +93,12 @@ def load_subset(path: Path, store: Store, train: np.ndarray) -> np.ndarray:
     return records
 
 
-def make_corpus(data: list[TaskData]) -> tuple[Corpus, Samples, Samples]:
+def make_corpus(data: list[TaskData], nearest: bool = False) -> tuple[Corpus, Samples, Samples]:
     """The tasks together: (corpus, training samples, validation samples)."""
     train = [samples_of(i, d.train) for i, d in enumerate(data)]
     val = [samples_of(i, d.val) for i, d in enumerate(data)]
     join = [Samples(*(np.concatenate(part) for part in zip(*group, strict=True))) for group in (train, val)]
-    return Corpus(tuple(d.task for d in data)), *join
+    return Corpus(tuple(d.task for d in data), nearest), *join
 
 
 def task_record(task: Task) -> dict:

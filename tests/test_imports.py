@@ -21,6 +21,8 @@ ALLOWED = {
     "csi": {"types"},
     "training": {"types", "graphs"},
     "interop": {"types", "units", "graphs", "models"},
+    "inference": {"types", "data", "graphs", "models", "training"},
+    "ase": {"types", "graphs", "inference"},
 }
 OURS = ("jaxatoms", "kernels", "experiments", "benchmarks", "tests")
 ACCELERATOR = ("jax", "jaxlib", "flax", "optax", "orbax", "e3nn_jax", "jraph")

@@ -13,6 +13,7 @@ from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
 from jaxatoms.types import Graphs, SystemBatch
 
 
@@ -49,6 +50,7 @@ class Corpus:
     """The tasks of a run, and how their structures become model input."""
 
     tasks: tuple[Task, ...]
+    nearest: bool = False  # the single graph of EquiformerV2 instead of GemNet-OC's four
 
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
@@ -70,7 +72,8 @@ class Corpus:
         targets = Targets(*(np.concatenate(column) for column in zip(*(p[1] for p in parts), strict=True)))
         cutoff = np.array([t.cutoff for t in self.tasks])[targets.task]
         limits = np.array([neighbor_limits(t.max_neighbors) for t in self.tasks])[targets.task]
-        graphs = build_graphs(
+        build = build_nearest_graphs if self.nearest else build_graphs
+        graphs = build(
             systems.positions,
             systems.n_node,
             systems.cell,

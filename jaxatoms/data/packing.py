@@ -15,7 +15,7 @@ from jaxatoms.graphs.batch import BatchBudget
 from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
 
 ADDITIVE = ("n_node", "n_main", "n_a2ee2a", "n_qint", "n_a2a")
-MAXIMA = ("n_per_graph", "k_main", "k_a2ee2a", "k_a2ee2a_out", "k_qint", "k_qint_out")
+MAXIMA = ("n_per_graph", "k_main", "k_main_out", "k_a2ee2a", "k_a2ee2a_out", "k_qint", "k_qint_out")
 STEPS = {"n_node": 8, "n_main": 64, "n_a2ee2a": 64, "n_qint": 64, "n_a2a": 64}  # counts are multiples of these
 MAX_SHAPES = 4
 BATCHES = 4000  # random batches drawn to choose fixed budgets
@@ -45,6 +45,8 @@ def structure_sizes(systems: SystemBatch, graphs: Graphs) -> dict[str, np.ndarra
         "n_a2a": count(graphs.a2a),
         "n_per_graph": systems.n_node.astype(np.int64),
         "k_main": degree(graphs.main.receivers),
+        # A symmetrised graph needs no table of leaving edges: its `swap` gives them.
+        "k_main_out": degree(graphs.main.senders) * (len(graphs.swap) == 0),
         "k_a2ee2a": degree(graphs.a2ee2a.receivers),
         "k_a2ee2a_out": degree(graphs.a2ee2a.senders),
         "k_qint": degree(graphs.qint.receivers),
@@ -67,6 +69,7 @@ def round_up(value: float, step: int) -> int:
 def make_budget(sizes: Mapping[str, float]) -> BatchBudget:
     """A budget that holds sizes of real content: one graph and node more for padding, counts rounded up."""
     values = {name: round_up(sizes[name] + (name == "n_node"), STEPS.get(name, 1)) for name in (*ADDITIVE, *MAXIMA)}
+    values["k_main_out"] = int(np.ceil(sizes["k_main_out"]))
     return BatchBudget(n_graph=int(sizes["n_graph"]) + 1, **values)
 
 

@@ -50,10 +50,17 @@ def build_graphs(
             raise ValueError("edge_dropout needs rng")
         kept = np.flatnonzero(rng.random(len(distance), np.float32) >= edge_dropout)
         edges, distance = _take(edges, kept), distance[kept]
+    return cut_graphs(edges, distance, n_node, tags, max_neighbors)
+
+
+def cut_graphs(
+    edges: Edges, distance: np.ndarray, n_node: np.ndarray, tags: np.ndarray | None, max_neighbors: np.ndarray
+) -> Graphs:
+    """`build_graphs` from candidate edges that are known already, sorted by (receiver, sender, shift)."""
     limits = np.asarray(max_neighbors).reshape(-1, 4)
     limits = np.repeat(np.minimum(limits, limits[:, 3:]), n_node, axis=0)  # every graph is a part of a2a
     main_unsym, a2ee2a, qint, a2a = cut_nearest(edges, distance, limits)
-    main, swap = symmetrise(main_unsym, len(positions))
+    main, swap = symmetrise(main_unsym, int(np.sum(n_node)))
     return Graphs(main, swap, a2ee2a, _filter_tags(qint, tags), a2a)
 
 

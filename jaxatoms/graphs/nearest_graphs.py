@@ -35,10 +35,15 @@ def build_nearest_graphs(
             raise ValueError("edge_dropout needs rng")
         kept = np.flatnonzero(rng.random(len(distance), np.float32) >= edge_dropout)
         edges, distance = Edges(*(field[kept] for field in edges)), distance[kept]
+    return cut_nearest_graph(edges, distance, n_node, max_neighbors)
+
+
+def cut_nearest_graph(edges: Edges, distance: np.ndarray, n_node: np.ndarray, max_neighbors: np.ndarray) -> Graphs:
+    """`build_nearest_graphs` from candidate edges that are known already, sorted by (receiver, sender, shift)."""
     limit = np.asarray(max_neighbors).reshape(len(n_node), -1)[:, :1]
     (main,) = cut_nearest(edges, distance, np.repeat(limit, n_node, axis=0))
     none = Edges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
-    return Graphs(main, np.zeros(len(main.senders), np.int32), none, none, none)
+    return Graphs(main, np.zeros(0, np.int32), none, none, none)
 
 
 def nearest_budget(systems: SystemBatch, graphs: Graphs, spare: float = 0.0) -> BatchBudget:

@@ -56,6 +56,11 @@ def export_arrays(model: Any) -> dict[str, np.ndarray]:
     return out
 
 
+def names_of(model: Any) -> set[str]:
+    """The checkpoint names of every parameter."""
+    return {name for names, _ in _named(model) for name in names}
+
+
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter in the checkpoint's layout, by checkpoint name; `model` may be abstract."""
     out = {}

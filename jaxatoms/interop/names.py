@@ -51,6 +51,11 @@ def to_theirs(name: str, array: np.ndarray, num_spherical: int) -> np.ndarray:
     return array.T if array.ndim == 2 and not name.startswith("embedding") else array
 
 
+def names_of(model: Any) -> set[str]:
+    """The checkpoint names of every parameter and scale factor."""
+    return {checkpoint_name(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Variable))}
+
+
 def export_arrays(model: Any) -> dict[str, np.ndarray]:
     """Every parameter and scale factor of `model` under its checkpoint name, in the checkpoint's layout."""
     num_spherical = model.backbone.config.num_spherical

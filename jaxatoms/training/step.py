@@ -27,12 +27,25 @@ def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, copy, optimizer.init(params))
 
 
-def make_train_step(apply: ApplyFn, optimizer, scales: LossScales, *, ema_decay: float, edge_dropout: float):
-    """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics)."""
+def make_train_step(
+    apply: ApplyFn,
+    optimizer,
+    scales: LossScales,
+    *,
+    ema_decay: float,
+    edge_dropout: float,
+    dropout_seed: int | None = None,
+):
+    """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics).
+
+    Args:
+      dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
+    """
 
     def loss_fn(params, constants, batch, step):
-        del step
-        out = apply(params, constants, batch, edge_dropout)
+        # The key depends on the step alone, so that a resumed run draws the same numbers.
+        random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
+        out = apply(params, constants, batch, edge_dropout, **random)
         return pretraining_loss(out.energy, out.forces, batch, scales)
 
     return make_update(loss_fn, optimizer, ema_decay=ema_decay)

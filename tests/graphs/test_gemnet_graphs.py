@@ -8,7 +8,7 @@ import pytest
 import twin
 from twin import as_list
 
-from jaxatoms.graphs.gemnet_graphs import _cut, build_graphs, count_edges, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import build_graphs, count_edges, cut_nearest, neighbor_limits
 from jaxatoms.graphs.neighbors import candidate_edges
 
 DATA = os.environ.get("JAXATOMS_DATA")
@@ -48,7 +48,7 @@ def test_golden_graphs(name):
             count_edges(graphs, arguments[1])[graph], data[f"count/edges_{graph}"], err_msg=graph
         )
     limits = np.repeat(data["input/max_neighbors"], arguments[1], axis=0)
-    main_unsym = _cut(*candidate_edges(*arguments), limits)[0]
+    main_unsym = cut_nearest(*candidate_edges(*arguments), limits)[0]
     assert as_list(main_unsym) == twin.in_order(golden_edges(data, "main_unsym"))
 
 
@@ -67,7 +67,7 @@ def test_golden_swap(name):
 def test_golden_ties_give_the_same_distances():
     data, arguments = golden("graph_ties")
     limits = np.repeat(data["input/max_neighbors"], arguments[1], axis=0)
-    cuts = dict(zip(GRAPHS, _cut(*candidate_edges(*arguments), limits), strict=True))
+    cuts = dict(zip(GRAPHS, cut_nearest(*candidate_edges(*arguments), limits), strict=True))
     cuts["qint"] = build(arguments, data["input/tags"], data["input/max_neighbors"]).qint
     positions, n_node, cell = arguments[0].astype(float), arguments[1], arguments[2].astype(float)
     graph_of_node = np.repeat(np.arange(len(n_node)), n_node)

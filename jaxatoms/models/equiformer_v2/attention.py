@@ -49,7 +49,7 @@ class RadialSO2(SO2Convolution):
 class GraphAttention(nnx.Module):
     """[n_node, (lmax+1)**2, sphere_channels] -> [n_node, (lmax+1)**2, n_out]."""
 
-    def __init__(self, config: EquiformerV2Config, n_out: int, rngs, precision: Precision, *, hidden: int | None = None):
+    def __init__(self, config: EquiformerV2Config, n_out: int, rngs, precision: Precision, *, hidden=None):
         c, heads = config, config.num_heads
         hidden = hidden or c.attn_hidden_channels
         table = functools.partial(Table, c.max_num_elements, c.edge_channels, rngs, bound=TABLE_BOUND)

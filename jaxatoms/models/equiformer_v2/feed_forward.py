@@ -14,7 +14,7 @@ from jaxatoms.models.layers import Precision
 class FeedForward(nnx.Module):
     """[n_node, (lmax+1)**2, sphere_channels] -> [n_node, (lmax+1)**2, n_out], a tile of atoms at a time."""
 
-    def __init__(self, config: EquiformerV2Config, n_out: int, rngs, precision: Precision, *, hidden: int | None = None):
+    def __init__(self, config: EquiformerV2Config, n_out: int, rngs, precision: Precision, *, hidden=None):
         n_in, n = config.sphere_channels, hidden or config.ffn_hidden_channels
         self.scalar_mlp = Linear(n_in, n, rngs, precision)
         self.so3_linear_1 = SO3Linear(config.lmax, n_in, n, rngs, precision)

@@ -45,7 +45,7 @@ def _multiples(c: jax.Array, s: jax.Array, lmax: int) -> tuple[jax.Array, jax.Ar
 
 
 @functools.cache
-def _tilt_constants(l: int, mmax: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: E741
+def _tilt_constants(l: int, mmax: int) -> tuple[np.ndarray, np.ndarray]:
     """(C, S) [l+1, rows, 2l+1]: rows |m| <= mmax of J Z(-b) J are sum_f cos(f b) C_f + sin(f b) S_f."""
     j, n = j_matrix(l), 2 * l + 1
     kept = min(l, mmax)
@@ -59,7 +59,7 @@ def _tilt_constants(l: int, mmax: int) -> tuple[np.ndarray, np.ndarray]:  # noqa
     return cosine, sine
 
 
-def _degree(l: int, mmax: int, alpha, beta) -> jax.Array:  # noqa: E741
+def _degree(l: int, mmax: int, alpha, beta) -> jax.Array:
     """[n_edge, rows, 2l+1] rows |m| <= mmax of D^l = J Z(-beta) J Z(-alpha)."""
     dtype = beta[0].dtype
     cosine, sine = (jnp.asarray(c, dtype) for c in _tilt_constants(l, mmax))
@@ -74,7 +74,7 @@ def _assemble(blocks: list[jax.Array], lmax: int, mmax: int) -> jax.Array:
     """Block-diagonal matrices with their rows re-ordered from l-major to m-major."""
     n = (lmax + 1) ** 2
     padded, rows = [], []
-    for l, block in enumerate(blocks):  # noqa: E741
+    for l, block in enumerate(blocks):
         padded.append(jnp.pad(block, ((0, 0), (0, 0), (l * l, n - (l + 1) ** 2))))
         kept = min(l, mmax)
         rows += [l * l + l + m for m in range(-kept, kept + 1)]

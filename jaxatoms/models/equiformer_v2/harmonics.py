@@ -19,7 +19,7 @@ def harmonics(v: np.ndarray, lmax: int) -> np.ndarray:
     """
     x, y, z = np.asarray(v, np.float64).T
     out = np.empty((len(y), (lmax + 1) ** 2))
-    for l in range(lmax + 1):  # noqa: E741
+    for l in range(lmax + 1):
         for m in range(l + 1):
             norm = math.sqrt((2 if m else 1) * math.factorial(l - m) / math.factorial(l + m))
             radial = norm * Legendre.basis(l).deriv(m)(y) if m else Legendre.basis(l)(y)
@@ -31,7 +31,7 @@ def harmonics(v: np.ndarray, lmax: int) -> np.ndarray:
 
 
 @functools.cache
-def j_matrix(l: int) -> np.ndarray:  # noqa: E741
+def j_matrix(l: int) -> np.ndarray:
     """[2l+1, 2l+1] representation of the reflection (x, y, z) -> (-y, -x, z) on the harmonics of degree l.
 
     D^l of a rotation about x by b is J Z(b) J. Source: Pinchon and Hoggan 2007; built here from its definition.
@@ -51,10 +51,10 @@ def degree_of_coefficient(lmax: int) -> np.ndarray:
 @functools.cache
 def m_major(lmax: int, mmax: int) -> np.ndarray:
     """Positions in the l-major list of the kept coefficients, in m-major order."""
-    out = [l * l + l for l in range(lmax + 1)]  # noqa: E741
+    out = [l * l + l for l in range(lmax + 1)]
     for m in range(1, mmax + 1):
         for sign in (1, -1):
-            out += [l * l + l + sign * m for l in range(m, lmax + 1)]  # noqa: E741
+            out += [l * l + l + sign * m for l in range(m, lmax + 1)]
     return np.array(out)
 
 
@@ -66,7 +66,7 @@ def degrees_with(m: int, lmax: int) -> int:
 @functools.cache
 def truncation_scale(lmax: int, mmax: int) -> np.ndarray:
     """[lmax+1] sqrt((2l+1)/(2 mmax+1)) for degrees that lost components, else 1."""
-    l = np.arange(lmax + 1)  # noqa: E741
+    l = np.arange(lmax + 1)
     return np.where(l <= mmax, 1.0, np.sqrt((2 * l + 1) / (2 * mmax + 1)))
 
 
@@ -91,7 +91,7 @@ def sphere_grid(lmax: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     b, a = (g.ravel() for g in np.meshgrid(beta, alpha, indexing="ij"))
     y = harmonics(np.stack([np.sin(b) * np.sin(a), np.cos(b), np.sin(b) * np.cos(a)], axis=1), lmax)
     weights = np.repeat(_quadrature(n), n)[:, None] / n
-    l = degree_of_coefficient(lmax)  # noqa: E741
+    l = degree_of_coefficient(lmax)
     to_grid = y / math.sqrt(lmax + 1)
     from_grid = (y * (2 * l + 1) * math.sqrt(lmax + 1) * weights).T
     return to_grid, from_grid

@@ -39,7 +39,10 @@ class Table(nnx.Module):
         self.kernel = nnx.Param(values)
 
     def __call__(self, atomic_numbers: jax.Array, project: jax.Array | None = None) -> jax.Array:
-        """[n] -> [n, channels], times `project` [channels, m] if given; a product with a one-hot matrix (no scatter)."""
+        """[n] -> [n, channels], times `project` [channels, m] if given.
+
+        A product with a one-hot matrix: its gradient is a matmul, where a lookup's would be a colliding scatter.
+        """
         table = self.kernel[...]
         if project is not None:
             table = jnp.matmul(table, project, precision="highest")
@@ -72,7 +75,7 @@ class SO3Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[n, (lmax+1)**2, n_in] -> [n, (lmax+1)**2, n_out]."""
         kernel, parts = self.kernel[...], []
-        for l in range(len(kernel)):  # noqa: E741
+        for l in range(len(kernel)):
             y = self.precision.dot(x[:, l * l : (l + 1) ** 2], kernel[l])
             parts.append(y if l else y + self.bias[...])
         return jnp.concatenate(parts, axis=1)
@@ -150,6 +153,7 @@ class RadialNet(nnx.Module):
         n, c = self.config.num_gaussians, self.config.edge_channels
         kernel = self.linear_0.kernel[...]
         basis = distance_basis(edges.distance, self.config)
+        assert self.linear_0.bias is not None
         y = self.linear_0.precision.dot(basis, kernel[:n]) + self.linear_0.bias[...]
         y += source(edges.sender_z, kernel[n : n + c]) + target(edges.receiver_z, kernel[n + c :])
         y = self.linear_3(jax.nn.silu(self.norm_1(y)))

@@ -108,7 +108,7 @@ class EquiformerV2(nnx.Module):
         """
         edges = edge_frames(batch, self.config)
         seen: dict = {}
-        embedded = self.edge_degree_embedding(edges, observe=(lambda **kw: seen.update(kw)) if observe else None)
+        embedded = self.edge_degree_embedding(edges, observe=(lambda **p: seen.update(p)) if observe else None)
         x = jnp.pad(self.sphere_embedding(batch.atomic_numbers)[:, None], ((0, 0), (0, embedded.shape[1] - 1), (0, 0)))
         # Padding atoms start at zero whatever row 0 of the table holds.
         x = jnp.where(batch.node_mask[:, None, None], x + embedded, 0)
@@ -127,10 +127,10 @@ class EquiformerV2(nnx.Module):
         rates = DropRates(c.alpha_drop, c.drop_path_rate)
 
         def body(x, layer):
-            state, key = layer
-            seen: dict = {}
+            (state, key), seen = layer, {}
             block = nnx.merge(graphdef, state)
-            x = block(x, edges, batch.node_graph, n_graph, rates, key, observe=(lambda **kw: seen.update(kw)) if collect else None)
+            observe = (lambda **parts: seen.update(parts)) if collect else None
+            x = block(x, edges, batch.node_graph, n_graph, rates, key, observe=observe)
             return x, seen
 
         return jax.lax.scan(jax.checkpoint(body) if c.remat else body, x, (state, keys))

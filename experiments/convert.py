@@ -1,0 +1,194 @@
+"""PyTorch checkpoints -> checkpoint directories of ours; ours <-> safetensors. No PyTorch, nothing of a file is run.
+
+    python -m experiments.convert --torch jmp-s.pt --out runs/jmp_s
+    python -m experiments.convert --checkpoint runs/jmp_s --safetensors jmp_s.safetensors
+    python -m experiments.convert --from-safetensors jmp_s.safetensors --out runs/again
+
+Prints what became of every key of a PyTorch file.
+"""
+
+import collections
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from experiments import cli
+from experiments.model_card import write_card
+from experiments.provenance import provenance
+from experiments.runtime import prepare_process
+from jaxatoms.data.registry import DATASETS
+from jaxatoms.inference import restore_model
+from jaxatoms.interop.arrays import model_from_arrays
+from jaxatoms.interop.safetensors_file import read_safetensors, write_model
+from jaxatoms.interop.torch_file import TorchFile
+from jaxatoms.interop.torch_layouts import JMP_TASKS, Converted, convert
+from jaxatoms.models.registry import (
+    config_from_record,
+    default_reductions,
+    model_record,
+    split_model,
+    uses_nearest_graph,
+)
+from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
+from jaxatoms.types import InputError
+
+# EquiformerV2 31M, OC20 S2EF All+MD (specification EquiformerV2 12): adsorption energies, eV.
+_OC20_MEAN, _OC20_STD = -0.7554450631141663, 2.887317180633545
+_OTHER_STDS = {"oc22": (25.2296, 0.256789)}  # eV, eV/A; data sets without a reader (specification GemNet-OC 7.1)
+JMP_LICENCE = "CC-BY-NC-4.0 (weights of JMP; no commercial use)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What to convert; exactly one of --torch, --checkpoint and --from-safetensors."""
+
+    torch: str | None = None
+    """PyTorch file: JMP, the paper's Lightning files, fairchem v1 GemNet-OC, EquiformerV2."""
+    checkpoint: str | None = None
+    """Checkpoint of ours to export; needs --safetensors."""
+    safetensors: str | None = None
+    """File to write."""
+    from_safetensors: str | None = None
+    """File written by this command, to read back."""
+    out: str | None = None
+    """Checkpoint directory to write."""
+    weights: str | None = None
+    """ema, raw, or reference (what the reference's fine-tuning loads); default: ema where there is one."""
+    tasks: str | None = None
+    """Names of the heads, comma-separated; default: JMP's four, else task0, task1, ..."""
+    raw_weights: bool = False
+    """Export the raw weights of a training run instead of their moving average."""
+    quiet: bool = False
+    """Print a summary instead of every key."""
+
+    def __post_init__(self):
+        given = [name for name in ("torch", "checkpoint", "from_safetensors") if getattr(self, name)]
+        if len(given) != 1:
+            raise InputError("give exactly one of --torch, --checkpoint and --from-safetensors")
+        needed = "safetensors" if given == ["checkpoint"] else "out"
+        if not getattr(self, needed):
+            raise InputError(f"--{given[0].replace('_', '-')} needs --{needed}")
+
+
+@cli.one_line_errors()
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m experiments.convert`."""
+    config = cli.parse(ConvertConfig, argv, description=__doc__, prog="python -m experiments.convert")
+    prepare_process()
+    if config.torch:
+        from_torch(config)
+    elif config.checkpoint:
+        model = restore_model(config.checkpoint, raw_weights=config.raw_weights)
+        count = write_model(Path(str(config.safetensors)), model.module, model.config, portable_meta(model.meta))
+        print(f"{count['n_array']} arrays, {count['n_value']:,} values -> {config.safetensors} and its .json card")
+    else:
+        arrays, meta = read_safetensors(Path(str(config.from_safetensors)))
+        path = _save(Path(str(config.out)), arrays, meta)
+        print(f"{config.from_safetensors} -> {path}")
+    return 0
+
+
+def from_torch(config: ConvertConfig):
+    """Convert a PyTorch file and print the account of its keys."""
+    file = TorchFile(str(config.torch))
+    converted = convert(file, config.weights)
+    names = _task_names(config, converted)
+    meta = {
+        "step": 0,
+        "model": model_record(converted.config),
+        "precision": "float32",
+        "tasks": [_task(name, converted) for name in names],
+        "reductions": list(_reductions(converted)),
+        "source": _source(file, converted),
+        "metrics": None,
+    }
+    print_table(converted, config.quiet)
+    path = _save(Path(str(config.out)), converted.arrays, meta)
+    values = sum(array.size for array in converted.arrays.values())
+    print(f"{len(converted.arrays)} arrays, {values:,} values ({converted.weights} weights) -> {path}")
+
+
+def portable_meta(meta: dict) -> dict:
+    """A checkpoint's record without what only resuming needs."""
+    kept = ("step", "model", "precision", "tasks", "reductions", "source", "metrics", "config", "provenance")
+    return {key: meta[key] for key in kept if key in meta}
+
+
+def print_table(converted: Converted, quiet: bool):
+    """Every key with its shape, fate and our name; then how many had which fate."""
+    if not quiet:
+        width = max(len(record.key) for record in converted.table)
+        for key, shape, fate, name in converted.table:
+            ours = name if fate in ("loaded", "moving average") else ""
+            print(f"{key:{width}}  {'x'.join(map(str, shape)) or '-':>12}  {fate:14}  {ours}".rstrip())
+    counts = collections.Counter(record.fate for record in converted.table)
+    summary = ", ".join(f"{count} {fate}" for fate, count in counts.items())
+    print(f"{converted.layout}: {len(converted.table)} keys: {summary}")
+
+
+def _reductions(converted: Converted) -> tuple[str, ...]:
+    """How atoms' energies combine: fairchem's EquiformerV2 sums (and divides, see `_task`)."""
+    summed = converted.layout == "equiformer_v2" and not converted.config.source_to_target
+    return ("sum",) * converted.n_task if summed else default_reductions(converted.config, converted.n_task)
+
+
+def _task_names(config: ConvertConfig, converted: Converted) -> list[str]:
+    names = config.tasks.split(",") if config.tasks else None
+    if names is None:
+        jmp = converted.layout == "jmp" and converted.n_task == len(JMP_TASKS)
+        return list(JMP_TASKS) if jmp else [f"task{i}" for i in range(converted.n_task)]
+    if len(names) != converted.n_task or len(set(names)) != len(names):
+        raise InputError(f"--tasks must give {converted.n_task} different names, got {config.tasks!r}")
+    return names
+
+
+def _task(name: str, converted: Converted) -> dict:
+    """The record of a head: units, and graphs as in its training. References per element are not in the files."""
+    elements = range(1, converted.config.max_num_elements if uses_nearest_graph(converted.config)
+                     else converted.config.num_elements + 1)
+    record: dict = {"name": name, "reference": {str(z): 0.0 for z in elements}}
+    if uses_nearest_graph(converted.config):
+        energy_std = converted.scales.get("energy_std", _OC20_STD)
+        divisor = 1.0 if converted.config.source_to_target else converted.config.avg_num_nodes
+        return record | {
+            "energy_std": energy_std / divisor,
+            "energy_mean": converted.scales.get("energy_mean", _OC20_MEAN),
+            "force_std": converted.scales.get("force_std", _OC20_STD),
+            "cutoff": 12.0,
+            "max_neighbors": 20,
+        }
+    spec = DATASETS.get(name)
+    energy_std, force_std = (spec.energy_std, spec.force_std) if spec else _OTHER_STDS.get(name, (None, None))
+    scales = {"energy_std": energy_std or 1.0, "force_std": force_std or 1.0}
+    return record | scales | {"cutoff": spec.cutoff if spec else 12.0, "max_neighbors": 30}
+
+
+def _source(file: TorchFile, converted: Converted) -> dict:
+    """Where the weights come from, and under which licence as far as it is known."""
+    licence = JMP_LICENCE if converted.layout == "jmp" and converted.n_task == len(JMP_TASKS) else "see the origin"
+    fates = collections.Counter(record.fate for record in converted.table)
+    return {
+        "file": file.path.name,
+        "layout": converted.layout,
+        "weights": converted.weights,
+        "licence": licence,
+        "keys": dict(fates),
+    }
+
+
+def _save(out: Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
+    """Write arrays and record as a checkpoint directory with a card."""
+    config, n_task = config_from_record(meta["model"]), len(meta["tasks"])
+    model = model_from_arrays(config, n_task, arrays, source="the file", reductions=meta.get("reductions"))
+    pure = split_model(model)
+    meta = meta | {"provenance": provenance()}
+    with CheckpointStore(cli.resolve_run_dir(out) / "checkpoints") as store:
+        path = store.save(meta.get("step", 0), {"params": pure.params, "ema": pure.params, "constants": pure.constants},
+                          meta, "best")
+    write_card(out, read_meta(resolve_checkpoint(out)))
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,164 @@
+"""A checkpoint -> its model, and what is needed to run it on structures: graphs, sizes, units.
+
+Nothing here knows how a checkpoint came about: pretraining, fine-tuning and conversion write the same record.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxatoms.data import packing
+from jaxatoms.data.references import LinearReference
+from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
+from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
+from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
+from jaxatoms.graphs.neighbors import candidate_edges
+from jaxatoms.models.layers import Precision
+from jaxatoms.models.model import GradientModel
+from jaxatoms.models.registry import (
+    ModelConfig,
+    build_recorded,
+    config_from_record,
+    uses_nearest_graph,
+)
+from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
+from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
+
+
+class LoadedModel(NamedTuple):
+    """A restored model with its record."""
+
+    module: nnx.Module
+    config: ModelConfig
+    meta: dict[str, Any]
+    path: str
+
+    @property
+    def has_gradient_forces(self) -> bool:
+        """Whether forces are the negative gradient of the energy."""
+        return isinstance(self.module, GradientModel)
+
+
+def restore_model(path: str, *, raw_weights: bool = False, precision: str | None = None) -> LoadedModel:
+    """The model of a checkpoint.
+
+    Args:
+      path: anything `training.checkpoint.resolve_checkpoint` accepts.
+      raw_weights: the raw weights instead of their moving average.
+      precision: policy of the matmuls; None: that of the training run.
+
+    Raises:
+      InputError: no checkpoint, damaged, or of an unknown architecture.
+    """
+    folder = resolve_checkpoint(path)
+    meta = read_meta(folder)
+    try:
+        policy = Precision(matmul=precision or meta.get("precision", "float32"))
+        config = config_from_record(meta["model"])
+        abstract = nnx.eval_shape(lambda: build_recorded(meta, policy))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
+    graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
+    weights = "params" if raw_weights else "ema"
+    arrays, _ = restore(folder, {weights: params, "constants": constants})
+    return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))
+
+
+def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
+    """Index and record of a head.
+
+    Raises:
+      InputError: no such head, or none named where there are several.
+    """
+    names = [task["name"] for task in model.meta["tasks"]]
+    if not names:
+        raise InputError(f"{model.path} has no heads (weights of a backbone only); fine-tune it first")
+    if name not in names and (name or len(names) > 1):
+        raise InputError(f"{model.path} has the heads {', '.join(names)}; choose one of them, got {name!r}")
+    index = names.index(name) if name else 0
+    return index, model.meta["tasks"][index]
+
+
+def graph_cuts(config: ModelConfig, edges: Edges, distance, systems: SystemBatch, max_neighbors: int) -> Graphs:
+    """The graphs of an architecture, from the candidate edges of structures."""
+    n = len(systems.n_node)
+    if uses_nearest_graph(config):
+        return cut_nearest_graph(edges, distance, systems.n_node, np.full(n, max_neighbors))
+    return cut_graphs(edges, distance, systems.n_node, systems.tags, np.tile(neighbor_limits(max_neighbors), (n, 1)))
+
+
+def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, max_neighbors: int) -> Graphs:
+    """The graphs of an architecture, with one cutoff (A) and limit for all structures."""
+    limits = np.full(len(systems.n_node), cutoff)
+    edges, distance = candidate_edges(systems.positions, systems.n_node, systems.cell, systems.pbc, limits)
+    return graph_cuts(config, edges, distance, systems, max_neighbors)
+
+
+def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], spare: float = 0.0) -> BatchBudget:
+    """A budget that holds each of these batches, with numbers of edges enlarged by the fraction `spare`."""
+    if uses_nearest_graph(config):
+        budgets = [dataclasses.asdict(nearest_budget(systems, graphs)) for systems, graphs in batches]
+        largest = {name: max(budget[name] for budget in budgets) for name in budgets[0]}
+    else:
+        parts = [
+            packing.group_sizes(packing.structure_sizes(*batch), [np.arange(len(batch[0].n_node))]) for batch in batches
+        ]
+        sizes = {name: np.concatenate([part[name] for part in parts]).max() for name in parts[0]}
+        largest = dataclasses.asdict(packing.make_budget(sizes))
+    fixed = ("n_graph", "n_node", "n_per_graph")
+    grown = {name: n if name in fixed else int(np.ceil(n * (1 + spare))) for name, n in largest.items()}
+    return BatchBudget(**grown)
+
+
+def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget) -> GraphBatch:
+    """A padded batch without targets."""
+    n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
+    missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.zeros(n_graph, np.int32))
+    return collate(systems, graphs, missing, budget)
+
+
+def reference_of(record: dict) -> LinearReference:
+    """The energies per element that were subtracted in training."""
+    coeff, seen = np.zeros(121), np.zeros(121, bool)
+    for z, value in record["reference"].items():
+        coeff[int(z)], seen[int(z)] = value, True
+    return LinearReference(coeff, seen)
+
+
+def check_elements(record: dict, atomic_numbers: np.ndarray, source: str):
+    """Refuse elements that the model's head never saw.
+
+    Raises:
+      InputError: naming them.
+    """
+    unknown = sorted({int(z) for z in np.unique(atomic_numbers)} - {int(z) for z in record["reference"]})
+    if unknown:
+        raise InputError(
+            f"{source} was not trained on the elements {', '.join(map(str, unknown))} (atomic numbers); "
+            "choose another head or checkpoint"
+        )
+
+
+def physical_energy(normalised, record: dict, systems: SystemBatch) -> np.ndarray:
+    """[n_graph] float64 eV of normalised energies [n_graph]."""
+    residual = np.asarray(normalised, np.float64) * record["energy_std"] + record.get("energy_mean", 0.0)
+    return reference_of(record).add_back(residual, systems.atomic_numbers, systems.n_node)
+
+
+def physical_forces(normalised, record: dict, *, gradient: bool) -> np.ndarray:
+    """[n_node, 3] float64 eV/A. Gradient forces are those of the energy, hence in its unit."""
+    return np.asarray(normalised, np.float64) * record["energy_std" if gradient else "force_std"]
+
+
+def count_compilations(function) -> int:
+    """How many shapes a jitted function was compiled for."""
+    return function._cache_size()
+
+
+def cast(module: nnx.Module, dtype) -> tuple[Any, Any]:
+    """(graphdef, state) of a module with float arrays in `dtype`."""
+    graphdef, state = nnx.split(module)
+    return graphdef, jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), state)

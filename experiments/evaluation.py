@@ -65,6 +65,24 @@ def unit_of(facts: ForceData | ScalarData) -> tuple[str, float]:
     return facts.table_unit or facts.unit, facts.table_scale
 
 
+def draw(records: np.ndarray, n: int | str) -> np.ndarray:
+    """At most `n` of the records, at random with seed 0, ascending; all of them for "all"."""
+    if n == "all" or int(n) >= len(records):
+        return records
+    return np.sort(np.random.RandomState(0).choice(records, int(n), replace=False))
+
+
+def describe(result: dict) -> str:
+    """One line per set of weights of what `experiments.evaluate` found."""
+    lines, on = [], f"{result['n_structure']:,} of {result['of']:,} {result['split']} structures"
+    for name in ("last_ema", "best_ema"):
+        r = result[name]
+        what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else (
+            f"MAE {r['mae']:.4g} {r['unit']} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})")
+        lines.append(f"{name}: {what} on {on}")
+    return "\n".join(lines)
+
+
 def report(data: Predictions, facts: ForceData | ScalarData) -> dict:
     """Errors as JSON values."""
     unit, scale = unit_of(facts)

@@ -144,18 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     """Data, batches, model and schedule of a run."""
-    sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
-    corpus, split = open_downstream(
-        config.downstream,
-        config.data_root,
-        config.cache_dir,
-        target=config.target,
-        sizes=sizes,
-        cutoff=config.cutoff,
-        max_neighbors=config.max_neighbors,
-    )
-    if len(split.test) == 0:
-        raise InputError(f"{config.downstream}: the split leaves no test structures; lower --n-train or --n-val")
+    corpus, split = open_data(config)
     given = {k: getattr(config, k) for k in ("epochs", "batch_size", "lr") if getattr(config, k) is not None}
     recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts), **given)
     if run_dir is not None:
@@ -174,6 +163,27 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     return Setup(
         config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, upstream
     )
+
+
+def open_data(config: FinetuneConfig) -> tuple[DownstreamCorpus, Split]:
+    """The data set and split that a run's settings name.
+
+    Raises:
+      InputError: anything wrong with them.
+    """
+    sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
+    corpus, split = open_downstream(
+        config.downstream,
+        config.data_root,
+        config.cache_dir,
+        target=config.target,
+        sizes=sizes,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+    )
+    if len(split.test) == 0:
+        raise InputError(f"{config.downstream}: the split leaves no test structures; lower --n-train or --n-val")
+    return corpus, split
 
 
 def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples) -> loader.TrainBatches:
@@ -359,9 +369,7 @@ def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
 def test_run(setup: Setup, run_dir: Path, last_params, constants) -> dict:
     """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
     best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
-    n, test = parse_count(setup.config.test_samples), setup.split.test
-    if n != "all" and n < len(test):
-        test = np.sort(np.random.RandomState(0).choice(test, n, replace=False))
+    test = evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
     model = setup.model._replace(constants=constants)
     result: dict = {"split": "test", "n_structure": len(test), "of": len(setup.split.test)}
     for name, params in (("last_ema", last_params), ("best_ema", best["ema"])):
@@ -418,14 +426,7 @@ def _closing_words(run_dir: Path, setup: Setup, done: int):
         command = f"python -m experiments.finetune --config {run_dir / 'config.json'} --resume"
         print(f"stopped and saved at step {done}/{setup.total_steps}; continue with: {command}")
         return
-    test = json.loads((run_dir / "test.json").read_text())
-    for name in ("last_ema", "best_ema"):
-        r = test[name]
-        if "mae" in r:
-            print(f"test {name}: MAE {r['mae']:.4g} {r['unit']} (RMSE {r['rmse']:.4g}, mean baseline "
-                  f"{r['mean_baseline_mae']:.4g}) on {test['n_structure']:,} of {test['of']:,} structures")
-        else:
-            print(f"test {name}: balanced accuracy {r['balanced_accuracy']:.4f} on {test['n_structure']:,} structures")
+    print(evaluation.describe(json.loads((run_dir / "test.json").read_text())))
     print(f"run folder: {run_dir}")
 
 

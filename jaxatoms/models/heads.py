@@ -15,7 +15,7 @@ from jaxatoms.models.indexing import sum_rows, take_rows
 from jaxatoms.models.layers import Dense, Precision
 
 NUM_LAYERS = 5
-ATOMIC_MASSES = np.nan_to_num(ase.data.atomic_masses_common, nan=1.0)  # u; entry 0 is the padding element
+ATOMIC_MASSES = np.nan_to_num(ase.data.atomic_masses, nan=1.0)  # u; entry 0 is the padding element
 
 
 class HeadMLP(nnx.Module):

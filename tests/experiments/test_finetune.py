@@ -1,0 +1,163 @@
+"""Fine-tuning from the command line: every kind of head, transfer, freezing, resuming, evaluation, refusals."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli, evaluate, finetune, predict
+from jaxatoms.training.checkpoint import restore
+
+FAST = ["--max-steps", "4", "--batch-size", "4", "--batch-shapes", "1", "--val-samples", "8", "--test-samples", "12",
+        "--budget", "small", "--lr", "1e-3", "--quiet"]  # fmt: skip
+
+
+def _run(run_dir, *options):
+    assert finetune.main([*FAST, "--run-dir", str(run_dir), *options]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def gradient(nano_run, tmp_path_factory):
+    """A run with gradient forces from a pretrained model."""
+    return _run(tmp_path_factory.mktemp("ft") / "run", "--downstream", "demo:aspirin", "--init", str(nano_run))
+
+
+@pytest.fixture(scope="module")
+def scalar(nano_run, tmp_path_factory):
+    """A run that learns a number per structure."""
+    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--freeze-backbone"]
+    return _run(tmp_path_factory.mktemp("ft") / "run", *options)
+
+
+def _json(path):
+    return json.loads(path.read_text())
+
+
+def _params(run_dir, name="last", part="params"):
+    return restore(run_dir / "checkpoints" / name, None, only=(part,))[0]
+
+
+def test_a_run_reports_its_test_errors_in_the_papers_unit(gradient):
+    test, summary = _json(gradient / "test.json"), _json(gradient / "summary.json")
+    for name in ("last_ema", "best_ema"):
+        report = test[name]
+        assert report["unit"] == "meV/A" and report["n"] == 12 * 21
+        assert report["mae"] == pytest.approx(np.mean(list(report["mae_by_component"].values())))
+        assert sum(e["n"] for e in report["mae_by_element"].values()) == 12 * 21
+    assert summary["finished"] and summary["head"]["kind"] == "gradient" and summary["upstream"] == "demo:organic"
+    assert summary["compiled_shapes"] == 1
+    assert (gradient / "parity.png").exists() and (gradient / "errors.png").exists()
+
+
+def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw_weights(nano_run):
+    averaged, raw = (_params(nano_run, part=part) for part in ("ema", "params"))
+    name = "backbone/bases/mlp_rbf_aint/kernel/value"
+    base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
+    for mode, source in (("ema", averaged), ("reference", raw)):
+        params = finetune.prepare(finetune.FinetuneConfig(init_mode=mode, **base), None).model.params
+        flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in jax.tree.leaves_with_path(params)}
+        np.testing.assert_array_equal(flat[name], source[f"{'ema' if mode == 'ema' else 'params'}/{name}"])
+        own, theirs = (n + "kernel/value" for n in ("embedding/", "embedding/atom_embedding/"))
+        taken = np.array_equal(flat[own], source[f"{'ema' if mode == 'ema' else 'params'}/{theirs}"])
+        assert taken == (mode == "ema")
+
+
+def test_a_frozen_backbone_does_not_move_and_the_head_does(scalar, nano_run):
+    start, end = _params(nano_run, part="ema"), _params(scalar)
+    for name, array in end.items():
+        if "backbone" in name:
+            np.testing.assert_array_equal(array, start[name.replace("params/", "ema/")])
+    test = _json(scalar / "test.json")["last_ema"]
+    assert test["n"] == 12 and test["mean_baseline_mae"] > 0
+
+
+def test_resuming_continues_bit_exactly(gradient, nano_run, tmp_path, monkeypatch, capsys):
+    polls = iter(range(100))
+    monkeypatch.setattr(cli.StopFlag, "__bool__", lambda self: next(polls) == 1)
+    options = ["--downstream", "demo:aspirin", "--init", str(nano_run)]
+    _run(tmp_path / "run", *options)
+    monkeypatch.undo()
+    assert "--resume" in capsys.readouterr().out
+    assert _json(tmp_path / "run" / "summary.json")["steps"] == 2
+    _run(tmp_path / "run", *options, "--resume")
+    one, two = _params(gradient), _params(tmp_path / "run")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    assert _json(gradient / "test.json")["last_ema"] == _json(tmp_path / "run" / "test.json")["last_ema"]
+
+
+def test_evaluate_gives_the_errors_of_the_run(gradient, capsys):
+    before = _json(gradient / "test.json")
+    assert evaluate.main(["--run", str(gradient), "--samples", "12"]) == 0
+    after = _json(gradient / "test.json")
+    assert after["last_ema"]["mae"] == pytest.approx(before["last_ema"]["mae"], rel=1e-5)
+    assert "MAE" in capsys.readouterr().out
+
+
+def test_a_fine_tuned_model_predicts_structures_with_forces_of_its_energy(gradient, tmp_path):
+    import ase.io
+
+    from jaxatoms.data.store import open_dataset
+
+    _, store = open_dataset("demo:aspirin")
+    systems, atoms = store.take(np.arange(2)), []
+    for part in range(2):
+        own = slice(21 * part, 21 * part + 21)
+        atoms.append(ase.Atoms(systems.atomic_numbers[own], systems.positions[own]))
+    moved = atoms[0].copy()
+    moved.positions[3, 1] += 0.01
+    back = atoms[0].copy()
+    back.positions[3, 1] -= 0.01
+    ase.io.write(tmp_path / "in.extxyz", [*atoms, moved, back])
+    options = ["--checkpoint", str(gradient), "--structures", str(tmp_path / "in.extxyz")]
+    assert predict.main([*options, "--out", str(tmp_path / "out.extxyz")]) == 0
+    first, _, up, down = ase.io.read(tmp_path / "out.extxyz", ":")
+    slope = -(up.get_potential_energy() - down.get_potential_energy()) / 0.02
+    assert slope == pytest.approx(first.get_forces()[3, 1], rel=0.05, abs=2e-3)
+
+
+def test_from_scratch_with_direct_forces(nano, tmp_path):
+    options = ["--downstream", "demo:aspirin", "--init", "scratch", "--model", str(nano), "--forces", "direct"]
+    summary = _json(_run(tmp_path / "run", *options) / "summary.json")
+    assert summary["head"]["kind"] == "direct" and summary["upstream"] == "scratch"
+
+
+def _refusal(command, options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(options)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and len(text.splitlines()) == 1, text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--downstream", "demo:aspirin", "--n-train", "990", "--n-val", "10"], "1000 structures cannot be split"),
+        (["--downstream", "demo:gap", "--target", "target_mu"], "no column 'target_mu'"),
+        (["--downstream", "matbench:phonons/9"], "9"),
+        (["--downstream", "demo:aspirin", "--lr", "-1"], "--lr must be positive"),
+        (["--downstream", "demo:aspirin", "--forces", "both"], "--forces must be auto or gradient or direct"),
+        (["--downstream", "demo:aspirin", "--n-train", "9"], "belong together"),
+        (["--downstream", "demo:aspirin", "--init", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_bad_setting_is_one_line(nano_run, tmp_path, capsys, options, words):
+    init = [] if "--init" in options else ["--init", str(nano_run)]
+    assert re.search(words, _refusal(finetune, [*options, *init, "--run-dir", str(tmp_path / "r")], capsys))
+
+
+def test_a_checkpoint_of_other_dimensions_cannot_be_resumed_into(gradient, nano_run, capsys):
+    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--run-dir", str(gradient)]
+    assert "holds a run already" in _refusal(finetune, options, capsys)
+    assert "another run" in _refusal(finetune, [*options, "--resume"], capsys)
+
+
+def test_the_test_split_is_not_shown_before_training_ended(gradient, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((gradient / "config.json").read_text())
+    assert "has not finished" in _refusal(evaluate, ["--run", str(tmp_path)], capsys)
+    assert "no folder of experiments.finetune" in _refusal(evaluate, ["--run", str(tmp_path / "none")], capsys)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxatoms.data.packing import exact_budget, group_sizes, structure_sizes
+from jaxatoms.data.packing import exact_budget, whole_size
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import build_graphs, count_edges
 from jaxatoms.types import SystemBatch
@@ -80,7 +80,7 @@ def make_workload(structures: dict[str, np.ndarray], seed: int = 0) -> Workload:
             structures["max_neighbors"],
         )
     )
-    budget = exact_budget(group_sizes(structure_sizes(systems, graphs), [np.arange(n_graph)]))
+    budget = exact_budget([whole_size(systems, graphs)])
     batch, pad_s = _timed(lambda: collate(systems, graphs, targets, budget))
     n_edge = {graph: int(counts.sum()) for graph, counts in count_edges(graphs, systems.n_node).items()}
     return Workload(batch, budget, n_node, n_graph, n_edge, build_s + pad_s)

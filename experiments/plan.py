@@ -20,9 +20,11 @@ def print_plan(setup, out: TextIO):
     rate measured here, a lower bound that says so.
     """
     config, batches = setup.config, setup.batches
-    n = len(setup.data.train)
+    n, n_val = setup.n_train, sum(len(d.val) for d in setup.data)
     say = lambda text: print(text, file=out)  # noqa: E731
-    say(f"upstream    {config.upstream}: {n} training, {len(setup.data.val)} validation structures")
+    say(f"upstream    {config.upstream}: {n} training, {n_val} validation structures")
+    if len(setup.data) > 1:
+        say(f"mix         {config.mix}: " + ", ".join(f"{d.task.name} {len(d.train)}" for d in setup.data))
     say(f"budget      N x E = {n} x {config.epochs} = {n * config.epochs} samples")
     say(f"steps       {setup.total_steps} ({setup.steps_per_epoch} per epoch), warm-up {setup.optim.warmup_steps}")
     say(f"model       {config.model}: {models.count_params(setup.model.params):,} parameters, {config.precision}")

@@ -1,10 +1,10 @@
-"""Pretrain GemNet-OC on one upstream data set under a budget C = N x E.
+"""Pretrain GemNet-OC on one or several upstream data sets under a budget C = N x E.
 
     python -m experiments.pretrain --upstream ani1x --n 2e6 --epochs 5 --run-dir runs/ani1x
+    python -m experiments.pretrain --upstream ani1x,oc22 --mix 2:1 --n 3e6 --run-dir runs/mixed
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -12,23 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, models, tasks
+from experiments import cli, mixture, models, tasks
 from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
+from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import loader, packing
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.layers import Precision
+from jaxatoms.models.registry import has_dropout, has_scale_factors, shared_gradient_divisors, uses_nearest_graph
 from jaxatoms.training.checkpoint import CheckpointStore
-from jaxatoms.training.loop import Hooks, evaluate, train
+from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
 from jaxatoms.training.runlog import RunLog
-from jaxatoms.training.step import TrainState, init_state, make_eval_step, make_train_step
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step
 from jaxatoms.types import InputError
 
 SCALE_FIT_BATCHES = 16
@@ -41,13 +42,19 @@ class PretrainConfig:
     """Settings of a pretraining run; the defaults are the paper's recipe."""
 
     upstream: str
-    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic."""
-    n: str = "2e6"
-    """Training structures N, drawn once with the seed; `all` takes every one."""
+    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic; several as NAME,NAME."""
+    mix: str = "balanced"
+    """Shares of several data sets in N: balanced, temperature, natural, or a ratio such as 2:1."""
+    n: str | None = None
+    """Training structures N, drawn once with the seed; `all` takes every one. Default: 2e6, or all of --subset."""
+    subset: str | None = None
+    """File of experiments.select: draw the N structures of a single data set from these only."""
+    split: str = "auto"
+    """auto (by formula or system, or the file's own), or record: at random, so that near copies may be held out."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
-    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, or a JSON file of dimensions."""
+    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, equiformer_v2_31m, equiformer_v2_tiny, or a JSON file of dimensions."""
     batch_size: int = 20
     """Structures per step."""
     batch_edges: int | None = None
@@ -101,6 +108,10 @@ class PretrainConfig:
     quiet: bool = False
 
     def __post_init__(self):
+        if self.n is None:
+            object.__setattr__(self, "n", "2e6" if self.subset is None else "all")
+        if self.subset is not None and "," in self.upstream:
+            raise InputError("--subset belongs to one data set; give one --upstream")
         parse_count(self.n)
         for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
             value = getattr(self, name)
@@ -108,8 +119,9 @@ class PretrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
-        if self.batch_shapes not in packing.LEVELS:
+        if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
+        _one_of("--split", self.split, ("auto", "record"))
         _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
         _one_of("--scales", self.scales, ("fit", "shipped"))
         _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
@@ -125,20 +137,25 @@ class Setup:
     """Everything a run consists of before its first step."""
 
     config: PretrainConfig
-    data: tasks.TaskData
+    data: list[tasks.TaskData]  # one per task
     batches: loader.TrainBatches
     val: list
     model: models.PureModel
-    model_config: models.GemNetOCConfig
+    model_config: models.ModelConfig
     optim: OptimConfig
     total_steps: int
     steps_per_epoch: int
 
     @property
     def loss_scales(self) -> LossScales:
-        spec, jmp = self.data.spec, self.config.loss_scales == "jmp"
-        energy, forces = ("jmp_energy_scale", "jmp_force_scale") if jmp else ("energy_scale", "force_scale")
-        return LossScales(jnp.array([getattr(spec, energy)]), jnp.array([getattr(spec, forces)]))
+        prefix = "jmp_" if self.config.loss_scales == "jmp" else ""
+        scales = ([getattr(d.spec, f"{prefix}{name}_scale") for d in self.data] for name in ("energy", "force"))
+        return LossScales(*map(jnp.array, scales))
+
+    @property
+    def n_train(self) -> int:
+        """Training structures of all tasks."""
+        return sum(len(d.train) for d in self.data)
 
 
 @cli.one_line_errors()
@@ -150,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         print_plan(prepare(config, None), sys.stdout)
         return 0
     run_dir = cli.resolve_run_dir(config.run_dir)
-    resumed = _check_run_dir(run_dir, config)
+    resumed = check_run_dir(run_dir, config, RESUMABLE)
     setup = prepare(config, run_dir, fit=not resumed)
     run(setup, run_dir, resumed)
     return 0
@@ -158,23 +175,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Setup:
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
-    data = tasks.prepare_task(
+    data = mixture.prepare_mixture(
         config.upstream,
         parse_count(config.n),
+        config.mix,
         config.seed,
         val_samples=config.val_samples,
         data_root=config.data_root,
         cache_dir=config.cache_dir,
         cutoff=config.cutoff,
         max_neighbors=config.max_neighbors,
+        subset=config.subset,
+        split_rule=None if config.split == "auto" else config.split,
         save_to=run_dir and run_dir / "data",
     )
-    corpus, train_samples, val_samples = tasks.make_corpus([data])
+    model_config = dataclasses.replace(models.find_config(config.model), remat=config.remat)
+    corpus, train_samples, val_samples = tasks.make_corpus(data, uses_nearest_graph(model_config))
     batches = make_batches(config, corpus, train_samples)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
-    model_config = dataclasses.replace(models.find_config(config.model), remat=config.remat)
-    model = models.make_model(model_config, 1, config.seed, Precision(matmul=config.precision))
-    if fit:
+    model = models.make_model(model_config, len(data), config.seed, Precision(matmul=config.precision))
+    if fit and has_scale_factors(model_config):
         set_scale_factors(config, model, model_config, val)
     total = min(batches.total_steps, config.max_steps or batches.total_steps)
     warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
@@ -196,10 +216,11 @@ def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
     if config.batch_edges is None:
-        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, config.seed, config.batch_shapes)
+        steps = len(samples.record) * config.epochs // config.batch_size
+        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, steps, config.seed, config.batch_shapes)
         return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
-    budgets = packing.packed_budgets(sizes, config.batch_edges, largest)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
+    budgets = packing.packed_budgets(sizes, config.batch_edges, largest, weights)
     return loader.TrainBatches(budgets=budgets, weights=weights, **args)
 
 
@@ -224,145 +245,119 @@ def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
     config, model = setup.config, setup.model
-    divisors = gradient_divisors(model.params, setup.model_config)
+    divisors = shared_gradient_divisors(setup.model_config, model.params)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state, constants = init_state(model.params, optimizer), model.constants
-    with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=_say) as checkpoints:
-        meta: dict = {"step": 0, "best": float("inf"), "metrics": None, "first_metrics": None}
+    with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
+        meta = FRESH
         if resumed:
-            state, constants, meta = _restore(checkpoints, state, constants)
+            state, constants, meta = restore_run(checkpoints, state, constants)
         first = meta["step"]
         _write_config(run_dir, setup)
         scales = setup.loss_scales
         train_step = make_train_step(
-            model.apply, optimizer, scales, ema_decay=config.ema_decay, edge_dropout=config.edge_dropout
+            model.apply,
+            optimizer,
+            scales,
+            ema_decay=config.ema_decay,
+            edge_dropout=config.edge_dropout,
+            dropout_seed=config.seed if has_dropout(setup.model_config) else None,
         )
         eval_step = make_eval_step(model.apply, scales)
+        schedule = warmup_cosine(setup.optim, setup.total_steps)
         # A run killed before its first checkpoint starts afresh: step 0 drops its records.
         with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
-            session = Session(setup, checkpoints, log, constants, eval_step, meta["best"])
-            session.first_metrics, session.last_metrics = meta["first_metrics"], meta["metrics"]
+            session = Session(
+                checkpoints=checkpoints,
+                log=log,
+                constants=constants,
+                metrics=lambda params: physical(evaluate(params, constants, setup.val, eval_step), setup.data),
+                meta=lambda: checkpoint_meta(setup),
+                save_every=setup.steps_per_epoch,
+            )
+            session.recall(meta)
             if not resumed:
                 session.validate(0, state)
-            with cli.StopFlag() as stop:
-                state, done, meter = _train(session, state, train_step, first, stop)
-            if done == setup.total_steps or stop:
-                session.save(done, state, "last")
-            summary = session.summary(state, done, meter, train_step)
+            state, done, meter = session.run(
+                state,
+                loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers),
+                train_step,
+                first=first,
+                total=setup.total_steps,
+                log_every=config.log_every,
+                validate_every=max(1, round(config.val_every * setup.steps_per_epoch)),
+                learning_rate=lambda step: float(schedule(step)),
+            )
+            summary = summarise(setup, session, state, done, meter, train_step)
             log.write_summary(summary)
             log.write_curves()
     _closing_words(run_dir, config, setup, summary, done)
 
 
-def _train(session: "Session", state, train_step, first: int, stop: cli.StopFlag):
-    setup, config = session.setup, session.setup.config
-    schedule = warmup_cosine(setup.optim, setup.total_steps)
-
-    def log(step, values):
-        session.log.log(step, values | {"learning_rate": float(schedule(step - 1))})
-
-    hooks = Hooks(
-        log=log,
-        validate=session.validate,
-        should_stop=lambda: bool(stop),
-        log_every=config.log_every,
-        validate_every=max(1, round(config.val_every * setup.steps_per_epoch)),
-    )
-    batches = loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers)
-    return train(
-        state, session.constants, batches, train_step, hooks, first_step=first, total_steps=setup.total_steps
-    )
+def checkpoint_meta(setup: Setup) -> dict:
+    """What a checkpoint needs so that it can be used without the data."""
+    return {
+        "model": models.model_record(setup.model_config),
+        "precision": setup.config.precision,
+        "tasks": [tasks.task_record(d.task) for d in setup.data],
+        "config": dataclasses.asdict(setup.config),
+        "seed": setup.config.seed,
+    }
 
 
-@dataclasses.dataclass
-class Session:
-    """Validation, saving and the summary of a run under way."""
-
-    setup: Setup
-    checkpoints: CheckpointStore
-    log: RunLog
-    constants: object
-    eval_step: object
-    best: float
-    first_metrics: dict | None = None
-    last_metrics: dict | None = None
-    last_saved: int = -1
-
-    def validate(self, step: int, state):
-        """Evaluate the averaged weights; save when they are the best so far, and once per epoch."""
-        sums = evaluate(state.ema, self.constants, self.setup.val, self.eval_step)
-        metrics = self._physical(sums)
-        self.first_metrics = self.first_metrics or metrics
-        self.last_metrics = metrics
-        self.log.log_validation(step, metrics)
-        if step and metrics["loss"] < self.best:
-            self.best = metrics["loss"]
-            self.save(step, state, "best")
-        elif step and step % self.setup.steps_per_epoch == 0:
-            self.save(step, state, "last")
-
-    def _physical(self, sums: dict) -> dict[str, float]:
-        norm = self.setup.data.task.normalization
-        energy = sums["energy_error"][0] / max(sums["energy_count"][0], 1) * norm.energy_std
-        forces = sums["force_error"][0] / max(sums["force_count"][0], 1) * norm.force_std
-        return {
-            "loss": float(sums["loss"] / sums["count"]),
-            "force_mae_mev_per_angstrom": 1000 * float(forces),
-            "energy_mae_mev": 1000 * float(energy),
-        }
-
-    def save(self, step: int, state, kind: str):
-        """Write a checkpoint, unless this very step is saved already."""
-        if step == self.last_saved:
-            return
-        setup = self.setup
-        meta = {
-            "model": models.model_record(setup.model_config),
-            "precision": setup.config.precision,
-            "tasks": [tasks.task_record(setup.data.task)],
-            "config": dataclasses.asdict(setup.config),
-            "loader": {"step": step, "seed": setup.config.seed},
-            "best": self.best,
-            "metrics": self.last_metrics,
-            "first_metrics": self.first_metrics,
-        }
-        self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta, kind)
-        self.last_saved = step
-
-    def summary(self, state, done: int, meter, train_step) -> dict:
-        """What a run reports about itself."""
-        setup, task = self.setup, self.setup.data.task
-        shapes = train_step._cache_size()
-        return {
-            "steps": done,
-            "total_steps": setup.total_steps,
-            "finished": done == setup.total_steps,
-            "samples_seen": _samples_seen(setup, done),
-            "budget": {"n": len(setup.data.train), "epochs": setup.config.epochs,
-                       "samples": len(setup.data.train) * setup.config.epochs},
-            "upstream": setup.config.upstream,
-            "model": setup.config.model,
-            "parameters": models.count_params(state.params),
-            **meter.rates(),
-            "compiled_shapes": shapes,
-            "batch_shapes": len(setup.batches.budgets),
-            "peak_memory_gib": peak_memory_gib(),
-            "precision": setup.config.precision,
-            "validation_before": self.first_metrics,
-            "validation": self.last_metrics,
-            "best_validation_loss": self.best,
-            "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(setup.val, task.normalization.force_std),
-            "provenance": provenance(),
-        }
+def physical(sums: dict, data: list[tasks.TaskData]) -> dict[str, float]:
+    """MAEs in meV and meV/A: of the one task, or the mean over tasks and each task's own."""
+    metrics = {"loss": float(sums["loss"] / sums["count"])}
+    for name, label in (("force", "force_mae_mev_per_angstrom"), ("energy", "energy_mae_mev")):
+        mae = np.asarray(sums[f"{name}_error"]) / np.maximum(sums[f"{name}_count"], 1)
+        values = [
+            1000 * float(m) * getattr(d.task.normalization, f"{name}_std")
+            for m, d in zip(mae, data, strict=True)
+        ]
+        metrics[label] = float(np.mean(values))
+        if len(values) > 1:
+            names = mixture.task_names(data)
+            metrics |= {f"{label}/{task}": value for task, value in zip(names, values, strict=True)}
+    return metrics
 
 
-def mean_force_baseline(val: list, force_std: float) -> float:
-    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom."""
-    total = count = 0.0
+def summarise(setup: Setup, session: Session, state, done: int, meter, train_step) -> dict:
+    """What a run reports about itself."""
+    shapes = train_step._cache_size()
+    return {
+        "steps": done,
+        "total_steps": setup.total_steps,
+        "finished": done == setup.total_steps,
+        "samples_seen": _samples_seen(setup, done),
+        "budget": {"n": setup.n_train, "epochs": setup.config.epochs,
+                   "samples": setup.n_train * setup.config.epochs},
+        "n_per_task": {d.task.name: len(d.train) for d in setup.data},
+        "upstream": setup.config.upstream,
+        "model": setup.config.model,
+        "parameters": models.count_params(state.params),
+        **meter.rates(),
+        "compiled_shapes": shapes,
+        "batch_shapes": len(setup.batches.budgets),
+        "peak_memory_gib": peak_memory_gib(),
+        "precision": setup.config.precision,
+        "validation_before": session.first_metrics,
+        "validation": session.last_metrics,
+        "best_validation_loss": session.best,
+        "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(setup.val, setup.data),
+        "provenance": provenance(),
+    }
+
+
+def mean_force_baseline(val: list, data: list[tasks.TaskData]) -> float:
+    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom; the mean over tasks."""
+    total, count = np.zeros(len(data)), np.zeros(len(data))
     for batch in val:
-        mask = batch.force_mask & batch.free
-        total, count = total + float(np.abs(batch.forces[mask]).sum()), count + 3 * int(mask.sum())
-    return 1000 * force_std * total / max(count, 1)
+        mask, task = batch.force_mask & batch.free, batch.task[batch.node_graph]
+        for i in range(len(data)):
+            own = mask & (task == i)
+            total[i], count[i] = total[i] + np.abs(batch.forces[own]).sum(), count[i] + 3 * own.sum()
+    force_std = np.array([d.task.normalization.force_std for d in data])
+    return float(np.mean(1000 * force_std * total / np.maximum(count, 1)))
 
 
 def _samples_seen(setup: Setup, done: int) -> int:
@@ -371,52 +366,19 @@ def _samples_seen(setup: Setup, done: int) -> int:
     return sum(len(setup.batches.indices(step)) for step in range(done))
 
 
-def _check_run_dir(run_dir: Path, config: PretrainConfig) -> bool:
-    """Whether to resume.
-
-    Raises:
-      InputError: the folder holds another run, or a run that was not asked to be resumed.
-    """
-    saved = run_dir / "config.json"
-    if not saved.exists():
-        if config.resume and (run_dir / "checkpoints").exists():
-            raise InputError(f"{run_dir} has checkpoints but no config.json; choose another --run-dir")
-        return False
-    if not config.resume:
-        raise InputError(f"{run_dir} holds a run already; add --resume to continue it or choose another --run-dir")
-    before, now = json.loads(saved.read_text()), dataclasses.asdict(config)
-    changed = [k for k in now if k not in RESUMABLE and before.get(k) != now[k]]
-    if changed:
-        k = changed[0]
-        raise InputError(f"{saved} is of another run: {k} was {before.get(k)!r}, now {now[k]!r}; use the same settings")
-    return (run_dir / "checkpoints").exists()
-
-
-def _restore(checkpoints: CheckpointStore, state, constants):
-    found = checkpoints.restore_latest({**state._asdict(), "constants": constants})
-    if found is None:
-        raise InputError(f"{checkpoints.directory} has no checkpoint to resume from; start without --resume")
-    arrays, meta = found
-    # Onto the device, and apart from the restored NumPy memory: the step donates its input.
-    arrays = jax.tree.map(jnp.array, arrays)
-    _say(f"resuming at step {meta['step']}")
-    constants = arrays.pop("constants")
-    return TrainState(**arrays), constants, meta
-
-
 def _write_config(run_dir: Path, setup: Setup):
     record = dataclasses.asdict(setup.config)
-    (run_dir / "config.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(run_dir / "config.json", record)
     resolved = {
         "model": models.model_record(setup.model_config),
         "optimizer": dataclasses.asdict(setup.optim),
         "total_steps": setup.total_steps,
         "steps_per_epoch": setup.steps_per_epoch,
         "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
-        "task": tasks.task_record(setup.data.task),
+        "tasks": [tasks.task_record(d.task) for d in setup.data],
         "matmul_precision": setup.config.precision,
     }
-    (run_dir / "resolved.json").write_text(json.dumps(resolved, indent=1) + "\n")
+    write_record(run_dir / "resolved.json", resolved)
 
 
 def _closing_words(run_dir: Path, config: PretrainConfig, setup: Setup, summary: dict, done: int):
@@ -436,10 +398,6 @@ def _closing_words(run_dir: Path, config: PretrainConfig, setup: Setup, summary:
           f"{summary['occupancy']:.1%} of edge slots real, {summary['compiled_shapes']} compiled shapes, "
           f"peak memory {summary['peak_memory_gib']['host']:.1f} GiB")
     print(f"run folder: {run_dir}")
-
-
-def _say(text: str):
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
 from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import make_split, save_split
-from jaxatoms.data.store import open_dataset
+from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.data.subset import draw_subset
 from jaxatoms.types import InputError
 
@@ -34,22 +34,26 @@ def prepare_task(
     cache_dir: str | None,
     cutoff: float | None = None,
     max_neighbors: int | None = None,
+    subset: str | None = None,
+    split_rule: str | None = None,
     save_to: Path | None = None,
 ) -> TaskData:
     """Open a data set, split it, draw `n` training records and fit references on them.
 
     The split depends on the data alone (seed 0), so that runs of every seed share their validation set; `seed`
-    draws the subset. The reference is fitted on the whole train split, as in the paper.
+    draws the subset. The reference is fitted on the whole train split, as in the paper. `subset` names a file of
+    experiments.select to draw from instead of the whole train split; `split_rule` replaces the data set's.
 
     Raises:
       InputError: anything wrong with the data or with n.
     """
     spec, store = open_dataset(name, data_root, cache_dir)
-    split = make_split(store, spec.split_rule, seed=0)
+    split = make_split(store, split_rule or spec.split_rule, seed=0, held_out=spec.held_out)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")
+    pool = split.train if subset is None else load_subset(Path(subset), store, split.train)
     try:
-        train = split.train[draw_subset(len(split.train), n, seed)]
+        train = pool[draw_subset(len(pool), n, seed)]
     except InputError as error:
         raise InputError(f"{name}: {error} (validation and test structures are held out)") from None
     n_val = min(val_samples, len(split.val))
@@ -69,6 +73,24 @@ def prepare_task(
         max_neighbors=max_neighbors or spec.max_neighbors,
     )
     return TaskData(spec, task, train, val)
+
+
+def load_subset(path: Path, store: Store, train: np.ndarray) -> np.ndarray:
+    """The records that experiments.select chose.
+
+    Raises:
+      InputError: not such a file, chosen from other data, or not within the train split.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            records, fingerprint = archive["records"], str(archive["fingerprint"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a subset file ({error}); write one with experiments.select") from None
+    if fingerprint != store.fingerprint:
+        raise InputError(f"{path} was chosen from other data than {store.path}; run experiments.select again")
+    if not np.isin(records, train).all():
+        raise InputError(f"{path} holds structures outside the train split; run experiments.select again")
+    return records
 
 
 def make_corpus(data: list[TaskData], nearest: bool = False) -> tuple[Corpus, Samples, Samples]:

@@ -17,12 +17,14 @@ from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.model import GradientModel
+from jaxatoms.models.model import GradientModel, ScalarModel
 from jaxatoms.models.registry import (
     ModelConfig,
+    build_finetuned,
     build_model,
     config_from_record,
     default_reductions,
+    largest_atomic_number,
     uses_nearest_graph,
 )
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
@@ -59,14 +61,33 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
     try:
         config = config_from_record(meta["model"])
         policy = Precision(matmul=precision or meta.get("precision", "float32"))
+        meta = meta | {"tasks": meta["tasks"] if "tasks" in meta else [_finetuned_task(meta, config)]}
         reductions = tuple(meta.get("reductions") or default_reductions(config, len(meta["tasks"])))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
-    abstract = nnx.eval_shape(lambda: build_model(config, reductions, nnx.Rngs(0), policy))
+    if "head" in meta:
+        abstract = nnx.eval_shape(lambda: build_finetuned(config, meta["head"], policy))
+    else:
+        abstract = nnx.eval_shape(lambda: build_model(config, reductions, nnx.Rngs(0), policy))
     graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})
     return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))
+
+
+def _finetuned_task(meta: dict, config: ModelConfig) -> dict:
+    """The record of a fine-tuned head. Its energies are in the unit of its forces, shifted to fit validation labels."""
+    facts = meta["downstream"]["facts"]
+    unit = facts.get("force_std", meta["downstream"]["std"])
+    return {
+        "name": meta["downstream"]["name"],
+        "energy_std": unit,
+        "energy_mean": meta.get("energy_shift_ev") or 0.0,
+        "force_std": unit,
+        "cutoff": facts["graph"]["cutoff"],
+        "max_neighbors": facts["graph"]["max_neighbors"],
+        "reference": {str(z): 0.0 for z in range(1, largest_atomic_number(config) + 1)},
+    }
 
 
 def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
@@ -75,6 +96,8 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     Raises:
       InputError: no such head, or none named where there are several.
     """
+    if isinstance(model.module, ScalarModel):
+        raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
     names = [task["name"] for task in model.meta["tasks"]]
     if not names:
         raise InputError(f"{model.path} has no heads (weights of a backbone only); fine-tune it first")
@@ -105,11 +128,7 @@ def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], sp
         budgets = [dataclasses.asdict(nearest_budget(systems, graphs)) for systems, graphs in batches]
         largest = {name: max(budget[name] for budget in budgets) for name in budgets[0]}
     else:
-        parts = [
-            packing.group_sizes(packing.structure_sizes(*batch), [np.arange(len(batch[0].n_node))]) for batch in batches
-        ]
-        sizes = {name: np.concatenate([part[name] for part in parts]).max() for name in parts[0]}
-        largest = dataclasses.asdict(packing.make_budget(sizes))
+        largest = dataclasses.asdict(packing.exact_budget([packing.whole_size(*batch) for batch in batches]))
     fixed = ("n_graph", "n_node", "n_per_graph")
     grown = {name: n if name in fixed else int(np.ceil(n * (1 + spare))) for name, n in largest.items()}
     return BatchBudget(**grown)

@@ -4,6 +4,7 @@ NumPy only: data workers import this module without importing JAX.
 Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ class System(NamedTuple):
     fixed: np.ndarray | None = None  # [n_node] bool, True = held fixed in the calculation; None: all False
     group: str = ""  # what must not be split: formula, reaction or system id
     key: str = ""  # where the record stands in its file, for messages: "C2H6[12]"
+    # Further values per structure, each a column of the store: target_gap, stress, sid. NaN or -1 where missing.
+    extra: Mapping[str, float | int | np.ndarray] | None = None
 
 
 class SystemBatch(NamedTuple):

@@ -1,13 +1,14 @@
 """Steps -> padded batches. What a step sees is a pure function of (seed, step), so a run resumes exactly.
 
 `TrainBatches` describes a whole run; `batch(step)` builds one step's arrays. `prefetch` builds ahead of the
-device, in a thread or in worker processes that never import JAX.
+device, in a thread or in worker processes that never touch a device.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
@@ -38,13 +39,16 @@ class TrainBatches:
     edge_dropout: float
     batch_size: int = 0  # structures per batch; unused in packed mode
     weights: np.ndarray | None = None  # [n] expected main edges per sample: packed mode
+    round_up: bool = False  # fixed mode: ceil(n / batch_size) steps per epoch instead of n // batch_size
+    _packed: tuple[int, list[np.ndarray]] = dataclasses.field(default=(-1, []), init=False, repr=False)
 
     def __post_init__(self):
         n = len(self.samples.record)
         if self.weights is None and self.batch_size > n:
             raise InputError(f"batch of {self.batch_size} is larger than the {n} structures; lower --batch-size")
         if self.weights is None:
-            self._ends = np.cumsum([n // self.batch_size] * self.epochs)
+            per_epoch = (n + (self.batch_size - 1) * self.round_up) // self.batch_size
+            self._ends = np.cumsum([per_epoch] * self.epochs)
         else:
             self._ends = np.cumsum([len(self._bins(epoch)) for epoch in range(self.epochs)])
 
@@ -67,30 +71,30 @@ class TrainBatches:
     def batch(self, step: int) -> GraphBatch:
         """The padded batch of a step, in the smallest budget that holds it.
 
-        Raises:
-          BudgetOverflow: no budget holds it.
+        A batch that outgrows every budget, which is rare by design, gets one of its own: a slow step, no lost run.
         """
         rng = np.random.default_rng([self.seed, 1, step])
         parts = self.corpus.build(self.samples.at(self.indices(step)), rng, self.edge_dropout)
-        return collate_smallest(*parts, self.budgets)
+        try:
+            return collate_smallest(*parts, self.budgets)
+        except BudgetOverflow as error:
+            text = f"step {step}: {error.name}={error.need}, over {error.have}; one more shape is compiled"
+            warnings.warn(text, stacklevel=2)
+            return collate(*parts, packing.grown_budget(packing.whole_size(*parts[:2]), self.budgets[-1]))
 
     def _bins(self, epoch: int) -> list[np.ndarray]:
-        # Expected edges fluctuate under edge dropout; the small reserve keeps overflow into the spare budget rare.
-        assert self.weights is not None
-        capacity = int(self.budgets[0].n_main * (0.98 if self.edge_dropout else 1.0))
-        return _epoch_bins(self.weights.tobytes(), capacity, self.seed, epoch)
+        if self._packed[0] != epoch:
+            assert self.weights is not None
+            # Expected edges fluctuate under edge dropout; the small reserve keeps overflow into the spare budget rare.
+            capacity = int(self.budgets[0].n_main * (0.98 if self.edge_dropout else 1.0))
+            order = _permutation(self.seed, epoch, len(self.weights))
+            self._packed = epoch, [order[group] for group in packing.pack(self.weights[order], capacity)]
+        return self._packed[1]
 
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(n)
-
-
-@lru_cache(maxsize=2)
-def _epoch_bins(weights: bytes, capacity: int, seed: int, epoch: int) -> list[np.ndarray]:
-    array = np.frombuffer(weights, np.int64)
-    order = _permutation(seed, epoch, len(array))
-    return [order[group] for group in packing.pack(array[order], capacity)]
 
 
 def collate_smallest(systems, graphs, targets, budgets: Sequence[BatchBudget]) -> GraphBatch:
@@ -120,9 +124,7 @@ def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[Grap
     n = len(samples.record)
     groups = np.array_split(np.arange(n), -(-n // batch_size)) if n else []
     built = [corpus.build(samples.at(g)) for g in groups]
-    per_batch = [packing.structure_sizes(systems, graphs) for systems, graphs, _ in built]
-    sizes = [packing.group_sizes(s, [np.arange(len(s["n_node"]))]) for s in per_batch]
-    budget = packing.exact_budget({name: np.concatenate([s[name] for s in sizes]) for name in sizes[0]})
+    budget = packing.exact_budget([packing.whole_size(*parts[:2]) for parts in built])
     return [collate(*parts, budget) for parts in built]
 
 

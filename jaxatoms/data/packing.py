@@ -5,7 +5,9 @@ sizes. "Packed": batches are filled up to a number of edges (throughput mode). B
 of the very graphs that training sees, edge dropout included.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +16,11 @@ from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
 
 ADDITIVE = ("n_node", "n_main", "n_a2ee2a", "n_qint", "n_a2a")
 MAXIMA = ("n_per_graph", "k_main", "k_main_out", "k_a2ee2a", "k_a2ee2a_out", "k_qint", "k_qint_out")
-LEVELS = {1: (1.0,), 2: (0.7, 1.0), 3: (0.5, 0.9, 1.0), 4: (0.4, 0.75, 0.95, 1.0)}  # quantiles of batch sizes
-HEADROOM = 1.08  # over the largest batch seen in the sample, for those not seen
+STEPS = {"n_node": 8, "n_main": 64, "n_a2ee2a": 64, "n_qint": 64, "n_a2a": 64}  # counts are multiples of these
+MAX_SHAPES = 4
+BATCHES = 4000  # random batches drawn to choose fixed budgets
+OVERFLOW = 1e-3  # bound on the expected number of batches of a run that outgrow the largest fixed budget
+HEADROOM = 1.08  # over the largest degree seen in the sample, for those not seen
 OPEN_BINS = 16
 
 
@@ -63,21 +68,29 @@ def round_up(value: float, step: int) -> int:
 
 def make_budget(sizes: Mapping[str, float]) -> BatchBudget:
     """A budget that holds sizes of real content: one graph and node more for padding, counts rounded up."""
-    steps = {"n_node": 8, "n_main": 64, "n_a2ee2a": 64, "n_qint": 64, "n_a2a": 64}
-    values = {name: round_up(sizes[name] + (name == "n_node"), steps.get(name, 1)) for name in (*ADDITIVE, *MAXIMA)}
+    values = {name: round_up(sizes[name] + (name == "n_node"), STEPS.get(name, 1)) for name in (*ADDITIVE, *MAXIMA)}
     values["k_main_out"] = int(np.ceil(sizes["k_main_out"]))
     return BatchBudget(n_graph=int(sizes["n_graph"]) + 1, **values)
 
 
-def exact_budget(batches: Mapping[str, np.ndarray]) -> BatchBudget:
-    """The smallest budget that holds every one of these batches."""
-    return make_budget({name: values.max() for name, values in batches.items()})
+def whole_size(systems: SystemBatch, graphs: Graphs) -> dict[str, int]:
+    """Sizes of one batch of all the given structures, under the names of `BatchBudget`."""
+    sizes = group_sizes(structure_sizes(systems, graphs), [np.arange(len(systems.n_node))])
+    return {name: int(values[0]) for name, values in sizes.items()}
+
+
+def exact_budget(batches: Sequence[Mapping[str, int]]) -> BatchBudget:
+    """The smallest budget that holds every batch of these `whole_size`s."""
+    return make_budget({name: max(batch[name] for batch in batches) for name in batches[0]})
 
 
 def fixed_budgets(
-    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, seed: int = 0, shapes: int = 4
+    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, steps: int, seed: int = 0, shapes: int = MAX_SHAPES
 ) -> list[BatchBudget]:
-    """Budgets, ascending, for random batches of `batch_size` structures.
+    """Budgets, ascending, for `steps` random batches of `batch_size` structures.
+
+    The last one holds all of them but for one run in some hundred, as far as the sample shows the set; the others
+    are where they waste the fewest edge slots.
 
     Args:
       sizes: `structure_sizes` of a sample.
@@ -85,30 +98,90 @@ def fixed_budgets(
       shapes: how many, 1 to 4; each is compiled once, more of them waste fewer edge slots.
     """
     rng = np.random.default_rng(seed)
-    groups = [rng.integers(len(sizes["n_node"]), size=batch_size) for _ in range(1000)]
-    return _levels(group_sizes(sizes, groups), LEVELS[shapes], largest)
+    groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
+    batches = group_sizes(sizes, groups)
+    last = {name: sum_bound(sizes[name], batch_size, OVERFLOW / steps) for name in ADDITIVE}
+    last |= {name: np.ceil(sizes[name].max() * HEADROOM) for name in MAXIMA}
+    last |= {"n_graph": batch_size, "n_per_graph": largest}
+    levels = cheapest_levels(batches["n_main"], last["n_main"], shapes)
+    budgets = [make_budget({n: min(v, last[n]) for n, v in of.items()}) for of in _below(batches, levels)]
+    return list(dict.fromkeys([*budgets, make_budget(last)]))
 
 
-def _levels(batches: dict[str, np.ndarray], levels: Sequence[float], largest: int) -> list[BatchBudget]:
-    """One budget per quantile of the heavy sizes (edges, atoms); light sizes get more slack, the last headroom."""
-    budgets = []
+def sum_bound(values: np.ndarray, n: int, chance: float) -> int:
+    """A number that the sum of `n` random draws from `values` exceeds with probability < `chance` (Chernoff)."""
+    if values.min() == values.max():
+        return int(n * values.max())
+    rates = np.geomspace(1e-2, 1e2, 400)[:, None] / np.ptp(values)
+    over = (values - values.max())[None]  # <= 0, so that exp cannot overflow
+    moments = np.log(np.exp(rates * over).mean(1)) + rates[:, 0] * values.max()
+    bound = ((n * moments - np.log(chance)) / rates[:, 0]).min()
+    return int(np.ceil(min(bound, n * values.max())))
+
+
+def cheapest_levels(values: np.ndarray, last: int, shapes: int, grid: int = 60) -> tuple[int, ...]:
+    """The `shapes` - 1 capacities below `last` under which batches of these sizes waste the fewest slots."""
+    quantiles = np.quantile(values, np.linspace(0.02, 1, grid), method="higher")
+    candidates = sorted({round_up(q, STEPS["n_main"]) for q in quantiles})
+    reach = {c: int((values <= c).sum()) for c in candidates}
+
+    def slots(levels):
+        total, placed = 0, 0
+        for level in levels:
+            total, placed = total + (reach[level] - placed) * level, reach[level]
+        return total + (len(values) - placed) * last
+
+    return min(itertools.combinations(reach, min(shapes - 1, len(reach))), key=slots)
+
+
+def _below(batches: dict[str, np.ndarray], levels: Sequence[int]) -> Iterator[dict[str, float]]:
+    """For batches between two levels of main edges: what nearly all of them need of everything else."""
+    floor = -1
     for level in levels:
-        light = 1 - (1 - level) / 8
-        quantile = {n: np.quantile(v, level if n in ("n_main", "n_node") else light) for n, v in batches.items()}
-        if level == 1:
-            grown = {n: v if n == "n_graph" else np.ceil(v * HEADROOM) for n, v in quantile.items()}
-            quantile = grown | {"n_per_graph": largest}
-        budgets.append(make_budget(quantile))
-    return list(dict.fromkeys(budgets))
+        own = (batches["n_main"] > floor) & (batches["n_main"] <= level)
+        need = {name: np.quantile(values[own], 0.998, method="higher") for name, values in batches.items()}
+        yield need | {"n_main": level}
+        floor = level
 
 
-def packed_budgets(sizes: Mapping[str, np.ndarray], n_main: int, largest: int) -> list[BatchBudget]:
+def grown_budget(sizes: Mapping[str, float], last: BatchBudget) -> BatchBudget:
+    """A budget for a batch that outgrew `last`: what it needs more of, in steps of a quarter."""
+    need, have = dataclasses.asdict(make_budget(sizes)), dataclasses.asdict(last)
+    for name in need:
+        while have[name] < need[name]:
+            have[name] = round_up(have[name] * 1.25, STEPS.get(name, 1))
+    return BatchBudget(**have)
+
+
+def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
+    """A budget of `known` that holds `need` without much waste, or a roomier `need`, which joins `known`.
+
+    Main edges are what a step costs, so they must nearly agree; the rest may be up to four times as large.
+    """
+    want = dataclasses.asdict(need)
+    for budget in known:
+        have = dataclasses.asdict(budget)
+        if have["n_main"] <= 1.1 * want["n_main"] and all(want[k] <= have[k] <= 4 * want[k] for k in want):
+            return budget
+    roomy = {k: v if k == "n_main" or v == 0 else round_up(v * 1.25, STEPS.get(k, 1)) for k, v in want.items()}
+    known.append(BatchBudget(**roomy))
+    return known[-1]
+
+
+def packed_budgets(
+    sizes: Mapping[str, np.ndarray], n_main: int, largest: int, weights: np.ndarray
+) -> list[BatchBudget]:
     """Two budgets for batches filled to `n_main` edges: the usual one and one with headroom.
 
+    Args:
+      sizes: `structure_sizes` of a sample.
+      largest: atoms of the largest structure of the whole set.
+      weights: [n] main edges of every structure of the set.
+
     Raises:
-      InputError: a single structure of the sample is larger than the batch.
+      InputError: a single structure is larger than the batch.
     """
-    biggest = int(sizes["n_main"].max())
+    biggest = int(weights.max())
     if biggest > n_main:
         raise InputError(f"a structure has {biggest} edges, over the batch of {n_main}; raise --batch-edges")
     groups = pack(sizes["n_main"], n_main)

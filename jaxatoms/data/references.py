@@ -60,6 +60,13 @@ class LinearReference:
         rcond = np.finfo(np.float64).eps * max(n_record, N_ELEMENT)
         coeff = np.linalg.lstsq(counts, energy, rcond=rcond)[0]
         seen = np.abs(counts).max(axis=0) > 0
+        rank = np.linalg.matrix_rank(counts, rtol=rcond)
+        if rank < seen.sum():
+            warnings.warn(
+                f"{store.path.name}: the training compositions fix {rank} of {seen.sum()} reference energies; energies "
+                "of other compositions cannot be trusted, forces can",
+                stacklevel=2,
+            )
         return cls(np.where(seen, coeff, 0.0), seen)
 
     def reference_energy(

@@ -1,20 +1,58 @@
 """Names of data sets -> how to read them, their graph settings, published constants and files.
 
-A data set is named `NAME` (its files lie under `<data root>/NAME/`), `NAME@PATH` (PATH read as NAME),
-`file:PATH` (anything ASE reads) or `demo:NAME` (inside this package). A new data set is one row of `_ROWS`.
+A data set is named `NAME` or `FAMILY:VARIANT` (its files lie under `<data root>/NAME/` or `<data root>/FAMILY/`),
+`NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key]` (anything ASE reads) or `demo:NAME` (inside this
+package). A new data set is one row of `_ROWS`.
 """
 
 import dataclasses
 import difflib
 from pathlib import Path
 
-from jaxatoms.data.readers import ani1x, ase_file, demo, oc20, transition1x
+from jaxatoms.data.readers import (
+    ani1x,
+    ase_file,
+    demo,
+    matbench,
+    npz_trajectory,
+    oc20,
+    oc22,
+    omat24,
+    qm9,
+    qmof,
+    spice,
+    transition1x,
+)
 from jaxatoms.types import InputError
 
-READERS = {"ani1x": ani1x, "transition1x": transition1x, "oc20": oc20, "ase_file": ase_file, "demo": demo}
+READERS = {
+    "ani1x": ani1x,
+    "transition1x": transition1x,
+    "oc20": oc20,
+    "oc22": oc22,
+    "omat24": omat24,
+    "npz_trajectory": npz_trajectory,
+    "spice": spice,
+    "qm9": qm9,
+    "qmof": qmof,
+    "matbench": matbench,
+    "ase_file": ase_file,
+    "demo": demo,
+}
 MOLECULE_CUTOFF = 8.0  # A; specification pretraining 3
 PERIODIC_CUTOFF = 12.0  # A
 _DEMO_FOLDER = Path(__file__).parent / "demo"
+RMD17_MOLECULES = (
+    "aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
+    "toluene", "uracil",
+)  # fmt: skip
+MD22_MOLECULES = (
+    "Ac-Ala3-NHMe", "DHA", "stachyose", "AT-AT", "AT-AT-CG-CG", "buckyball-catcher", "double-walled_nanotube",
+)  # fmt: skip
+SPICE_SUBSETS = ("solvated_amino_acids", "dipeptides")
+MATBENCH_TASKS = (
+    "jdft2d", "phonons", "dielectric", "log_gvrh", "log_kvrh", "perovskites", "mp_gap", "mp_is_metal", "mp_e_form",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +77,10 @@ class DatasetSpec:
     jmp_energy_scale: float = 1.0  # loss scales of JMP
     jmp_force_scale: float = 10.0
     split_rule: str = "group"  # "group", or "official" where the file carries its own split
+    held_out: int | None = None  # records in each of val and test of the whole data set; None: a tenth
+    target: str = ""  # column of the store that a scalar data set is about
+    store_name: str = ""  # names that share a store (targets of one file) share this; default `name`
+    options: tuple[tuple[str, str], ...] = ()  # keyword arguments of the reader
 
     def __post_init__(self):
         if self.reader not in READERS:
@@ -47,6 +89,11 @@ class DatasetSpec:
             raise ValueError(
                 f"{self.name}: split_rule must be 'group' or 'official', got {self.split_rule!r}"
             )
+
+    @property
+    def family(self) -> str:
+        """The name without its variant: "rmd17" of "rmd17:aspirin"."""
+        return self.name.partition(":")[0]
 
     @property
     def cutoff(self) -> float:
@@ -63,6 +110,7 @@ _ROWS = (
         energy_std=2.8700712783472118,
         force_std=2.131422996520996,
         jmp_force_scale=15.0,
+        held_out=495_600,
     ),
     DatasetSpec(
         name="transition1x",
@@ -84,23 +132,109 @@ _ROWS = (
         force_std=0.5111534595489502,
         jmp_force_scale=73.0,
     ),
+    DatasetSpec(
+        name="oc22",
+        reader="oc22",
+        files=("s2ef_total_train_val_test_lmdbs/data/oc22/s2ef-total/train", "s2ef-total/train", "train", "."),
+        is_folder=True,
+        periodic=True,
+        energy_std=25.229595396538468,
+        force_std=0.25678861141204834,
+        jmp_force_scale=80.0,
+    ),
+    DatasetSpec(
+        name="omat24",
+        reader="omat24",
+        files=("rattled-300-subsampled", "train/rattled-300-subsampled", "."),
+        is_folder=True,
+        periodic=True,
+        energy_std=7.783477783203125,
+        force_std=4.445453643798828,
+        energy_scale=20.0,
+        force_scale=20.0,
+    ),
     DatasetSpec(name="file", reader="ase_file"),
-    DatasetSpec(name="demo:organic", reader="demo", periodic=False),
-    DatasetSpec(name="demo:reaction", reader="demo", periodic=False),
-    DatasetSpec(name="demo:slab", reader="demo", periodic=True),
-    DatasetSpec(name="demo:oxide", reader="demo", periodic=True),
-    DatasetSpec(name="demo:aspirin", reader="demo", periodic=False),
-    DatasetSpec(name="demo:peptide", reader="demo", periodic=False),
-    DatasetSpec(name="demo:gap", reader="demo"),
+    *(
+        DatasetSpec(name=f"demo:{name}", reader="demo", periodic=periodic)
+        for name, periodic in (
+            ("organic", False),
+            ("reaction", False),
+            ("slab", True),
+            ("oxide", True),
+            ("aspirin", False),
+            ("peptide", False),
+            ("gap", None),
+        )
+    ),
+    *(
+        DatasetSpec(
+            name=f"rmd17:{molecule}",
+            reader="npz_trajectory",
+            files=tuple(f"{folder}rmd17_{molecule}.npz" for folder in ("", "npz_data/", "rmd17/npz_data/")),
+            periodic=False,
+        )
+        for molecule in RMD17_MOLECULES
+    ),
+    *(
+        DatasetSpec(
+            name=f"md22:{molecule}",
+            reader="npz_trajectory",
+            files=(f"md22_{molecule}.npz", f"md22_{molecule.replace('double-walled', 'dw')}.npz"),
+            periodic=False,
+        )
+        for molecule in MD22_MOLECULES
+    ),
+    *(
+        DatasetSpec(name=f"spice:{subset}", reader="spice", files=(f"{subset}.h5", f"{subset}.hdf5"), periodic=False)
+        for subset in SPICE_SUBSETS
+    ),
+    *(
+        DatasetSpec(
+            name=f"qm9:{target}",
+            reader="qm9",
+            files=("qm9_v3.pt", "raw/qm9_v3.pt", "dsgdb9nsd.xyz.tar.bz2", "*.xyz.tar.*"),
+            periodic=False,
+            target=f"target_{target}",
+            store_name="qm9",
+        )
+        for target in qm9.TARGETS
+    ),
+    DatasetSpec(
+        name="qmof",
+        reader="qmof",
+        files=("qmof_database", "qmof_database.zip", "."),
+        is_folder=True,
+        periodic=True,
+        target="target_outputs.pbe.bandgap",
+    ),
+    *(
+        DatasetSpec(
+            name=f"matbench:{task}/{fold}",
+            reader="matbench",
+            files=(f"matbench_{task}.json.gz", f"{task}.json.gz"),
+            periodic=True,
+            target="target_y",
+            store_name=f"matbench:{task}",
+        )
+        for task in MATBENCH_TASKS
+        for fold in range(5)
+    ),
 )
 DATASETS = {row.name: row for row in _ROWS}
+_ALIASES = {
+    f"qm9:{alias}": f"qm9:{target}"
+    for alias, target in (
+        ("gap", "delta_eps"), ("homo", "eps_HOMO"), ("lumo", "eps_LUMO"), ("HOMO", "eps_HOMO"), ("LUMO", "eps_LUMO"),
+        ("U0", "U_0"), ("R2", "R_2_Abs"), ("zpve", "ZPVE"), ("Cv", "c_v"),
+    )
+} | {"qmof:bandgap": "qmof", "qmof:y": "qmof"}  # fmt: skip
 
 
 def resolve(name: str, data_root: Path | str | None = None) -> tuple[DatasetSpec, Path]:
     """The specification of a named data set and the file or folder to read.
 
     Args:
-      name: `NAME`, `NAME@PATH`, `file:PATH` or `demo:NAME`.
+      name: `NAME`, `NAME@PATH`, `file:PATH[#energy_key,forces_key]` or `demo:NAME`.
       data_root: folder that holds one folder per data set; needed for a bare `NAME` only.
 
     Raises:
@@ -117,6 +251,8 @@ def resolve(name: str, data_root: Path | str | None = None) -> tuple[DatasetSpec
         raise InputError(f"dataset {name!r} names no file; write file:PATH")
     if not place and "@" in name:
         raise InputError(f"dataset {name!r} names no file; write {base}@PATH")
+    if spec.name == "file":
+        place, spec = _take_label_keys(place, spec)
     folder = Path(place).expanduser() if place else _default_folder(spec, data_root)
     return spec, _source_file(spec, folder, name)
 
@@ -127,11 +263,40 @@ def find_spec(base: str) -> DatasetSpec:
     Raises:
       InputError: unknown name, with the nearest known one.
     """
+    base = _ALIASES.get(base, base)
     if base in DATASETS:
         return DATASETS[base]
+    if base.startswith("qmof:"):  # any scalar that the file holds
+        return dataclasses.replace(DATASETS["qmof"], name=base, store_name="qmof", target=f"target_{base[5:]}")
+    raise InputError(f"unknown dataset '{base}'; {_hint(base)}")
+
+
+def _hint(base: str) -> str:
+    variants = [name for name in DATASETS if name.startswith((f"{base}:", f"{base}/"))]
     close = difflib.get_close_matches(base, DATASETS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(DATASETS)}"
-    raise InputError(f"unknown upstream dataset '{base}'; {hint}")
+    if variants:
+        return f"write one of its {len(variants)} variants, such as '{variants[0]}'"
+    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(families())}"
+
+
+def families() -> list[str]:
+    """Every known name, variants gathered: "rmd17:<10 names>"."""
+    count: dict[str, int] = {}
+    for row in _ROWS:
+        count[row.family] = count.get(row.family, 0) + (":" in row.name)
+    return [f"{family}:<{n} names>" if n else family for family, n in count.items()]
+
+
+def _take_label_keys(place: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:
+    """Splits `PATH#energy_key,forces_key`; a file whose own name holds a '#' is taken as it is."""
+    path, _, keys = place.rpartition("#")
+    if not path or Path(place).expanduser().exists():
+        return place, spec
+    labels = [key.strip() for key in keys.split(",")]
+    if len(labels) > 2 or not any(labels):
+        raise InputError(f"dataset 'file:{place}': '#{keys}' names no labels; write #energy_key,forces_key")
+    named = zip(("energy_key", "forces_key"), labels, strict=False)
+    return path, dataclasses.replace(spec, options=tuple((name, key) for name, key in named if key))
 
 
 def _default_folder(spec: DatasetSpec, data_root: Path | str | None) -> Path:
@@ -139,7 +304,7 @@ def _default_folder(spec: DatasetSpec, data_root: Path | str | None) -> Path:
     if data_root is None:
         raise InputError(f"dataset '{spec.name}' needs a data root; {remedy}")
     root = _existing(Path(data_root).expanduser(), spec.name, remedy)
-    return _existing(root / spec.name, spec.name, remedy)
+    return _existing(root / spec.family, spec.name, remedy)
 
 
 def _existing(path: Path, name: str, remedy: str) -> Path:

@@ -1,4 +1,4 @@
-"""Train, validation and test indices of a store: by group, as the file says, or at random.
+"""Train, validation and test indices of a store: by group, as the file says, at random, or the downstream sets' own.
 
 No group falls into two splits (frames of one molecule resemble each other), except a group that is the only
 one. Saved splits carry the fingerprint of their store.
@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxatoms.data.columns import N_ELEMENT
+from jaxatoms.data.folds import matbench_fold
 from jaxatoms.data.readers.transition1x import SPLITS
+from jaxatoms.data.registry import find_spec
 from jaxatoms.data.store import Store
 from jaxatoms.types import InputError
 
@@ -31,13 +33,32 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
+MD22_BUDGETS = {  # training and validation structures together
+    "Ac-Ala3-NHMe": 6000,
+    "DHA": 8000,
+    "stachyose": 8000,
+    "AT-AT": 3000,
+    "AT-AT-CG-CG": 2000,
+    "buckyball-catcher": 600,
+    "double-walled_nanotube": 800,
+}
+
+
 def make_split(
-    store: Store, rule: str = "group", seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.1
+    store: Store,
+    rule: str = "group",
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    held_out: int | None = None,
 ) -> Split:
     """The split of a data set by its rule (`DatasetSpec.split_rule`).
 
     Args:
-      rule: "official" takes the file's own split where it has one; otherwise, and for "group", by group.
+      rule: "official" takes the file's own split where it has one; otherwise, and for "group", by group; "record"
+        draws records at random, whatever their group: near copies of a training structure may be held out.
+      held_out: records that val and test each need at least (`DatasetSpec.held_out`), instead of the fractions; an
+        excerpt of less than four times as many records goes by the fractions.
 
     Raises:
       InputError: an official split that tears a group apart.
@@ -47,7 +68,11 @@ def make_split(
     """
     if rule == "official" and "official_split" in store.extra_columns:
         return official_split(store)
+    if rule == "record":
+        return _record_split(len(store), seed, val_fraction, test_fraction)
     codes, names = store.groups
+    if held_out is not None and 4 * held_out <= len(store):
+        val_fraction = test_fraction = held_out / len(store)
     return group_split(
         codes, seed, val_fraction, test_fraction, _elements_of_groups(store, codes, len(names))
     )
@@ -161,17 +186,63 @@ def random_split(n: int, n_train: int, n_val: int, seed: int = 42) -> Split:
     return Split(*np.split(order, [n_train, n_train + n_val]))
 
 
+def downstream_split(name: str, store: Store) -> Split:
+    """The reference's split of a downstream data set, in drawn order; no run's seed changes it.
+
+    Args:
+      name: as `open_dataset` takes it; a path after '@' is ignored.
+      store: the data set whole and in file order.
+
+    Raises:
+      InputError: no downstream data set, or fewer structures than the split needs.
+
+    Source: finetuning 2: RandomState(42).shuffle(arange(n)), cut into train, val, test.
+
+    Example:
+      >>> spec, store = open_dataset("qm9:U_0"); split = downstream_split("qm9:U_0", store)
+    """
+    spec = find_spec(name.partition("@")[0])
+    variant, n = spec.name.partition(":")[2], len(store)
+    if spec.family == "matbench":
+        task, fold = variant.split("/")
+        return _fold_split(n, int(fold), store.column(spec.target) if task == "mp_is_metal" else None)
+    if spec.family == "md22":
+        n_val = int(0.05 * MD22_BUDGETS[variant])
+        sizes = MD22_BUDGETS[variant] - n_val, n_val
+    elif spec.family in ("spice", "qmof"):
+        sizes = int(0.8 * n), n - int(0.8 * n) - int(0.1 * n)
+    elif spec.family in ("rmd17", "qm9"):
+        sizes = {"rmd17": (950, 50), "qm9": (n - 20_000, 10_000)}[spec.family]
+    else:
+        raise InputError(f"'{spec.name}' is no downstream data set; use its own split")
+    if sizes[0] < 1 or sum(sizes) > n:
+        raise InputError(f"{name}: {n} structures are too few for the published split; use the whole data set")
+    return random_split(n, *sizes)
+
+
+def _fold_split(n: int, fold: int, labels: np.ndarray | None) -> Split:
+    rest, test = matbench_fold(n, fold, labels)
+    train, val, _ = random_split(len(rest), int(0.9 * len(rest)), len(rest) - int(0.9 * len(rest)))
+    return Split(rest[train], rest[val], test)
+
+
 def save_split(path: Path | str, split: Split, store: Store) -> None:
-    """Writes the indices and the fingerprint of the store they belong to (npz)."""
+    """Writes the indices, the names of the groups held out and the fingerprint of the store they belong to (npz)."""
+    codes, names = store.groups
+    held_out = {
+        f"{part}_groups": np.array([names[code] for code in np.unique(codes[getattr(split, part)])], dtype=str)
+        for part in ("val", "test")
+    }
     with open(path, "wb") as file:  # an open file keeps numpy from appending .npz to the name
-        np.savez_compressed(file, **split._asdict(), fingerprint=np.array(store.fingerprint))
+        np.savez_compressed(file, **split._asdict(), **held_out, fingerprint=np.array(store.fingerprint))
 
 
 def load_split(path: Path | str, store: Store) -> Split:
     """The saved indices.
 
     Raises:
-      InputError: not a split file, or one made for other records.
+      InputError: not a split file, one made for other records, or one that names a record twice or
+        one that is not there.
     """
     try:
         with np.load(path, allow_pickle=False) as saved:
@@ -185,6 +256,13 @@ def load_split(path: Path | str, store: Store) -> Split:
         raise InputError(
             f"{path}: made for another version of the data than {store.path}; make the split again"
         )
+    together = np.concatenate(split)
+    if len(together) and (together.min() < 0 or together.max() >= len(store)):
+        raise InputError(
+            f"{path}: names record {together.max()} of {len(store)} in {store.path}; make the split again"
+        )
+    if len(np.unique(together)) != len(together):
+        raise InputError(f"{path}: names a record twice; make the split again")
     return split
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, N_ELEMENT, read_manifest
+from jaxatoms.data.convert import convert
 from jaxatoms.data.registry import READERS, DatasetSpec, resolve
 from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.writer import write_columns
@@ -172,7 +173,11 @@ def write_store(
 
 
 def open_dataset(
-    name: str, data_root: Path | str | None = None, cache_dir: Path | str | None = None
+    name: str,
+    data_root: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    workers: int = 1,
+    notify: Callable[[int, int], None] | None = None,
 ) -> tuple[DatasetSpec, Store]:
     """The specification and the store of a named data set, converted where no up-to-date store is cached.
 
@@ -180,6 +185,7 @@ def open_dataset(
       name: see `registry.resolve`.
       data_root: folder of the data sets; default the environment variable JAXATOMS_DATA.
       cache_dir: folder of the stores; default JAXATOMS_CACHE, then `~/.cache/jaxatoms`.
+      workers, notify: of a conversion, see `convert.convert`.
 
     Returns:
       The specification with `periodic` decided by the records where it was open, and the store.
@@ -196,14 +202,15 @@ def open_dataset(
     described = _describe_source(spec, source)
     if not _is_current(path, described):
         _log.info("converting %s into %s", source, path)
-        write_store(READERS[spec.reader].read(source), path, described, lambda: _record_columns(spec, source))
+        convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
     store = Store.open(path)
     return (dataclasses.replace(spec, periodic=store.periodic) if spec.periodic is None else spec), store
 
 
 def _cache_path(cache: Path, spec: DatasetSpec, source: Path) -> Path:
-    slug = re.sub(r"[^\w.]+", "-", spec.name)
-    return cache / f"{slug}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]}"
+    slug = re.sub(r"[^\w.]+", "-", spec.store_name or spec.name)
+    identity = "\0".join([str(source.resolve()), *(f"{key}={value}" for key, value in spec.options)])
+    return cache / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _describe_source(spec: DatasetSpec, source: Path) -> dict:
@@ -225,12 +232,10 @@ def _is_current(path: Path, described: dict) -> bool:
 
 
 def _record_columns(spec: DatasetSpec, source: Path) -> dict[str, np.ndarray]:
-    """What a reader knows beside the Systems: the official split and scalar targets."""
+    """What a reader knows beside the Systems: the official split."""
     reader, columns = READERS[spec.reader], {}
     if hasattr(reader, "official_split") and (split := reader.official_split(source)) is not None:
         columns["official_split"] = split
-    if hasattr(reader, "read_targets"):
-        columns |= {f"target_{name}": values for name, values in reader.read_targets(source).items()}
     return columns
 
 

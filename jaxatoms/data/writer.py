@@ -1,21 +1,23 @@
 """Systems into the columns of a store, streamed a thousand at a time; the folder is whole or absent."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint
+from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint, read_manifest
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.types import InputError, System
 
 _SYSTEMS_PER_FLUSH = 1024
+_BLOCK = 16 << 20  # bytes
 
 
 def write_columns(
@@ -35,15 +37,34 @@ def write_columns(
     Raises:
       InputError: no systems at all, a folder that cannot be written; or whatever the iterator raises.
     """
-    path = Path(path)
+    _write_whole(Path(path), lambda writer: _append_all(writer, systems), source, record_columns)
+
+
+def _write_whole(path: Path, fill: Callable, source: dict, record_columns: Callable | None) -> None:
     _remove_stale(path)
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     _make_folder(scratch)
     try:
-        _write_into(scratch, systems, source, record_columns)
+        _write_into(scratch, fill, source, record_columns)
         _move_into_place(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def join_columns(
+    pieces: Sequence[Path],
+    path: Path | str,
+    source: dict,
+    record_columns: Callable[[], Mapping[str, np.ndarray]] | None = None,
+) -> None:
+    """Stores one after another into a new one, equal to what a single stream of their records would have written.
+
+    Args: as `write_columns`; `pieces` are folders of stores.
+
+    Raises:
+      InputError: no pieces, a damaged one, a folder that cannot be written.
+    """
+    _write_whole(Path(path), lambda writer: [writer.append_store(piece) for piece in pieces], source, record_columns)
 
 
 def _make_folder(scratch: Path) -> None:
@@ -85,18 +106,14 @@ def _move_into_place(scratch: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_into(
-    folder: Path, systems: Iterator[System], source: dict, record_columns: Callable | None
-) -> None:
+def _append_all(writer: "_Writer", systems: Iterator[System]) -> None:
+    while buffer := list(itertools.islice(systems, _SYSTEMS_PER_FLUSH)):
+        writer.append(buffer)
+
+
+def _write_into(folder: Path, fill: Callable, source: dict, record_columns: Callable | None) -> None:
     with _Writer(folder) as writer:
-        buffer = []
-        for system in systems:
-            buffer.append(system)
-            if len(buffer) == _SYSTEMS_PER_FLUSH:
-                writer.append(buffer)
-                buffer.clear()
-        if buffer:
-            writer.append(buffer)
+        fill(writer)
         if writer.n_record == 0:
             raise InputError(f"{source.get('path', folder)}: holds no usable structure; check the file")
         for name, values in (record_columns() if record_columns else {}).items():
@@ -114,6 +131,7 @@ class _Writer:
         self.periodic = False
         self.histogram = np.zeros(N_ELEMENT, np.int64)
         self.groups: dict[str, int] = {}
+        self.extra: dict[str, dict] = {}
         self.entries = {name: _entry(name, column.dtype, column.shape) for name, column in COLUMNS.items()}
         self.files, self.digests = {}, {}
 
@@ -135,11 +153,58 @@ class _Writer:
         block["group"] = np.array([self._group_code(system.group) for system in systems])
         for name, values in block.items():
             self._append(name, values)
+        self._append_extra(systems)
         self.n_record += len(systems)
         self.n_node += int(n_node.sum())
         self.max_n_node = max(self.max_n_node, int(n_node.max()))
         self.periodic |= bool(block["pbc"].any())
         self.histogram += np.bincount(block["atomic_numbers"], minlength=N_ELEMENT)
+
+    def append_store(self, piece: Path) -> None:
+        """Writes all records of a store, column by column in blocks."""
+        manifest = read_manifest(piece)
+        codes = [self._group_code(name) for name in json.loads((piece / "groups.json").read_text())]
+        extra = {name: entry for name, entry in manifest["columns"].items() if name not in COLUMNS}
+        self._begin_extra(extra)
+        for name in self.extra.keys() - extra.keys():
+            self._append(name, _missing(self.extra[name], manifest["n_record"]))
+        for name, entry in manifest["columns"].items():
+            for block in _blocks(piece, entry):
+                self._append(name, self._moved(name, block, np.array([*codes, -1])))
+        self.n_record += manifest["n_record"]
+        self.n_node += manifest["n_node"]
+        self.max_n_node = max(self.max_n_node, manifest["max_n_node"])
+        self.periodic |= manifest["periodic"]
+        for number, count in manifest["elements"].items():
+            self.histogram[int(number)] += count
+
+    def _moved(self, name: str, block: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """A block of another store's column as it reads behind what is written here."""
+        if name == "offsets":
+            return block[1:] + self.n_node
+        return codes[block] if name == "group" else block
+
+    def _begin_extra(self, found: Mapping[str, dict]) -> None:
+        """Opens columns that no earlier record had."""
+        for name in sorted(found.keys() - self.extra.keys()):
+            entry = _entry(name, found[name]["dtype"], found[name]["shape"])
+            self.extra[name] = self.entries[name] = entry
+            self._start(name)
+            self._append(name, _missing(entry, self.n_record))
+
+    def _append_extra(self, systems: list[System]) -> None:
+        """Writes the values of `System.extra`; a column that begins or ends midway is missing elsewhere."""
+        found = {name: np.asarray(value) for system in systems for name, value in (system.extra or {}).items()}
+        self._begin_extra(
+            {
+                name: {"dtype": "<f8" if value.dtype.kind == "f" else "<i8", "shape": value.shape}
+                for name, value in found.items()
+            }
+        )
+        for name, entry in self.extra.items():
+            absent = _missing(entry, 1)[0]
+            values = [(system.extra or {}).get(name, absent) for system in systems]
+            self._append(name, np.array(values).reshape(-1, *entry["shape"]))
 
     def add_record_column(self, name: str, values: np.ndarray) -> None:
         """Writes a whole extra column, one row per record."""
@@ -176,7 +241,7 @@ class _Writer:
         self.digests[name] = hashlib.sha256()
 
     def _append(self, name: str, values: np.ndarray) -> None:
-        data = np.ascontiguousarray(values, self.entries[name]["dtype"]).data.cast("B")
+        data = np.ascontiguousarray(values, self.entries[name]["dtype"]).reshape(-1).view(np.uint8).data
         self.files[name].write(data)
         self.digests[name].update(data)
 
@@ -186,3 +251,18 @@ class _Writer:
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict:
     return {"file": f"{name}.bin", "dtype": dtype, "shape": list(shape)}
+
+
+def _blocks(folder: Path, entry: dict) -> Iterator[np.ndarray]:
+    """A column in pieces of at most 16 MiB; whole where it is needed so (offsets, groups: 8 bytes a record)."""
+    if entry["file"] in ("offsets.bin", "group.bin"):
+        yield np.fromfile(folder / entry["file"], entry["dtype"])
+        return
+    size = np.dtype(entry["dtype"]).itemsize
+    with open(folder / entry["file"], "rb") as file:
+        while data := file.read(_BLOCK - _BLOCK % size):
+            yield np.frombuffer(data, entry["dtype"])
+
+
+def _missing(entry: dict, n_record: int) -> np.ndarray:
+    return np.full((n_record, *entry["shape"]), np.nan if entry["dtype"] == "<f8" else -1)

@@ -1,7 +1,8 @@
 """Whole models: atom embedding, GemNet-OC backbone and heads.
 
-`MultiTaskModel` predicts an energy and direct forces per task (pretraining); `GradientModel` predicts one energy
-and forces as its negative gradient (fine-tuning). Both return normalised quantities, zero on padding.
+`MultiTaskModel` predicts an energy and direct forces per task (pretraining). For fine-tuning there are
+`GradientModel` (an energy, forces as its negative gradient), `DirectForceModel` (forces alone) and `ScalarModel`
+(any one property). All return normalised quantities, zero on padding; what a model lacks is None.
 """
 
 from typing import NamedTuple
@@ -14,15 +15,15 @@ from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.network import Features, GemNetOC
-from jaxatoms.models.heads import HeadMLP, direct_forces, reduce_atoms
+from jaxatoms.models.heads import HeadMLP, direct_forces, reduce_atoms, squared_distances
 from jaxatoms.models.layers import Precision
 
 
 class ModelOutput(NamedTuple):
-    """Normalised predictions; T = tasks (absent for `GradientModel`)."""
+    """Normalised predictions; T = tasks (the axis is absent in the models of fine-tuning)."""
 
-    energy: jax.Array  # [n_graph, T]
-    forces: jax.Array  # [n_node, 3, T]
+    energy: jax.Array | None  # [n_graph, T]
+    forces: jax.Array | None  # [n_node, 3, T]
 
 
 class Embedding(nnx.Module):
@@ -85,6 +86,60 @@ class MultiTaskModel(nnx.Module):
         return self.backbone(batch, h, edge_dropout=edge_dropout, observe=observe)
 
 
+class ScalarModel(nnx.Module):
+    """One property per structure: `ModelOutput.energy` is [n_graph], or [n_graph, n_class] logits; no forces.
+
+    Args:
+      reduction: "sum", "mean" or "max" of the atoms' outputs, or "extent": their sum weighted by the squared
+        distance to the centre of mass (electronic spatial extent, specification finetuning 3).
+      n_class: 0 for regression.
+      dropout: between the layers of the head, in training.
+    """
+
+    def __init__(
+        self, config: GemNetOCConfig, reduction: str, rngs, precision=Precision(), *, n_class=0, dropout: float = 0
+    ):
+        if config.direct_forces:
+            raise ValueError("ScalarModel needs config.direct_forces=False: nothing would read the edge branch")
+        if reduction not in ("sum", "mean", "max", "extent"):
+            raise ValueError(f"reduction must be sum, mean, max or extent, got {reduction!r}")
+        self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
+        self.backbone = GemNetOC(config, rngs, precision)
+        n_out = max(n_class, 1)
+        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, n_out=n_out, dropout=dropout)
+        self.reduction = reduction
+
+    def features(self, batch: GraphBatch) -> Features:
+        """Backbone features of a batch."""
+        return self.backbone(batch, self.embedding(batch.atomic_numbers))
+
+    def __call__(self, batch: GraphBatch, *, dropout_key: jax.Array | None = None) -> ModelOutput:
+        values = self.out_energy(self.features(batch).node, dropout_key)
+        if self.reduction == "extent":
+            return ModelOutput(reduce_atoms(values * squared_distances(batch), batch, "sum"), None)
+        return ModelOutput(reduce_atoms(values, batch, self.reduction), None)
+
+
+class DirectForceModel(nnx.Module):
+    """Forces [n_node, 3] from a head on the edges; no energy, so that nothing untrained is predicted."""
+
+    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
+        if not config.direct_forces:
+            raise ValueError("DirectForceModel reads the edge branch; config.direct_forces must be True")
+        self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
+        self.backbone = GemNetOC(config, rngs, precision)
+        self.out_forces = HeadMLP(config.emb_size_edge, rngs, precision)
+
+    def features(self, batch: GraphBatch) -> Features:
+        """Backbone features of a batch."""
+        return self.backbone(batch, self.embedding(batch.atomic_numbers))
+
+    def __call__(self, batch: GraphBatch) -> ModelOutput:
+        features = self.features(batch)
+        forces = direct_forces(self.out_forces(features.edge), features.directions, batch)
+        return ModelOutput(None, forces)
+
+
 class GradientModel(nnx.Module):
     """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions."""
 
@@ -100,6 +155,10 @@ class GradientModel(nnx.Module):
         h = self.embedding(batch.atomic_numbers)
         features = self.backbone(batch, h, positions=positions, observe=observe)
         return reduce_atoms(self.out_energy(features.node), batch, "sum")
+
+    def features(self, batch: GraphBatch) -> Features:
+        """Backbone features of a batch."""
+        return self.backbone(batch, self.embedding(batch.atomic_numbers))
 
     def __call__(self, batch: GraphBatch) -> ModelOutput:
         def total(positions):

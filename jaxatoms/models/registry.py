@@ -21,7 +21,7 @@ from jaxatoms.models.gemnet_oc import config as gemnet
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.model import GradientModel, MultiTaskModel
+from jaxatoms.models.model import DirectForceModel, GradientModel, MultiTaskModel, ScalarModel
 from jaxatoms.types import InputError
 
 ModelConfig = GemNetOCConfig | EquiformerV2Config
@@ -35,6 +35,7 @@ class PureModel(NamedTuple):
     params: Any
     constants: Any
     apply: Callable  # (params, constants, batch, edge_dropout, **options) -> ModelOutput
+    node_features: Callable  # (params, constants, batch) -> [n_node, feature_width], what the energy heads read
 
 
 def find_config(name: str) -> ModelConfig:
@@ -87,6 +88,16 @@ def uses_nearest_graph(config: ModelConfig) -> bool:
     return isinstance(config, EquiformerV2Config)
 
 
+def feature_width(config: ModelConfig) -> int:
+    """Width of the node feature of the Chemical Similarity Index: 256 for GemNet-OC, 3200 for EquiformerV2 31M."""
+    return config.feature_width if isinstance(config, EquiformerV2Config) else config.emb_size_atom
+
+
+def largest_atomic_number(config: ModelConfig) -> int:
+    """The largest element that the tables hold; EquiformerV2's first row stands for Z = 0."""
+    return config.max_num_elements - 1 if isinstance(config, EquiformerV2Config) else config.num_elements
+
+
 def has_dropout(config: ModelConfig) -> bool:
     """Whether the model takes a random key in training."""
     return isinstance(config, EquiformerV2Config) and max(config.alpha_drop, config.drop_path_rate) > 0
@@ -116,6 +127,16 @@ def build_model(
     return GradientModel(config, rngs, precision)
 
 
+def build_finetuned(config: GemNetOCConfig, head: dict, precision: Precision = Precision()) -> nnx.Module:
+    """The model of a fine-tuned checkpoint from its record of the head ("kind", "reduction", "n_class")."""
+    config = dataclasses.replace(config, direct_forces=head["kind"] == "direct")
+    if head["kind"] == "gradient":
+        return GradientModel(config, nnx.Rngs(0), precision)
+    if head["kind"] == "direct":
+        return DirectForceModel(config, nnx.Rngs(0), precision)
+    return ScalarModel(config, head["reduction"], nnx.Rngs(0), precision, n_class=head["n_class"])
+
+
 def make_model(config: ModelConfig, n_task: int, seed: int, precision: Precision) -> nnx.Module:
     """A freshly initialised model for pretraining, with the energy reductions of the paper."""
     # jit: eager initialisation dispatches thousands of small programs.
@@ -137,7 +158,11 @@ def split_model(model: nnx.Module) -> PureModel:
             return module(batch)
         return module(batch, edge_dropout=edge_dropout, **options)
 
-    return PureModel(params, constants, apply)
+    def node_features(params, constants, batch):
+        module = nnx.merge(graphdef, params, constants)
+        return module.node_features(batch) if isinstance(module, EquiformerV2Model) else module.features(batch).node
+
+    return PureModel(params, constants, apply, node_features)
 
 
 def abstract_model(config: ModelConfig, reductions: int | tuple[str, ...], precision: Precision) -> PureModel:

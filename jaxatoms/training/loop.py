@@ -96,10 +96,12 @@ def train(
         if done % hooks.validate_every == 0 or done == total_steps:
             _report(waiting, hooks, meter)
             waiting = None
+            _check_finite(done, metrics)  # what is validated may be saved
             pause = time.perf_counter()
             hooks.validate(done, state)
             meter.began += time.perf_counter() - pause
         if hooks.should_stop():
+            _check_finite(done, metrics)
             break
     jax.block_until_ready(state.step)
     _report(waiting, hooks, meter)
@@ -111,10 +113,16 @@ def _report(waiting: tuple[int, dict] | None, hooks: Hooks, meter: Meter) -> Non
     if waiting is None:
         return
     step, metrics = waiting
-    values = {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(values["loss"]):
-        raise InputError(f"the loss is {values['loss']} at step {step}; lower --lr or check the labels of the data")
-    hooks.log(step, values | meter.rates())
+    _check_finite(step, metrics)
+    hooks.log(step, {name: float(value) for name, value in metrics.items()} | meter.rates())
+
+
+def _check_finite(step: int, metrics: dict) -> None:
+    """A state that was spoilt at any step up to this one shows here: the loss or the gradient is not finite."""
+    for name, word in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        value = float(metrics[name])
+        if not math.isfinite(value):
+            raise InputError(f"the {word} is {value} at step {step}; lower --lr or check the labels of the data")
 
 
 def evaluate(params, constants, batches: Iterable[GraphBatch], eval_step: Callable) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ def make_train_step(
     edge_dropout: float,
     dropout_seed: int | None = None,
 ):
-    """train_step(state, constants, batch) -> (state, metrics); the old state's buffers are donated.
+    """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics).
 
     Args:
       dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
@@ -48,15 +48,28 @@ def make_train_step(
         out = apply(params, constants, batch, edge_dropout, **random)
         return pretraining_loss(out.energy, out.forces, batch, scales)
 
-    def train_step(state: TrainState, constants, batch):
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, constants, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return make_update(loss_fn, optimizer, ema_decay=ema_decay)
+
+
+def make_update(loss_fn: Callable, optimizer, *, ema_decay: float):
+    """update(state, constants, batch, **extra) -> (state, metrics); the old state's buffers are donated.
+
+    Args:
+      loss_fn: (params, constants, batch, step) -> (loss, parts); step counts the updates done.
+      optimizer: receives `extra` as keyword arguments.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(state: TrainState, constants, batch, **extra):
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, parts), grads = gradient(state.params, constants, batch, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
         metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0)
 
 
 def make_eval_step(apply: ApplyFn, scales: LossScales):

@@ -37,10 +37,10 @@ def _run(corpus, samples, sizes, epochs, batch_edges=None, batch_size=20):
     args = {"corpus": corpus, "samples": samples, "epochs": epochs, "seed": 0, "edge_dropout": DROPOUT}
     largest = int(corpus.n_node(samples).max())
     if batch_edges is None:
-        budgets = packing.fixed_budgets(sizes, batch_size, largest)
+        budgets = packing.fixed_budgets(sizes, batch_size, largest, len(samples.record) * epochs // batch_size)
         return loader.TrainBatches(budgets=budgets, batch_size=batch_size, **args)
     weights = loader.measure(corpus, samples, DROPOUT, limit=None)["n_main"]
-    budgets = packing.packed_budgets(sizes, batch_edges, largest)
+    budgets = packing.packed_budgets(sizes, batch_edges, largest, weights)
     return loader.TrainBatches(budgets=budgets, weights=weights, **args)
 
 
@@ -52,7 +52,7 @@ def _occupancy(batches, most=200):
 
 def _overflows(sizes, batch_size, n_batch, seed=1):
     """How many of `n_batch` random batches, drawn from these structures, the largest fixed budget cannot hold."""
-    last = packing.fixed_budgets(sizes, batch_size, int(sizes["n_node"].max()))[-1]
+    last = packing.fixed_budgets(sizes, batch_size, int(sizes["n_node"].max()), n_batch)[-1]
     rng, count = np.random.default_rng(seed), 0
     for _ in range(0, n_batch, 5000):
         groups, over = rng.integers(len(sizes["n_node"]), size=(5000, batch_size)), False
@@ -107,16 +107,10 @@ def test_packed_batches_of_molecules_are_at_least_92_percent_real(organic, organ
     assert value >= 0.92 and len(batches.budgets) <= 4  # measured: 96.6 %
 
 
-@pytest.mark.xfail(strict=True, reason="measured 91.1 to 92.3 % by seed: quantile levels and 8 % headroom waste slots")
 def test_fixed_batches_of_20_molecules_are_at_least_92_percent_real(organic, organic_sizes):
     value = _occupancy(_run(*organic, organic_sizes, epochs=5))
     print(f"fixed, 20 structures: {value:.1%}")
     assert value >= 0.92
-
-
-def test_fixed_batches_of_20_molecules_are_at_least_90_percent_real(organic, organic_sizes):
-    batches = _run(*organic, organic_sizes, epochs=5)
-    assert _occupancy(batches) >= 0.90 and len(batches.budgets) <= 4
 
 
 @pytest.mark.data
@@ -139,7 +133,7 @@ def test_batches_of_oc20_are_at_least_85_percent_real(tmp_path):
 
 @pytest.mark.parametrize("shapes", [1, 2, 3, 4])
 def test_there_are_at_most_as_many_budgets_as_asked_for_and_they_ascend(organic_sizes, shapes):
-    budgets = packing.fixed_budgets(organic_sizes, 20, 20, shapes=shapes)
+    budgets = packing.fixed_budgets(organic_sizes, 20, 20, 1000, shapes=shapes)
     assert 1 <= len(budgets) <= shapes
     sizes = np.array([dataclasses.astuple(b) for b in budgets])
     assert (np.diff(sizes, axis=0) >= 0).all()
@@ -147,23 +141,20 @@ def test_there_are_at_most_as_many_budgets_as_asked_for_and_they_ascend(organic_
 
 
 def test_the_last_budget_holds_the_largest_structure_even_if_the_sample_missed_it(organic_sizes):
-    assert packing.fixed_budgets(organic_sizes, 20, 77)[-1].n_per_graph == 77
-    assert packing.packed_budgets(organic_sizes, 3000, 77)[-1].n_per_graph == 77
+    assert packing.fixed_budgets(organic_sizes, 20, 77, 1000)[-1].n_per_graph == 77
+    assert packing.packed_budgets(organic_sizes, 3000, 77, organic_sizes["n_main"])[-1].n_per_graph == 77
 
 
 def test_budgets_repeat_for_a_seed(organic_sizes):
-    assert packing.fixed_budgets(organic_sizes, 20, 20, 5) == packing.fixed_budgets(organic_sizes, 20, 20, 5)
+    assert packing.fixed_budgets(organic_sizes, 20, 20, 1000, 5) == packing.fixed_budgets(organic_sizes, 20, 20, 1000, 5)
 
 
 def test_a_structure_larger_than_a_packed_batch_is_refused_with_both_numbers(organic_sizes):
     biggest = int(organic_sizes["n_main"].max())
     with pytest.raises(InputError, match=f"{biggest} edges, over the batch of 100; raise --batch-edges"):
-        packing.packed_budgets(organic_sizes, 100, 20)
+        packing.packed_budgets(organic_sizes, 100, 20, organic_sizes["n_main"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fixed_budgets: 8 % over the largest of 1000 batches is exceeded in long runs, which then die"
-)
 def test_a_run_of_250_000_steps_does_not_outgrow_its_largest_budget(organic_sizes):
     assert _overflows(organic_sizes, 20, 250_000) == 0
     assert _overflows(organic_sizes, 4, 250_000) == 0
@@ -172,9 +163,7 @@ def test_a_run_of_250_000_steps_does_not_outgrow_its_largest_budget(organic_size
 def test_exact_budgets_hold_the_batches_they_were_made_for(organic):
     corpus, samples = organic
     groups = np.array_split(np.arange(60), 4)
-    sizes = loader.measure(corpus, samples.at(np.arange(60)), 0.0, limit=None)
-    batches = packing.group_sizes(sizes, groups)
-    budget = packing.exact_budget(batches)
+    budget = packing.exact_budget([packing.whole_size(*corpus.build(samples.at(group))[:2]) for group in groups])
     for group in groups:
         parts = corpus.build(samples.at(group))
         loader.collate_smallest(*parts, [budget])

@@ -198,7 +198,7 @@ def test_demo_reads_its_columns_and_targets(tmp_path):
     systems = list(demo.read(path))
     assert [s.group for s in systems] == ["g0", "g1", "g0", "g1"]
     assert systems[3].energy == -1099.0
-    np.testing.assert_array_equal(demo.read_targets(path)["gap"], [1, 2, np.nan, 4])
+    np.testing.assert_array_equal([s.extra["target_gap"] for s in systems], [1, 2, np.nan, 4])
 
 
 def test_demo_without_labels_needs_targets(tmp_path):

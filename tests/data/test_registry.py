@@ -3,7 +3,7 @@
 import native
 import pytest
 
-from jaxatoms.data.registry import DATASETS, resolve
+from jaxatoms.data.registry import DATASETS, find_spec, resolve
 from jaxatoms.types import InputError
 
 
@@ -14,10 +14,36 @@ def refused(*parts, name, data_root=None):
 
 
 def test_mistyped_names_get_the_nearest_known_one():
-    assert refused("unknown upstream dataset 'ani1'; did you mean 'ani1x'?", name="ani1")
+    assert refused("unknown dataset 'ani1'; did you mean 'ani1x'?", name="ani1")
     assert refused("did you mean 'demo:organic'?", name="demo:organics")
     assert refused("known are ani1x, transition1x", name="zzzzzz")
-    assert refused("did you mean 'oc20'?", name="oc2@/some/file")
+    assert refused("did you mean 'omat24'?", name="omat@/some/file")
+    assert refused("did you mean 'md22:Ac-Ala3-NHMe'?", name="md22:Ac-Ala3")
+    assert refused("one of its 10 variants, such as 'rmd17:aspirin'", name="rmd17")
+    assert refused("one of its 5 variants, such as 'matbench:phonons/0'", name="matbench:phonons")
+
+
+def test_every_row_of_the_paper_has_a_name():
+    families = {spec.family for spec in DATASETS.values()}
+    assert families >= {"ani1x", "transition1x", "oc20", "oc22", "omat24", "rmd17", "md22", "spice", "qm9", "qmof"}
+    assert sum(name.startswith("qm9:") for name in DATASETS) == 19
+    assert sum(name.startswith("matbench:") for name in DATASETS) == 45
+    assert find_spec("qm9:gap") is DATASETS["qm9:delta_eps"]
+
+
+def test_targets_of_one_file_share_a_store():
+    assert {DATASETS[f"qm9:{name}"].store_name for name in ("U_0", "mu")} == {"qm9"}
+    assert {DATASETS[f"matbench:phonons/{fold}"].store_name for fold in range(5)} == {"matbench:phonons"}
+
+
+def test_labels_of_a_file_can_be_named(tmp_path):
+    path = native.write_structures(tmp_path / "a.xyz")
+    spec, found = resolve(f"file:{path}#dft_energy,dft_forces")
+    assert (found, dict(spec.options)) == (path, {"energy_key": "dft_energy", "forces_key": "dft_forces"})
+    assert dict(resolve(f"file:{path}#,f")[0].options) == {"forces_key": "f"}
+    assert refused("#energy_key,forces_key", name=f"file:{path}#a,b,c")
+    odd = native.write_structures(tmp_path / "a#b.xyz")
+    assert resolve(f"file:{odd}")[1] == odd
 
 
 def test_published_constants():

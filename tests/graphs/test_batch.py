@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxatoms.data.packing import exact_budget, group_sizes, structure_sizes
+from jaxatoms.data.packing import exact_budget, whole_size
 from jaxatoms.graphs.batch import MAX_TRANSLATION, BatchBudget, BudgetOverflow, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
 from jaxatoms.types import InputError, SystemBatch
@@ -46,15 +46,14 @@ def parts():
 def tight(parts):
     """The budget without one slot to spare (the additive sizes that `make_budget` rounds up are exact here)."""
     systems, graphs, _ = parts
-    sizes = group_sizes(structure_sizes(systems, graphs), [np.arange(3)])
-    return BatchBudget(**{k: int(v[0]) + (k in ("n_graph", "n_node")) for k, v in sizes.items()})
+    return BatchBudget(**{k: v + (k in ("n_graph", "n_node")) for k, v in whole_size(systems, graphs).items()})
 
 
 @pytest.fixture(scope="module")
 def roomy(parts):
     systems, graphs, _ = parts
-    sizes = group_sizes(structure_sizes(systems, graphs), [np.arange(3)])
-    return dataclasses.replace(exact_budget(sizes), n_graph=6, n_node=24, k_main=80, k_qint_out=90)
+    exact = exact_budget([whole_size(systems, graphs)])
+    return dataclasses.replace(exact, n_graph=6, n_node=24, k_main=80, k_qint_out=90)
 
 
 def test_a_budget_without_a_slot_to_spare_holds_its_batch(parts, tight):

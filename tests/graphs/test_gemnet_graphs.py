@@ -8,7 +8,7 @@ import pytest
 import twin
 from twin import as_list
 
-from jaxatoms.graphs.gemnet_graphs import cut_nearest, build_graphs, count_edges, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import build_graphs, count_edges, cut_nearest, neighbor_limits
 from jaxatoms.graphs.neighbors import candidate_edges
 
 DATA = os.environ.get("JAXATOMS_DATA")

@@ -40,7 +40,7 @@ def organic(tmp_path_factory):
 def batches(organic):
     """Batches of a run, in several shapes."""
     corpus, samples = organic
-    budgets = packing.fixed_budgets(loader.measure(corpus, samples, 0.1), 4, 20)
+    budgets = packing.fixed_budgets(loader.measure(corpus, samples, 0.1), 4, 20, 100)
     return loader.TrainBatches(corpus, samples, budgets, epochs=1, seed=0, edge_dropout=0.1, batch_size=4)
 
 

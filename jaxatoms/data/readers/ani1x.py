@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 
 from jaxatoms.data.readers.checks import MIN_ATOMS, fail, open_hdf5, require_datasets
-from jaxatoms.data.readers.molecules import iter_frames
+from jaxatoms.data.readers.molecules import iter_frames, pieces
 from jaxatoms.types import System
 from jaxatoms.units import HARTREE
 
@@ -26,14 +26,33 @@ def read(path: Path | str) -> Iterator[System]:
 
     Source: specification datasets 2; reference `ani1x_preprocess` scripts.
     """
+    for part in parts(path):
+        yield from read_part(part)
+
+
+def parts(path: Path | str) -> list[tuple]:
+    """(file, formula, ...): pieces of the file, in its order, that a conversion may do apart.
+
+    Raises:
+      InputError: missing file or another layout.
+    """
     path = Path(path)
     with open_hdf5(path) as file:
         if len(file) == 0:
             fail(path, "", "holds no formulas", f"expected the layout {_LAYOUT}")
         for formula, molecule in file.items():
             _check_layout(path, formula, molecule)
-            if len(molecule["atomic_numbers"]) >= MIN_ATOMS:
-                yield from iter_frames(path, formula, molecule, _NAMES, HARTREE, group=formula)
+        formulas = [name for name in file if len(file[name]["atomic_numbers"]) >= MIN_ATOMS]
+        frames = [len(file[name][_NAMES[1]]) for name in formulas]
+    return [(str(path), *(formulas[i] for i in piece)) for piece in pieces(frames)]
+
+
+def read_part(part: tuple) -> Iterator[System]:
+    """Yields one piece of `parts`."""
+    path = Path(part[0])
+    with open_hdf5(path) as file:
+        for formula in part[1:]:
+            yield from iter_frames(path, formula, file[formula], _NAMES, HARTREE, group=formula)
 
 
 def _check_layout(path: Path, formula: str, molecule: h5py.Group | h5py.Dataset) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.data.readers.compressed import plain_file
@@ -17,20 +18,26 @@ from jaxatoms.types import System
 VERSION = 1
 
 
-def read(path: Path | str) -> Iterator[System]:
+def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterator[System]:
     """Yields every structure; its group is the info key `group`, or itself alone.
 
+    Args:
+      energy_key: where the energy stands, if not as ASE's own energy: a key of the comment line or of the database.
+      forces_key: where the forces stand, if not as ASE's own forces: a per-atom array.
+
     Raises:
-      InputError: missing file, a file ASE cannot read, or a bad value (see `system_from_atoms`).
+      InputError: missing file, a file ASE cannot read, a named key that a structure lacks, or a bad value (see
+        `system_from_atoms`).
     """
-    return (system for _, system in read_atoms(path))
+    return (system for _, system in read_atoms(path, energy_key, forces_key))
 
 
-def read_atoms(path: Path | str) -> Iterator[tuple[ase.Atoms, System]]:
+def read_atoms(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterator[tuple[ase.Atoms, System]]:
     """As `read`, each with the ASE object that it came from."""
     path = Path(path)
     with plain_file(path) as plain:
         for i, atoms in enumerate(_iter_atoms(path, plain)):
+            _name_labels(path, f"structure {i}", atoms, {"energy": energy_key, "forces": forces_key})
             system = system_from_atoms(path, f"structure {i}", atoms, group=_group(atoms))
             yield atoms, system._replace(tags=_meaningful_tags(system.tags))
 
@@ -40,6 +47,21 @@ def _iter_atoms(path: Path, plain: Path) -> Iterator[ase.Atoms]:
         yield from ase.io.iread(str(plain), index=":", do_not_split_by_at_sign=True)
     except Exception as error:
         fail(path, "", f"ASE cannot read it ({type(error).__name__}: {error})", "convert it to extxyz")
+
+
+def _name_labels(path: Path, record: str, atoms: ase.Atoms, keys: dict[str, str]) -> None:
+    """Puts labels that stand under other names where `system_from_atoms` looks for them."""
+    for label, key in keys.items():
+        if not key:
+            continue
+        results = dict(getattr(atoms.calc, "results", {}))
+        places = ({**atoms.info, **results} if label == "energy" else {**atoms.arrays, **results},
+                  atoms.info.get("key_value_pairs", {}), atoms.info.get("data", {}))
+        found = next((place[key] for place in places if key in place), None)
+        if found is None:
+            known = ", ".join(sorted(set(atoms.info) | set(atoms.arrays) | set(results)))
+            fail(path, record, f"has no {label} under '{key}'", f"it has: {known}")
+        atoms.calc = SinglePointCalculator(atoms, **{**results, label: found})
 
 
 def _group(atoms: ase.Atoms) -> str:

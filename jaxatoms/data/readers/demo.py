@@ -1,7 +1,8 @@
-"""The small data sets inside the package (HDF5 columns, eV and A) -> Systems, and their scalar targets."""
+"""The small data sets inside the package (HDF5 columns, eV and A) -> Systems with their scalar targets."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from jaxatoms.data.readers.checks import (
 )
 from jaxatoms.types import System
 
-VERSION = 1
+VERSION = 2
 _PREFIX = "target_"
 _PER_NODE = {"atomic_numbers": (), "positions": (3,), "forces": (3,), "tags": (), "fixed": ()}
 _PER_RECORD = {"n_node": (), "energy": (), "cell": (3, 3), "pbc": (3,), "group": ()}
@@ -27,6 +28,8 @@ _LAYOUT = "of a demo file: n_node, atomic_numbers, positions, energy, forces"
 
 def read(path: Path | str) -> Iterator[System]:
     """Yields every structure. Energies and forces may be absent where the file holds scalar targets.
+
+    Targets (`target_<name>`, in the unit of the file's `description`, NaN where missing) stand in `extra`.
 
     Raises:
       InputError: missing file, another layout, unknown element, NaN or infinite label, zero-volume cell.
@@ -40,24 +43,9 @@ def read(path: Path | str) -> Iterator[System]:
         yield _system(columns, i, slice(int(end - columns["n_node"][i]), int(end)))
 
 
-def read_targets(path: Path | str) -> dict[str, np.ndarray]:
-    """The scalar targets, name -> [n] float64 in the unit of the file's `description`; NaN where missing.
-
-    Raises:
-      InputError: missing file or a target of the wrong length.
-    """
-    path = Path(path)
-    with open_hdf5(path) as file:
-        require_datasets(path, "", file, ("n_node",), _LAYOUT)
-        names = [name for name in file if name.startswith(_PREFIX)]
-        for name in names:
-            check_shape(path, "", name, file[name].shape, file["n_node"].shape)
-        return {name.removeprefix(_PREFIX): file[name][()].astype(np.float64) for name in names}
-
-
-def _read_columns(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
-    has_targets = any(name.startswith(_PREFIX) for name in file)
-    labels = () if has_targets else ("energy", "forces")
+def _read_columns(path: Path, file: h5py.File) -> dict[str, Any]:
+    targets = [name for name in file if name.startswith(_PREFIX)]
+    labels = () if targets else ("energy", "forces")
     cell = ("cell", "pbc") if "cell" in file else ()
     require_datasets(path, "", file, ("n_node", "atomic_numbers", "positions", *labels, *cell), _LAYOUT)
     columns = {name: file[name][()] for name in (*_PER_RECORD, *_PER_NODE) if name in file}
@@ -65,7 +53,9 @@ def _read_columns(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
     for name, values in columns.items():
         expected = (n_record, *_PER_RECORD[name]) if name in _PER_RECORD else (n_node, *_PER_NODE[name])
         check_shape(path, "", name, values.shape, expected)
-    return {**columns, "has_targets": has_targets}
+    for name in targets:
+        check_shape(path, "", name, file[name].shape, (n_record,))
+    return {**columns, "targets": {name: file[name][()].astype(np.float64) for name in targets}}
 
 
 def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -73,7 +63,7 @@ def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
         fail(path, f"record {int(np.argmin(columns['n_node']))}", "has no atoms", "remove the record")
     columns["atomic_numbers"] = check_elements(path, "", columns["atomic_numbers"])
     record_of_node = np.repeat(np.arange(len(columns["n_node"])), columns["n_node"])
-    labels = ("positions",) if columns.pop("has_targets") else ("positions", "energy", "forces")
+    labels = ("positions",) if columns["targets"] else ("positions", "energy", "forces")
     for name in labels:
         if name in columns and not np.isfinite(columns[name]).all():
             row = int(np.argmin(np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(axis=1)))
@@ -86,7 +76,7 @@ def _check_values(path: Path, columns: dict[str, np.ndarray]) -> None:
             check_cell(path, f"record {i}", cell, pbc)
 
 
-def _system(columns: dict[str, np.ndarray], i: int, nodes: slice) -> System:
+def _system(columns: dict[str, Any], i: int, nodes: slice) -> System:
     pbc = tuple(bool(flag) for flag in columns["pbc"][i]) if "pbc" in columns else (False, False, False)
     group = columns["group"][i] if "group" in columns else b""
     return System(
@@ -100,4 +90,5 @@ def _system(columns: dict[str, np.ndarray], i: int, nodes: slice) -> System:
         fixed=columns["fixed"][nodes].astype(bool) if "fixed" in columns else None,
         group=group.decode() if isinstance(group, bytes) else str(group),
         key=f"record {i}",
+        extra={name: values[i] for name, values in columns["targets"].items()},
     )

@@ -6,8 +6,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from jaxatoms.data.readers.checks import FRAMES_PER_BLOCK, check_elements, check_finite, check_shape
+from jaxatoms.data.readers.checks import (
+    FRAMES_PER_BLOCK,
+    check_elements,
+    check_energy_unit,
+    check_finite,
+    check_shape,
+)
 from jaxatoms.types import System
+
+_FRAMES_PER_PART = 50_000
+
+
+def pieces(n_frame: list[int]) -> list[range]:
+    """Neighbouring molecules joined until a piece holds 50,000 frames: a conversion's units of work."""
+    ends = np.cumsum(n_frame, dtype=np.int64)
+    number = (ends - np.array(n_frame, np.int64)) // _FRAMES_PER_PART
+    cuts = np.flatnonzero(np.diff(number)) + 1
+    return [range(a, b) for a, b in zip([0, *cuts], [*cuts, len(n_frame)], strict=True) if b > a]
 
 
 def iter_frames(
@@ -23,7 +39,7 @@ def iter_frames(
       group: what must not be split.
 
     Raises:
-      InputError: wrong shapes, unknown elements, NaN or infinite values.
+      InputError: wrong shapes, unknown elements, NaN or infinite values, energies in another unit.
     """
     numbers = check_elements(path, record, molecule["atomic_numbers"][()])
     _check_shapes(path, record, molecule, names, len(numbers))
@@ -35,6 +51,7 @@ def iter_frames(
         positions, energy, forces = block
         # Scaled in float64: a float32 product of -1e4 eV would lose 1e-3 eV.
         energy, forces = energy.astype(np.float64) * unit, forces.astype(np.float64) * unit
+        check_energy_unit(path, record, numbers, energy)
         for i in range(len(energy)):
             yield System(
                 numbers,

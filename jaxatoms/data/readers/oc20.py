@@ -1,27 +1,30 @@
-"""OC20 S2EF download (`K.extxyz[.xz]` with `K.txt[.xz]`) -> Systems with *total* DFT energies, eV and A.
+"""OC20 S2EF (`K.extxyz[.xz]` with `K.txt[.xz]`, or LMDB shards) -> Systems with *total* DFT energies, eV and A.
 
-The reference energy of the txt lines is not subtracted: the published statistics belong to total energies.
+The reference energy of the txt lines is not subtracted: the published statistics belong to total energies. Shards
+must have been made without `--ref-energy`; `experiments.data check` shows it.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import ase.io
 
+from jaxatoms.data.readers import oc_lmdb
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.data.readers.compressed import plain_file
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.types import System
 
-VERSION = 1
+VERSION = 2
 _SUFFIXES = (".extxyz", ".extxyz.xz")
 
 
 def read(path: Path | str) -> Iterator[System]:
-    """Yields the frames of one pair of files, or of every pair below a folder in the order of their numbers.
+    """Yields the frames of one pair of files, of every pair below a folder by their numbers, or of its LMDB shards.
 
     Forces are complete, on fixed atoms too; tags and fixed atoms come from the file.
-    The group is the system id.
+    The group is the system id, `random<sid>`; `extra` holds `sid` and `fid`, -1 where the file does not say.
 
     Raises:
       InputError: nothing to read, a txt file that is missing or does not fit, missing tags or labels,
@@ -29,8 +32,25 @@ def read(path: Path | str) -> Iterator[System]:
 
     Source: specification datasets 4.
     """
-    for frames in frame_files(path):
-        yield from _read_pair(frames)
+    for part in parts(path):
+        yield from read_part(part)
+
+
+def parts(path: Path | str) -> list[tuple]:
+    """What a conversion may do apart: (frame file,) or (shard, first, stop).
+
+    Raises:
+      InputError: nothing to read.
+    """
+    path = Path(path)
+    if path.suffix == ".lmdb" or (path.is_dir() and any(path.rglob(oc_lmdb.PATTERN))):
+        return oc_lmdb.parts(path)
+    return [(str(file),) for file in frame_files(path)]
+
+
+def read_part(part: tuple) -> Iterator[System]:
+    """Yields one piece of `parts`."""
+    return oc_lmdb.read_part(part, group="random") if len(part) > 1 else _read_pair(Path(part[0]))
 
 
 def frame_files(path: Path | str) -> list[Path]:
@@ -62,10 +82,11 @@ def _read_pair(frames: Path) -> Iterator[System]:
         for i, atoms in enumerate(_iter_atoms(frames, plain)):
             if i >= len(ids):
                 _fail_count(frames, f"more than {len(ids)}", len(ids))
-            record = f"frame {i} ({ids[i]})"
-            system = system_from_atoms(frames, record, atoms, group=ids[i])
+            name, frame = ids[i]
+            record = f"frame {i} ({name})"
+            system = system_from_atoms(frames, record, atoms, group=name)
             _check_complete(frames, record, system)
-            yield system
+            yield system._replace(extra={"sid": _number_in(name), "fid": _number_in(frame)})
     if i + 1 != len(ids):
         _fail_count(frames, str(i + 1), len(ids))
 
@@ -77,14 +98,20 @@ def _iter_atoms(frames: Path, plain: Path) -> Iterator[ase.Atoms]:
         fail(frames, "", f"not readable as extxyz ({error})", "download the file again")
 
 
-def _system_ids(frames: Path) -> list[str]:  # type: ignore[return]  # `fail` always raises
+def _number_in(name: str) -> int:
+    digits = re.sub(r"\D", "", name)
+    return int(digits) if digits else -1
+
+
+def _system_ids(frames: Path) -> list[tuple[str, str]]:
     stem = frames.name.split(".extxyz")[0]
     for suffix in (".txt", ".txt.xz"):
         ids = frames.with_name(stem + suffix)
         if ids.is_file():
             with plain_file(ids) as plain:
                 # Lines are `system,frame[,reference energy]`.
-                return [line.split(",")[0].strip() for line in plain.read_text().splitlines() if line.strip()]
+                lines = [line.split(",") for line in plain.read_text().splitlines() if line.strip()]
+            return [(line[0].strip(), line[1].strip() if len(line) > 1 else "") for line in lines]
     fail(frames, "", f"its system ids {stem}.txt[.xz] are missing", "put the txt file beside the extxyz file")
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from jaxatoms.data.readers.checks import MIN_ATOMS, fail, open_hdf5, require_datasets
-from jaxatoms.data.readers.molecules import iter_frames
+from jaxatoms.data.readers.molecules import iter_frames, pieces
 from jaxatoms.types import System
 
 VERSION = 1
@@ -34,11 +34,32 @@ def read(path: Path | str) -> Iterator[System]:
 
     Source: specification datasets 3.
     """
+    for part in parts(path):
+        yield from read_part(part)
+
+
+def parts(path: Path | str) -> list[tuple]:
+    """(file, reaction, ...): pieces of the file, in the order of `read`, that a conversion may do apart.
+
+    Raises:
+      InputError: missing file or another layout.
+    """
     path = Path(path)
     with open_hdf5(path) as file:
-        for top in _top_groups(path, file):
-            for record, reaction in _reactions(path, top, file[top]):
-                yield from iter_frames(path, record, reaction, _NAMES, unit=1.0, group=_group_name(record))
+        found = [
+            (record, len(reaction[_NAMES[1]]))
+            for top in _top_groups(path, file)
+            for record, reaction in _reactions(path, top, file[top])
+        ]
+    return [(str(path), *(found[i][0] for i in piece)) for piece in pieces([n for _, n in found])]
+
+
+def read_part(part: tuple) -> Iterator[System]:
+    """Yields one piece of `parts`."""
+    path = Path(part[0])
+    with open_hdf5(path) as file:
+        for record in part[1:]:
+            yield from iter_frames(path, record, file[record], _NAMES, unit=1.0, group=_group_name(record))
 
 
 def official_split(path: Path | str) -> np.ndarray | None:

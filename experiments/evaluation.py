@@ -1,0 +1,142 @@
+"""Errors of a fine-tuned model on a split, in the paper's units: overall, per component, element and size."""
+
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ase.data import chemical_symbols
+
+from experiments.models import PureModel
+from experiments.passes import plan_pass
+from jaxatoms.data.corpus import samples_of
+from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream_corpus import DownstreamCorpus
+
+SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
+
+
+class Predictions(NamedTuple):
+    """Physical predictions beside the labels, one row per label; only labelled, free atoms for forces."""
+
+    predicted: np.ndarray  # [n, 3] eV/A, [n] in the target's unit, or [n] classes
+    label: np.ndarray  # the same
+    size: np.ndarray  # [n] atoms of the structure
+    element: np.ndarray | None  # [n] atomic numbers, for forces
+
+
+def predict_split(
+    model: PureModel, params: Any, corpus: DownstreamCorpus, records: np.ndarray, batch_edges: int = 4096
+) -> Predictions:
+    """Predictions for the records of a data set, padding left out."""
+    plan = plan_pass(corpus, samples_of(0, records), batch_edges, [])
+    apply = jax.jit(lambda params, constants, batch: model.apply(params, constants, batch))
+    rows = []
+    for batch in plan.batches():
+        out = jax.device_get(apply(params, model.constants, batch))
+        size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
+        rows.append(_force_rows(out, batch, size, corpus) if out.forces is not None
+                    else _scalar_rows(out, batch, size, corpus))
+    columns = list(zip(*rows, strict=True))
+    element = None if columns[3][0] is None else np.concatenate(columns[3])
+    return Predictions(*(np.concatenate(c) for c in columns[:3]), element)
+
+
+def _force_rows(out, batch, size, corpus):
+    facts, keep = corpus.facts, batch.force_mask & batch.free
+    predicted, label = (np.asarray(f, np.float64)[keep] * facts.force_std + facts.force_mean
+                        for f in (out.forces, batch.forces))
+    return predicted, label, size[batch.node_graph[keep]], batch.atomic_numbers[keep]
+
+
+def _scalar_rows(out, batch, size, corpus):
+    keep = batch.energy_mask
+    if corpus.facts.n_class:
+        return out.energy[keep].argmax(axis=-1), batch.energy[keep].astype(int), size[keep], None
+    predicted, label = (np.asarray(e, np.float64)[keep] * corpus.std + corpus.mean for e in (out.energy, batch.energy))
+    return predicted, label, size[keep], None  # both after the atom references, which cancel
+
+
+def unit_of(facts: ForceData | ScalarData) -> tuple[str, float]:
+    """(unit of the paper's tables, factor from ours)."""
+    if isinstance(facts, ForceData):
+        return facts.unit, facts.table_scale
+    return facts.table_unit or facts.unit, facts.table_scale
+
+
+def report(data: Predictions, facts: ForceData | ScalarData) -> dict:
+    """Errors as JSON values."""
+    unit, scale = unit_of(facts)
+    if isinstance(facts, ScalarData) and facts.n_class:
+        return _class_report(data)
+    error = (data.predicted - data.label) * scale
+    out = {"n": len(error), "unit": unit, "mae": _mae(error), "rmse": float(np.sqrt(np.mean(error**2)))}
+    out["mean_baseline_mae"] = _mae((data.label - data.label.mean(axis=0)) * scale)
+    out["mae_by_size"] = _by_size(error, data.size)
+    if data.element is not None:
+        out["mae_by_component"] = dict(zip("xyz", np.abs(error).mean(axis=0).tolist(), strict=True))
+        out["mae_by_element"] = {
+            chemical_symbols[z]: {"mae": _mae(error[data.element == z]), "n": int((data.element == z).sum())}
+            for z in np.unique(data.element)
+        }
+    return out
+
+
+def _mae(error: np.ndarray) -> float:
+    return float(np.abs(error).mean())
+
+
+def _by_size(error: np.ndarray, size: np.ndarray) -> dict:
+    out = {}
+    for low, high in itertools.pairwise(SIZE_BINS):
+        own = (size > low) & (size <= high)
+        if own.any():
+            out[f"{low + 1}-{high}"] = {"mae": _mae(error[own]), "n": int(own.sum())}
+    return out
+
+
+def _class_report(data: Predictions) -> dict:
+    classes = np.unique(data.label)
+    recall = [float((data.predicted[data.label == c] == c).mean()) for c in classes]
+    return {
+        "n": len(data.label),
+        "unit": "",
+        "balanced_accuracy": float(np.mean(recall)),
+        "accuracy": float((data.predicted == data.label).mean()),
+        "recall": dict(zip(map(str, classes.tolist()), recall, strict=True)),
+    }
+
+
+def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, title: str):
+    """parity.png and errors.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    unit, scale = unit_of(facts)
+    predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
+    some = np.random.default_rng(0).permutation(len(label))[:20_000]
+    figure, axis = pyplot.subplots(figsize=(4, 4))
+    axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
+    ends = [label.min(), label.max()]
+    axis.plot(ends, ends, "k-", linewidth=0.5)
+    axis.set_xlabel(f"reference ({unit})")
+    axis.set_ylabel(f"predicted ({unit})")
+    axis.set_title(title, fontsize=8)
+    _save(figure, folder / "parity.png")
+    figure, axis = pyplot.subplots(figsize=(4, 3))
+    axis.hist(predicted - label, bins=100)
+    axis.set_xlabel(f"error ({unit})")
+    axis.set_yscale("log")
+    axis.set_title(title, fontsize=8)
+    _save(figure, folder / "errors.png")
+
+
+def _save(figure, path: Path):
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,410 @@
+"""Fine-tune a pretrained GemNet-OC on a downstream data set, and report the error on its test split.
+
+    python -m experiments.finetune --downstream rmd17:aspirin --init runs/ani1x --run-dir runs/ft
+
+The recipe of each data set is the paper's; `--budget small` keeps everything but the number of steps.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, evaluation, finetune_model, models
+from experiments.finetune_model import HeadSpec
+from experiments.provenance import peak_memory_gib, provenance
+from experiments.recipes import SMALL_STEPS, Recipe, find_recipe
+from experiments.runtime import prepare_process
+from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
+from jaxatoms.data import loader, packing
+from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.downstream import ForceData
+from jaxatoms.data.downstream_corpus import DownstreamCorpus, open_downstream
+from jaxatoms.data.splits import Split, save_split
+from jaxatoms.data.subset import parse_count
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
+from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.models.layers import Precision
+from jaxatoms.training import finetuning
+from jaxatoms.training.checkpoint import CheckpointStore, restore
+from jaxatoms.training.finetuning import FinetuneOptim, Plateau
+from jaxatoms.training.loop import evaluate
+from jaxatoms.training.runlog import RunLog
+from jaxatoms.training.step import init_state, make_update
+from jaxatoms.types import InputError
+
+RESUMABLE = ("resume", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples")
+SCALE_FIT_BATCHES = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of a fine-tuning run; None means: what the data set's recipe says."""
+
+    downstream: str
+    """rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin, file:PATH."""
+    init: str
+    """Run folder or checkpoint to start from, or `scratch`."""
+    init_mode: str = "ema"
+    """ema (averaged weights and atom embedding) or reference (as released: raw weights, fresh embedding)."""
+    model: str = "gemnet_oc_s"
+    """Dimensions of a run from scratch."""
+    target: str | None = None
+    """Column to learn, or `forces`, for data sets without a recipe."""
+    forces: str = "auto"
+    """auto (the recipe's), gradient or direct."""
+    n_train: int | None = None
+    """Training structures of a random split, for data sets without a published one (or to override it)."""
+    n_val: int | None = None
+    val_samples: int = 2000
+    """Validation structures that are evaluated every epoch, at most."""
+    test_samples: str = "2000"
+    """Test structures evaluated at the end (random, seed 0), or `all` for final numbers."""
+    budget: str = "paper"
+    """paper, or small: 400 steps."""
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    max_steps: int | None = None
+    weight_decay: float = 0.1
+    ema_decay: float = 0.99
+    freeze_backbone: bool = False
+    """Linear probing: train the head alone."""
+    cutoff: float | None = None
+    """A; default: the data set's."""
+    max_neighbors: int | None = None
+    batch_shapes: int = 2
+    precision: str = "float32"
+    remat: bool = False
+    seed: int = 0
+    workers: int = 0
+    run_dir: str = "runs/finetune"
+    resume: bool = False
+    data_root: str | None = None
+    cache_dir: str | None = None
+    log_every: int = 20
+    keep: int = 1
+    quiet: bool = False
+
+    def __post_init__(self):
+        parse_count(self.test_samples)
+        for name in ("n_train", "n_val", "val_samples", "epochs", "batch_size", "lr", "max_steps", "log_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        if (self.n_train is None) != (self.n_val is None):
+            raise InputError("--n-train and --n-val belong together; give both")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+
+
+_CHOICES = {
+    "init_mode": ("ema", "reference"),
+    "forces": ("auto", "gradient", "direct"),
+    "budget": ("paper", "small"),
+    "precision": ("float32", "tf32", "bfloat16"),
+}
+
+
+@dataclasses.dataclass
+class Setup:
+    """Everything a run consists of before its first step."""
+
+    config: FinetuneConfig
+    recipe: Recipe
+    corpus: DownstreamCorpus
+    split: Split
+    batches: loader.TrainBatches
+    val: list
+    model: models.PureModel
+    model_config: GemNetOCConfig
+    head: HeadSpec
+    optim: FinetuneOptim
+    steps_per_epoch: int
+    total_steps: int
+    upstream: str
+
+
+@cli.one_line_errors()
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m experiments.finetune`."""
+    config = cli.parse(FinetuneConfig, argv, description=__doc__, prog="python -m experiments.finetune")
+    prepare_process()
+    run_dir = cli.resolve_run_dir(config.run_dir)
+    resumed = check_run_dir(run_dir, config, RESUMABLE)
+    run(prepare(config, run_dir), run_dir, resumed)
+    return 0
+
+
+def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
+    """Data, batches, model and schedule of a run."""
+    sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
+    corpus, split = open_downstream(
+        config.downstream,
+        config.data_root,
+        config.cache_dir,
+        target=config.target,
+        sizes=sizes,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+    )
+    if len(split.test) == 0:
+        raise InputError(f"{config.downstream}: the split leaves no test structures; lower --n-train or --n-val")
+    given = {k: getattr(config, k) for k in ("epochs", "batch_size", "lr") if getattr(config, k) is not None}
+    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts), **given)
+    if run_dir is not None:
+        (run_dir / "data").mkdir(exist_ok=True)
+        save_split(run_dir / "data" / "split.npz", split, corpus.store)
+    batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
+    val_samples = samples_of(0, split.val[: config.val_samples])
+    val = loader.eval_batches(corpus, val_samples, min(recipe.batch_size * 4, len(val_samples.record)))
+    model, model_config, head, upstream = _make_model(config, recipe, corpus, val)
+    per_epoch = batches.total_steps // batches.epochs
+    total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
+    total = min(total, batches.total_steps)
+    optim = FinetuneOptim(
+        lr=recipe.lr, weight_decay=config.weight_decay, cosine_epochs=min(32, max(1, -(-total // per_epoch)))
+    )
+    return Setup(
+        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, upstream
+    )
+
+
+def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples) -> loader.TrainBatches:
+    sizes = loader.measure(corpus, samples, 0.0, config.seed)
+    steps = -(-len(samples.record) // recipe.batch_size) * recipe.epochs
+    largest = int(corpus.n_node(samples).max())
+    budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, config.batch_shapes)
+    return loader.TrainBatches(
+        corpus=corpus,
+        samples=samples,
+        budgets=budgets,
+        epochs=recipe.epochs,
+        seed=config.seed,
+        edge_dropout=0.0,
+        batch_size=recipe.batch_size,
+        round_up=True,
+    )
+
+
+def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, val: list):
+    """(model, dimensions, head, upstream): pretrained, or fresh with fitted scale factors."""
+    direct = None if config.forces == "auto" else config.forces == "direct"
+    head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
+    if config.init == "scratch":
+        path, dimensions, upstream = None, models.find_config(config.model), "scratch"
+    else:
+        path, dimensions, upstream = finetune_model.find_init(config.init)
+    dimensions = dataclasses.replace(dimensions, remat=config.remat, direct_forces=head.kind == "direct")
+    module = finetune_model.make(dimensions, head, config.seed, precision)
+    if path is None:
+        fit_scale_factors(module, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]])
+        return finetune_model.split(module), dimensions, head, upstream
+    notify = (lambda _: None) if config.quiet else say
+    model = finetune_model.transfer(finetune_model.split(module), path, config.init_mode, notify)
+    return model, dimensions, head, upstream
+
+
+def make_loss(setup: Setup):
+    """loss(params, constants, batch, step) -> (loss, {})."""
+    facts, recipe, apply = setup.corpus.facts, setup.recipe, setup.model.apply
+    key = jax.random.key(setup.config.seed)
+
+    def loss(params, constants, batch, step):
+        out = apply(params, constants, batch, jax.random.fold_in(key, step))
+        if out.forces is not None:
+            return finetuning.force_loss(out.forces, batch, recipe.force_coefficient), {}
+        if setup.head.n_class:
+            return finetuning.class_loss(out.energy, batch, facts.class_weights), {}
+        return finetuning.scalar_loss(out.energy, batch), {}
+
+    return loss
+
+
+def validation_metrics(sums: dict, corpus: DownstreamCorpus) -> dict[str, float]:
+    """The data set's metric in the paper's unit, "loss" (what best means), and the energy offset of a potential."""
+    if "class_count" in sums:
+        recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
+        return {"loss": 1 - recall, "balanced_accuracy": recall}
+    metrics = {}
+    if "force_error" in sums:
+        facts = corpus.facts
+        assert isinstance(facts, ForceData)
+        mae = float(sums["force_error"] / max(sums["force_count"], 1)) * facts.force_std
+        metrics = {"loss": mae, "force_mae_mev_per_angstrom": 1000 * mae}
+        if "predicted" in sums and sums["scalar_count"]:
+            label, guess = (float(sums[k] / sums["scalar_count"]) for k in ("labelled", "predicted"))
+            metrics["energy_shift_ev"] = label * corpus.std + corpus.mean - facts.force_std * guess
+        return metrics
+    mae = float(sums["scalar_error"] / max(sums["scalar_count"], 1)) * corpus.std
+    return {"loss": mae, "mae": mae * evaluation.unit_of(corpus.facts)[1]}
+
+
+def checkpoint_meta(setup: Setup, session: Session, plateau: Plateau) -> dict:
+    """What a checkpoint needs so that it can be used without the data."""
+    facts = setup.corpus.facts
+    return {
+        **finetune_model.record(setup.model_config, setup.head),
+        "precision": setup.config.precision,
+        "downstream": {"name": setup.config.downstream, "facts": dataclasses.asdict(facts),
+                       "mean": setup.corpus.mean, "std": setup.corpus.std},
+        "energy_shift_ev": (session.last_metrics or {}).get("energy_shift_ev"),
+        "upstream": setup.upstream,
+        "config": dataclasses.asdict(setup.config),
+        "plateau": plateau._asdict(),
+    }
+
+
+def run(setup: Setup, run_dir: Path, resumed: bool):
+    """Train, validate, save, test; leaves a complete run folder whether it finishes or is stopped."""
+    config, model, recipe = setup.config, setup.model, setup.recipe
+    trained = jax.tree_util.tree_map_with_path(
+        lambda path, _: not config.freeze_backbone or str(getattr(path[0], "key", path[0])).startswith("out_"),
+        model.params,
+    )
+    optimizer = finetuning.make_finetune_optimizer(
+        setup.optim,
+        setup.steps_per_epoch,
+        finetuning.layer_multipliers(model.params, setup.model_config.num_blocks),
+        gradient_divisors(model.params, setup.model_config),
+        trained,
+    )
+    state, constants = init_state(model.params, optimizer), model.constants
+    with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
+        meta = FRESH | {"plateau": {}}
+        if resumed:
+            state, constants, meta = restore_run(checkpoints, state, constants)
+        first, plateau = meta["step"], [Plateau(**meta["plateau"])]
+        _write_config(run_dir, setup)
+        update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
+        errors = jax.jit(
+            lambda params, constants, batch: finetuning.error_sums(model.apply(params, constants, batch), batch)
+        )
+
+        def lower_rate(step: int, metrics: dict):
+            if step > setup.optim.cosine_epochs * setup.steps_per_epoch:
+                plateau[0] = plateau[0].after(metrics["loss"], recipe.patience)
+
+        with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
+            session = Session(
+                checkpoints=checkpoints,
+                log=log,
+                constants=constants,
+                metrics=lambda params: validation_metrics(
+                    evaluate(params, constants, setup.val, errors), setup.corpus
+                ),
+                meta=lambda: checkpoint_meta(setup, session, plateau[0]),
+                save_every=setup.steps_per_epoch,
+                after_validation=lower_rate,
+            )
+            session.recall(meta)
+            if not resumed:
+                session.validate(0, state)
+            state, done, meter = session.run(
+                state,
+                loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers),
+                lambda state, constants, batch: update(
+                    state, constants, batch, plateau=jnp.float32(plateau[0].factor)
+                ),
+                first=first,
+                total=setup.total_steps,
+                log_every=config.log_every,
+                validate_every=max(setup.steps_per_epoch, setup.total_steps // 10 if config.budget == "small" else 1),
+                learning_rate=lambda step: _learning_rate(setup, step, plateau[0].factor),
+            )
+            checkpoints.wait()
+            summary = summarise(setup, session, state, done, meter, update._cache_size())
+            log.write_summary(summary)
+            log.write_curves()
+    if done == setup.total_steps:
+        test_run(setup, run_dir, state.ema, constants)
+    _closing_words(run_dir, setup, done)
+
+
+def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
+    """Of the head, for the log."""
+    cosine_steps = setup.optim.cosine_epochs * setup.steps_per_epoch
+    return float(setup.optim.lr * plateau * finetuning.cosine_factor(step, 1.0, cosine_steps, setup.optim.final_lr))
+
+
+def test_run(setup: Setup, run_dir: Path, last_params, constants) -> dict:
+    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
+    best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
+    n, test = parse_count(setup.config.test_samples), setup.split.test
+    if n != "all" and n < len(test):
+        test = np.sort(np.random.RandomState(0).choice(test, n, replace=False))
+    model = setup.model._replace(constants=constants)
+    result: dict = {"split": "test", "n_structure": len(test), "of": len(setup.split.test)}
+    for name, params in (("last_ema", last_params), ("best_ema", best["ema"])):
+        data = evaluation.predict_split(model, params, setup.corpus, test)
+        result[name] = evaluation.report(data, setup.corpus.facts)
+        if name == "last_ema":
+            evaluation.plot(run_dir, data, setup.corpus.facts, f"{setup.config.downstream} from {setup.upstream}")
+    write_record(run_dir / "test.json", result | {"provenance": provenance()})
+    return result
+
+
+def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: int) -> dict:
+    """What a run reports about itself."""
+    return {
+        "steps": done,
+        "total_steps": setup.total_steps,
+        "finished": done == setup.total_steps,
+        "samples_seen": done * setup.recipe.batch_size,
+        "downstream": setup.config.downstream,
+        "upstream": setup.upstream,
+        "init": setup.config.init,
+        "split": {name: len(part) for name, part in setup.split._asdict().items()},
+        "head": dataclasses.asdict(setup.head),
+        "parameters": models.count_params(state.params),
+        **meter.rates(),
+        "compiled_shapes": shapes,
+        "batch_shapes": len(setup.batches.budgets),
+        "peak_memory_gib": peak_memory_gib(),
+        "precision": setup.config.precision,
+        "validation_before": session.first_metrics,
+        "validation": session.last_metrics,
+        "best_validation_loss": session.best,
+        "provenance": provenance(),
+    }
+
+
+def _write_config(run_dir: Path, setup: Setup):
+    write_record(run_dir / "config.json", dataclasses.asdict(setup.config))
+    resolved = {
+        **finetune_model.record(setup.model_config, setup.head),
+        "recipe": dataclasses.asdict(setup.recipe),
+        "optimizer": dataclasses.asdict(setup.optim),
+        "total_steps": setup.total_steps,
+        "steps_per_epoch": setup.steps_per_epoch,
+        "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
+        "facts": dataclasses.asdict(setup.corpus.facts),
+        "upstream": setup.upstream,
+    }
+    write_record(run_dir / "resolved.json", resolved)
+
+
+def _closing_words(run_dir: Path, setup: Setup, done: int):
+    if done < setup.total_steps:
+        command = f"python -m experiments.finetune --config {run_dir / 'config.json'} --resume"
+        print(f"stopped and saved at step {done}/{setup.total_steps}; continue with: {command}")
+        return
+    test = json.loads((run_dir / "test.json").read_text())
+    for name in ("last_ema", "best_ema"):
+        r = test[name]
+        if "mae" in r:
+            print(f"test {name}: MAE {r['mae']:.4g} {r['unit']} (RMSE {r['rmse']:.4g}, mean baseline "
+                  f"{r['mean_baseline_mae']:.4g}) on {test['n_structure']:,} of {test['of']:,} structures")
+        else:
+            print(f"test {name}: balanced accuracy {r['balanced_accuracy']:.4f} on {test['n_structure']:,} structures")
+    print(f"run folder: {run_dir}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+"""The model of a fine-tuning run: built for its target, filled from a checkpoint, described and rebuilt."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.models import PureModel, config_from_record, model_record
+from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.layers import Precision
+from jaxatoms.models.model import DirectForceModel, GradientModel, ScalarModel
+from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
+from jaxatoms.types import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """What a fine-tuned model predicts; enough, with the dimensions, to build it."""
+
+    kind: str  # gradient, direct or scalar
+    reduction: str = "sum"
+    n_class: int = 0
+    dropout: float = 0.0
+
+
+def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
+    """The head that a data set's facts ask for; `direct` overrides how forces are predicted."""
+    if isinstance(facts, ForceData):
+        by_gradient = facts.gradient_forces if direct is None else not direct
+        return HeadSpec(kind="gradient" if by_gradient else "direct")
+    return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
+
+
+def build(config: GemNetOCConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
+    """A freshly initialised model. Every kind has `embedding`, `backbone` and one head."""
+    config, rngs = dataclasses.replace(config, direct_forces=head.kind == "direct"), nnx.Rngs(seed)
+    if head.kind == "gradient":
+        return GradientModel(config, rngs, precision)
+    if head.kind == "direct":
+        return DirectForceModel(config, rngs, precision)
+    return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
+
+
+def make(config: GemNetOCConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
+    """`build`, compiled: eager initialisation dispatches thousands of small programs."""
+    return nnx.jit(lambda: build(config, head, seed, precision))()
+
+
+def split(model: nnx.Module) -> PureModel:
+    """Parameters, constants and pure functions; apply(params, constants, batch, dropout_key=None)."""
+    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    has_dropout = isinstance(model, ScalarModel)
+
+    def apply(params, constants, batch, dropout_key=None):
+        module = nnx.merge(graphdef, params, constants)
+        return module(batch, dropout_key=dropout_key) if has_dropout else module(batch)
+
+    def node_features(params, constants, batch):
+        return nnx.merge(graphdef, params, constants).features(batch).node
+
+    return PureModel(params, constants, apply, node_features)
+
+
+def record(config: GemNetOCConfig, head: HeadSpec) -> dict:
+    """Dimensions and head as JSON values."""
+    return {"model": model_record(config), "head": dataclasses.asdict(head)}
+
+
+def rebuild(meta: dict) -> PureModel:
+    """The model that a checkpoint's record describes, with shapes instead of arrays."""
+    config, head = config_from_record(meta["model"]), HeadSpec(**meta["head"])
+    return split(nnx.eval_shape(lambda: build(config, head, 0, Precision(matmul=meta["precision"]))))
+
+
+def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> PureModel:
+    """`model` with the embedding, backbone and scale factors of a pretrained checkpoint; its head stays new.
+
+    Args:
+      checkpoint: a complete checkpoint folder.
+      mode: "ema": averaged weights and the pretrained atom embedding. "reference": what the released code does, raw
+        weights and a fresh embedding (specification finetuning 6).
+
+    Raises:
+      InputError: the checkpoint lacks a weight, or has it in another shape.
+    """
+    weights = "ema" if mode == "ema" else "params"
+    arrays, _ = restore(checkpoint, None, only=(weights, "constants"))
+    source, constants = (_below(arrays, name) for name in (weights, "constants"))
+    fresh = ("embedding/",) if mode == "reference" else ()
+    params, taken = _filled(model.params, source, checkpoint, skip=("out_energy/", "out_forces/", *fresh))
+    constants, _ = _filled(model.constants, constants, checkpoint, skip=())
+    dropped = sorted({"/".join(n.split("/")[:2]) for n in source if n not in taken})
+    notify(f"{len(taken)} arrays from {checkpoint.parent.parent.name or checkpoint}; left behind: {', '.join(dropped)}")
+    return model._replace(params=params, constants=constants)
+
+
+def _filled(tree: Any, source: dict[str, np.ndarray], checkpoint: Path, skip: tuple[str, ...]):
+    """(tree with every leaf outside `skip` from `source`, names taken)."""
+    taken = set()
+
+    def fill(path, leaf):
+        name = _name(path)
+        if name.startswith(skip):
+            return leaf
+        if name not in source:
+            raise InputError(f"{checkpoint} lacks {name}; it was trained with another architecture")
+        if source[name].shape != leaf.shape:
+            raise InputError(
+                f"{checkpoint}: {name} is {list(source[name].shape)}, this model needs {list(leaf.shape)}; "
+                "use the same dimensions"
+            )
+        taken.add(name)
+        return jnp.asarray(source[name], leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, tree), taken
+
+
+def _name(path) -> str:
+    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+    return "/".join(k for k in keys if k != "value")
+
+
+def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a checkpoint, under the names that fine-tuned models use."""
+    own = {n.removeprefix(f"{top}/").removesuffix("/value"): a for n, a in arrays.items() if n.startswith(f"{top}/")}
+    return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
+
+
+def find_init(init: str) -> tuple[Path, GemNetOCConfig, str]:
+    """(checkpoint folder, dimensions, identity of the pretraining run) of `--init`.
+
+    Raises:
+      InputError: no such checkpoint.
+    """
+    path = resolve_checkpoint(init)
+    meta = read_meta(path)
+    return path, config_from_record(meta["model"]), str(meta.get("config", {}).get("upstream", "?"))

@@ -1,0 +1,150 @@
+"""Structures of one downstream data set -> graphs and normalised targets, as `loader` wants them.
+
+The counterpart of `corpus.Corpus`: one data set, published constants, graphs by the fine-tuning rules.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxatoms.data.corpus import Samples
+from jaxatoms.data.downstream import ForceData, Graph, ScalarData, downstream
+from jaxatoms.data.registry import find_spec
+from jaxatoms.data.splits import Split, downstream_split, make_split
+from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.graphs.batch import Targets
+from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.types import Graphs, InputError, SystemBatch
+
+PUBLISHED = ("rmd17", "md22", "spice", "qm9", "qmof", "matbench")
+_SAMPLE = 20_000  # structures for standard deviations of unpublished sets
+
+
+@dataclasses.dataclass(frozen=True)
+class DownstreamCorpus:
+    """A data set ready to be trained on; `build` is a drop-in for that of `Corpus`."""
+
+    facts: ForceData | ScalarData
+    store: Store
+    mean: float  # of the target: energies, or the scalar after its references
+    std: float
+
+    def n_node(self, samples: Samples) -> np.ndarray:
+        """[n] atoms of each sample."""
+        return self.store.n_node[samples.record].astype(np.int64)
+
+    def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
+        """Structures, graphs and targets of some samples, in their order."""
+        systems = self.store.take(samples.record)
+        targets = self._targets(systems, samples.record)
+        return systems, graphs_of(systems, self.facts.graph, rng, edge_dropout), targets
+
+    def _targets(self, systems: SystemBatch, records: np.ndarray) -> Targets:
+        n = len(records)
+        task = np.zeros(n, np.int32)
+        if isinstance(self.facts, ForceData):
+            energy = (systems.energy - self.mean) / self.std  # float64: totals reach -1e5 eV
+            forces = (systems.forces - np.float32(self.facts.force_mean)) / np.float32(self.facts.force_std)
+            return Targets(energy.astype(np.float32), forces.astype(np.float32), task)
+        values = np.asarray(self.store.column(self.facts.column)[records], np.float64)
+        if not self.facts.n_class:
+            values = values - self.facts.reference(systems.atomic_numbers, systems.n_node)
+            values = (values - self.mean) / self.std
+        none = np.full((len(systems.positions), 3), np.nan, np.float32)
+        return Targets(values.astype(np.float32), none, task)
+
+
+def graphs_of(systems: SystemBatch, graph: Graph, rng=None, edge_dropout: float = 0.0) -> Graphs:
+    """The four graphs under the cutoff and neighbour rule of a downstream set."""
+    limits = np.array([neighbor_limits(int(k)) for k in graph.neighbors(systems.n_node)])
+    cutoff = np.full(len(systems.n_node), graph.cutoff)
+    s = systems
+    return build_graphs(
+        s.positions, s.n_node, s.cell, s.pbc, s.tags, cutoff, limits, rng=rng, edge_dropout=edge_dropout
+    )
+
+
+def open_downstream(
+    name: str,
+    data_root: str | None = None,
+    cache_dir: str | None = None,
+    *,
+    target: str | None = None,
+    sizes: tuple[int, int] | None = None,
+    cutoff: float | None = None,
+    max_neighbors: int | None = None,
+) -> tuple[DownstreamCorpus, Split]:
+    """A downstream data set and its split.
+
+    Published sets bring their constants and split; any other one (demo:aspirin, file:PATH) gets constants of its
+    train split, gradient forces or the column `target`, and a split by records with seed 42: `sizes` (train, val),
+    the rest being test, or 80 / 10 / 10 %.
+
+    Raises:
+      InputError: unknown data set, missing target, or a split larger than the data.
+    """
+    spec, store = open_dataset(name, data_root, cache_dir)
+    published = spec.family in PUBLISHED
+    split = _split(name, store, sizes, published)
+    facts = downstream(name) if published else _own_facts(name, store, split.train, spec, target)
+    if cutoff or max_neighbors:
+        graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
+        facts = dataclasses.replace(facts, graph=graph)
+    return DownstreamCorpus(facts, store, *_constants(facts, store, split.train)), split
+
+
+def _split(name: str, store: Store, sizes: tuple[int, int] | None, published: bool) -> Split:
+    if published and sizes is None:
+        return downstream_split(name, store)
+    n = len(store)
+    if sizes is None and name.startswith("demo:"):
+        return make_split(store, "record", seed=42)
+    train, val = sizes or (int(0.8 * n), n - int(0.8 * n) - int(0.1 * n))
+    if train < 1 or val < 1 or train + val >= n:
+        raise InputError(f"{name}: {n} structures cannot be split into {train} train, {val} val and a test set")
+    order = np.random.RandomState(42).permutation(n)
+    return Split(*np.split(order, [train, train + val]))
+
+
+def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> ForceData | ScalarData:
+    """Facts of a set that nobody published constants for."""
+    scalars = [c for c in store.extra_columns if c.startswith("target_")]
+    column = target or spec.target or (scalars[0] if scalars and np.isnan(store.energy[train]).all() else "forces")
+    graph = Graph(spec.cutoff, spec.max_neighbors)
+    if column != "forces":
+        if column not in store.extra_columns:
+            raise InputError(f"{name} has no column '{column}'; it has {', '.join(scalars) or 'energies and forces'}")
+        return ScalarData(name=name, column=column, graph=graph, unit="", reduction="mean")
+    forces = store.take(_some(train)).forces
+    forces = forces[np.isfinite(forces).all(axis=1)]
+    if len(forces) == 0 or not forces.std() > 0:
+        raise InputError(f"{name} has no forces to train on; name a scalar with --target")
+    energy = store.energy[train]
+    return ForceData(
+        name=name,
+        graph=graph,
+        energy_mean=float(np.nanmean(energy)),
+        energy_std=float(np.nanstd(energy)) or 1.0,
+        force_std=float(forces.std()),
+    )
+
+
+def _constants(facts: ForceData | ScalarData, store: Store, train: np.ndarray) -> tuple[float, float]:
+    if isinstance(facts, ForceData):
+        return facts.energy_mean, facts.energy_std
+    if facts.n_class:
+        return 0.0, 1.0
+    some = _some(train)
+    systems = store.take(some)
+    values = np.asarray(store.column(facts.column)[some], np.float64)
+    return facts.normalization(values - facts.reference(systems.atomic_numbers, systems.n_node))
+
+
+def _some(records: np.ndarray) -> np.ndarray:
+    return records if len(records) <= _SAMPLE else np.random.RandomState(0).choice(records, _SAMPLE, replace=False)
+
+
+def family_of(name: str) -> str:
+    """"rmd17" of "rmd17:aspirin@PATH"; "file" and "demo" stand for themselves."""
+    base = name.partition("@")[0]
+    return base.partition(":")[0] if base.startswith(("file:", "demo:")) else find_spec(base).family

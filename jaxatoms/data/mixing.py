@@ -1,0 +1,97 @@
+"""How many structures each upstream data set gives to a mixed run of N; counts only, no data."""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from jaxatoms.data.registry import DATASETS
+from jaxatoms.types import InputError
+
+# Millions of structures, as the paper's temperature mixing counts them (ANI-1x as 2, though its train split has 4).
+PAPER_SIZES = {"ani1x": 2, "transition1x": 10, "oc20": 100, "oc22": 8}
+_RATIO = re.compile(r"\d+(:\d+)+")
+
+
+def split_names(upstream: str) -> list[str]:
+    """The data sets of `a,b,c`; the comma in `file:PATH#energy_key,forces_key` belongs to the name.
+
+    Raises:
+      InputError: an empty name, or one that occurs twice.
+
+    Example:
+      >>> split_names("ani1x,file:a.xyz#e,f,oc20")
+      ['ani1x', 'file:a.xyz#e,f', 'oc20']
+    """
+    names: list[str] = []
+    for word in (word.strip() for word in upstream.split(",")):
+        _, mark, labels = names[-1].partition("#") if names and names[-1].startswith("file:") else ("", "", "")
+        if mark and "," not in labels and not _starts_a_name(word):
+            names[-1] += f",{word}"
+        else:
+            names.append(word)
+    if not all(names):
+        raise InputError(f"--upstream '{upstream}' has an empty name; write e.g. ani1x,oc20")
+    if len(set(names)) < len(names):
+        raise InputError(f"--upstream '{upstream}' names a data set twice; name each once")
+    return names
+
+
+def _starts_a_name(word: str) -> bool:
+    return word.partition("@")[0] in DATASETS or re.match(r"\w+[:@]", word) is not None
+
+
+def mix_counts(families: Sequence[str], available: Sequence[int], n: int | str, mix: str) -> list[int | str]:
+    """Structures drawn from each data set for a run of `n` in all.
+
+    "balanced": n // T each. "temperature": proportional to the square root of the paper's sizes (of `available` where
+    it has none), what is left over goes to ANI-1x, or to the first. "natural": proportional to `available`, what is
+    left over to the first; "all" takes everything. "2:1" and the like: int(n * share) each.
+
+    Args:
+      families: names without variant or path.
+      available: training structures of each.
+      n: a count or "all".
+      mix: as above.
+
+    Raises:
+      InputError: an unknown mix, a ratio of another length, "all" with a mix that needs a number, an n that gives
+        a data set nothing.
+
+    Source: pretraining 2; reference `setup_pretrain.py:38-58`.
+
+    Example:
+      >>> mix_counts(["ani1x", "oc22"], [4_000_000, 8_000_000], 3_000_000, "2:1")
+      [2000000, 1000000]
+    """
+    if len(families) == 1:
+        return [n]
+    if n == "all":
+        if mix != "natural":
+            raise InputError(f"--mix {mix} needs a number of structures; give --n, or --mix natural for all")
+        return ["all"] * len(families)
+    counts = _counts(list(families), list(available), int(n), mix)
+    if min(counts) < 1:
+        raise InputError(f"--n {n} gives {families[counts.index(min(counts))]} no structure; raise --n")
+    return list(counts)
+
+
+def _counts(families: list[str], available: list[int], n: int, mix: str) -> list[int]:
+    if mix == "balanced":
+        return [n // len(families)] * len(families)
+    if _RATIO.fullmatch(mix):
+        parts = [int(part) for part in mix.split(":")]
+        if len(parts) != len(families) or not sum(parts):
+            raise InputError(f"--mix {mix} has {len(parts)} parts for {len(families)} data sets; give one each")
+        return [int(n * Fraction(part, sum(parts))) for part in parts]
+    if mix == "temperature":
+        roots = np.sqrt([PAPER_SIZES.get(name, size / 1e6) for name, size in zip(families, available, strict=True)])
+        counts = [int(ratio * n) for ratio in roots / roots.sum()]
+        rest_to = families.index("ani1x") if "ani1x" in families else 0
+    elif mix == "natural":
+        counts, rest_to = [n * size // max(sum(available), 1) for size in available], 0
+    else:
+        raise InputError(f"unknown --mix '{mix}'; use balanced, temperature, natural or a ratio such as 2:1")
+    counts[rest_to] += n - sum(counts)
+    return counts

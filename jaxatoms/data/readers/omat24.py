@@ -1,0 +1,121 @@
+"""OMat24 databases (`.aselmdb`: zlib-compressed JSON rows in LMDB) -> Systems with stress, eV, A and eV/A^3."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, check_shape, fail
+from jaxatoms.data.readers.lmdb_file import open_lmdb, ranges, shards
+from jaxatoms.types import System
+
+VERSION = 1
+PATTERN = "*.aselmdb"
+_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # place of xx, yy, zz, yz, xz, xy in the matrix
+
+
+def read(path: Path | str) -> Iterator[System]:
+    """Yields every row of the databases below a folder, in the order of their names and ids.
+
+    The group is the row's id of origin (`data.sid` without its rattling suffix) where it has one; `extra` holds
+    `stress` [3, 3] eV/A^3, NaN where missing.
+
+    Raises:
+      InputError: nothing there, a damaged file, a row without energy or forces, a bad value.
+
+    Source: specification datasets 6.
+    """
+    for part in parts(path):
+        yield from read_part(part)
+
+
+def parts(path: Path | str) -> list[tuple]:
+    """(file, first, stop): pieces of the files' ids.
+
+    Raises:
+      InputError: nothing there, or a damaged file.
+    """
+    found = []
+    for shard in shards(path, PATTERN):
+        with open_lmdb(shard) as transaction:
+            found += [(str(shard), *piece) for piece in ranges(len(_ids(shard, transaction)))]
+    return found
+
+
+def read_part(part: tuple) -> Iterator[System]:
+    """Yields one piece of `parts`."""
+    shard, first, stop = Path(part[0]), part[1], part[2]
+    with open_lmdb(shard) as transaction:
+        for i in _ids(shard, transaction)[first:stop]:
+            yield _system(shard, f"row {i}", _decode(shard, f"row {i}", transaction.get(str(i).encode())))
+
+
+def _ids(shard: Path, transaction) -> list[int]:
+    """Rows are numbered from 1; deleted ones are listed."""
+    following = transaction.get(b"nextid")
+    if following is None:
+        fail(shard, "", "has no 'nextid'", "expected an ASE database in LMDB form (.aselmdb)")
+    deleted = transaction.get(b"deleted_ids")
+    gone = set(_decode(shard, "deleted_ids", deleted)) if deleted else set()
+    return [i for i in range(1, _decode(shard, "nextid", following)) if i not in gone]
+
+
+def _decode(shard: Path, record: str, data: bytes | None):
+    if data is None:
+        fail(shard, record, "is absent", "download the file again")
+    try:
+        return json.loads(zlib.decompress(data), object_hook=_array)
+    except (zlib.error, ValueError, TypeError) as error:
+        fail(shard, record, f"damaged row ({error})", "download the file again")
+
+
+def _array(value: dict):
+    """ASE writes arrays as {"__ndarray__": [shape, type, flat list]}."""
+    if "__ndarray__" not in value:
+        return value
+    shape, dtype, flat = value["__ndarray__"]
+    return np.array(flat, np.dtype(dtype)).reshape(shape)
+
+
+def _system(shard: Path, record: str, row: dict) -> System:
+    for name in ("numbers", "positions", "cell", "pbc", "energy", "forces"):
+        if row.get(name) is None:
+            fail(shard, record, f"lacks '{name}'", "OMat24 rows carry a structure, energy and forces")
+    numbers = check_elements(shard, record, np.asarray(row["numbers"]))
+    positions, forces, cell = (np.asarray(row[name], np.float64) for name in ("positions", "forces", "cell"))
+    for name, array in (("positions", positions), ("forces", forces)):
+        check_shape(shard, record, name, array.shape, (len(numbers), 3))
+        check_finite(shard, record, name, array)
+    check_finite(shard, record, "energy", np.asarray(row["energy"]))
+    pbc = np.asarray(row["pbc"], bool)
+    check_cell(shard, record, cell, pbc)
+    return System(
+        atomic_numbers=numbers,
+        positions=positions,
+        cell=cell if pbc.any() else None,
+        pbc=tuple(bool(flag) for flag in pbc),
+        energy=float(row["energy"]),
+        forces=forces,
+        group=_origin(row),
+        key=record,
+        extra={"stress": _stress(shard, record, row.get("stress"))},
+    )
+
+
+def _stress(shard: Path, record: str, value) -> np.ndarray:
+    """[3, 3], from the matrix or its six Voigt components."""
+    if value is None:
+        return np.full((3, 3), np.nan)
+    stress = np.asarray(value, np.float64).reshape(-1)
+    if stress.size not in (6, 9):
+        fail(shard, record, f"stress has {stress.size} components", "6 or 9 were expected")
+    check_finite(shard, record, "stress", stress)
+    return stress[_VOIGT] if stress.size == 6 else stress.reshape(3, 3)
+
+
+def _origin(row: dict) -> str:
+    data = row.get("data")
+    sid = data.get("sid", "") if isinstance(data, dict) else ""
+    return str(sid).split("_rattled")[0]

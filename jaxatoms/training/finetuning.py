@@ -1,0 +1,165 @@
+"""Losses, errors and learning rates of fine-tuning. Source of everything here: specification finetuning 3 and 5."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.training.losses import FORCE_EPS
+from jaxatoms.training.optim import divide_by
+
+SMALL_BLOCKS = (0.35, 0.40, 0.55, 0.625)
+LARGE_BLOCKS = (0.55, 0.40, 0.30, 0.40, 0.55, 0.625)
+EMBEDDING_MULTIPLIER = 0.3
+
+
+def force_loss(forces: jax.Array, batch: GraphBatch, coefficient: float) -> jax.Array:
+    """coefficient x the mean over labelled atoms of ||F - F_ref + 1e-6||; `forces` [n_node, 3] normalised."""
+    # Mask before the norm: a missing label must not reach the square root.
+    difference = jnp.where(batch.force_mask[:, None], forces - batch.forces + FORCE_EPS, 1.0)
+    norms = jnp.where(batch.force_mask, jnp.sqrt(jnp.sum(difference**2, axis=-1)), 0)
+    return coefficient * jnp.sum(norms) / jnp.maximum(jnp.sum(batch.force_mask), 1)
+
+
+def scalar_loss(values: jax.Array, batch: GraphBatch) -> jax.Array:
+    """Mean absolute error of `values` [n_graph], normalised."""
+    error = jnp.where(batch.energy_mask, jnp.abs(values - batch.energy), 0)
+    return jnp.sum(error) / jnp.maximum(jnp.sum(batch.energy_mask), 1)
+
+
+def class_loss(logits: jax.Array, batch: GraphBatch, weights: tuple[float, ...]) -> jax.Array:
+    """Weighted cross entropy of `logits` [n_graph, n_class], summed over the batch; classes lie in `batch.energy`."""
+    label = jax.nn.one_hot(batch.energy.astype(jnp.int32), logits.shape[-1])
+    per_graph = -jnp.sum(label * jax.nn.log_softmax(logits) * jnp.asarray(weights), axis=-1)
+    return jnp.sum(jnp.where(batch.energy_mask, per_graph, 0))
+
+
+def block_multipliers(num_blocks: int) -> tuple[float, ...]:
+    """Learning rate multipliers of the interaction blocks: the published ones for 4 and 6, else rising evenly."""
+    if num_blocks == len(LARGE_BLOCKS):
+        return LARGE_BLOCKS
+    if num_blocks == len(SMALL_BLOCKS):
+        return SMALL_BLOCKS
+    return tuple(np.linspace(SMALL_BLOCKS[0], SMALL_BLOCKS[-1], num_blocks).tolist())
+
+
+def layer_multipliers(params: Any, num_blocks: int) -> Any:
+    """A tree like `params` with each parameter's learning rate multiplier.
+
+    Block 0 owns the first two output blocks; bases, final MLPs and heads keep 1.
+    """
+    blocks = block_multipliers(num_blocks)
+
+    def multiplier(path, _) -> float:
+        keys = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
+        if keys[0] == "embedding":
+            return EMBEDDING_MULTIPLIER
+        for kind, offset in (("int_blocks", 0), ("out_blocks", 1)):
+            if kind in keys:
+                return blocks[max(int(keys[keys.index(kind) + 1]) - offset, 0)]
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptim:
+    """AdamW of the fine-tuning recipe."""
+
+    lr: float = 8e-5
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_value: float = 1.0
+    """Every gradient component is cut to this size."""
+    cosine_epochs: int = 32
+    """Epochs of the cosine; afterwards the plateau rule takes over."""
+    final_lr: float = 0.1
+    """Where the cosine of every group ends, as a fraction of lr."""
+
+
+def cosine_factor(step, multiplier: float, cosine_steps: int, final_lr: float):
+    """Factor on multiplier x lr at `step`: a cosine to the group's own floor, constant afterwards."""
+    floor = float(np.clip(final_lr / multiplier, 0.01, 0.99))
+    progress = jnp.clip(step / max(cosine_steps, 1), 0, 1)
+    return floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def make_finetune_optimizer(
+    config: FinetuneOptim, steps_per_epoch: int, multipliers: Any, divisors: Any, trained: Any
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with a learning rate per parameter; update(..., plateau=f) scales all of them.
+
+    Args:
+      multipliers: tree of learning rate multipliers (`layer_multipliers`).
+      divisors: tree by which gradients are divided first.
+      trained: tree of bools; False freezes a parameter.
+    """
+    cosine_steps = config.cosine_epochs * steps_per_epoch
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, plateau=1.0, **extra):
+        del params, extra
+
+        def scaled(u, multiplier, train):
+            if not train:
+                return jnp.zeros_like(u)
+            rate = config.lr * multiplier * cosine_factor(state.count, multiplier, cosine_steps, config.final_lr)
+            return -rate * plateau * u
+
+        scaled_updates = jax.tree.map(scaled, updates, multipliers, trained)
+        return scaled_updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.chain(
+        divide_by(divisors),
+        optax.clip(config.clip_value),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.GradientTransformationExtraArgs(init, update),
+    )
+
+
+class Plateau(NamedTuple):
+    """State of the rule that lowers the learning rate when validation stops improving (torch's ReduceLROnPlateau)."""
+
+    factor: float = 1.0
+    best: float = float("inf")
+    bad_epochs: int = 0
+
+    def after(self, metric: float, patience: int, decay: float = 0.8, threshold: float = 1e-4) -> "Plateau":
+        """The state after one more validation epoch with this metric (lower is better)."""
+        if metric < self.best * (1 - threshold):
+            return Plateau(self.factor, metric, 0)
+        if self.bad_epochs + 1 > patience:
+            return Plateau(self.factor * decay, self.best, 0)
+        return Plateau(self.factor, self.best, self.bad_epochs + 1)
+
+
+def error_sums(out: Any, batch: GraphBatch) -> Mapping[str, jax.Array]:
+    """Sums over a batch of the errors of a `ModelOutput`, in normalised units: free atoms only for forces."""
+    sums = {}
+    if out.forces is not None:
+        mask = (batch.force_mask & batch.free)[:, None]
+        sums["force_error"] = jnp.sum(jnp.where(mask, jnp.abs(out.forces - batch.forces), 0))
+        sums["force_count"] = 3 * jnp.sum(mask)
+    if out.energy is not None:
+        mask = batch.energy_mask
+        if out.energy.ndim == 1:
+            difference = jnp.where(mask, out.energy - batch.energy, 0)
+            sums["scalar_error"] = jnp.sum(jnp.abs(difference))
+            sums["predicted"], sums["labelled"] = (jnp.sum(jnp.where(mask, v, 0)) for v in (out.energy, batch.energy))
+        else:
+            right = jnp.argmax(out.energy, axis=-1) == batch.energy.astype(jnp.int32)
+            label = jax.nn.one_hot(batch.energy.astype(jnp.int32), out.energy.shape[-1]) * mask[:, None]
+            sums["class_right"], sums["class_count"] = jnp.sum(label * right[:, None], axis=0), jnp.sum(label, axis=0)
+        sums["scalar_count"] = jnp.sum(mask)
+    return sums

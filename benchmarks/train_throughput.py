@@ -32,11 +32,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments.models import PureModel, count_params, find_config, make_model, split_model
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel, ModelOutput
+from jaxatoms.models.registry import PureModel, count_params, find_config, make_model, split_model
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 
-from experiments.models import PureModel
 from experiments.passes import plan_pass
 from jaxatoms.data.corpus import samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.downstream_corpus import DownstreamCorpus
+from jaxatoms.models.registry import PureModel
 
 SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
 

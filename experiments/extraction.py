@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,11 @@ from jaxatoms.csi.features import FeatureSet, check_features, load_features
 from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, update_part
 from jaxatoms.csi.sampling import sample
 from jaxatoms.csi.uncertainty import block_moments
+from jaxatoms.data.classes import structure_classes
 from jaxatoms.data.corpus import Corpus, Task, samples_of
+from jaxatoms.data.downstream_corpus import PUBLISHED, open_downstream
 from jaxatoms.data.references import LinearReference, Normalization
+from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.data.subset import parse_count
@@ -69,9 +73,9 @@ def extract(
       InputError: unknown data set or strategy, too few structures, features that are not finite.
     """
     spec, store = open_dataset(request.dataset, data_root, cache_dir)
-    train = make_split(store, spec.split_rule, seed=0).train
-    records, replaced = choose_records(store, train, request, extractor.num_elements)
-    corpus = Corpus((_unlabelled(request.dataset, store, spec),), extractor.nearest)
+    corpus, train = _opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
+    classes = classes_of(spec, store)
+    records, replaced = choose_records(store, train, classes[train], request, extractor.num_elements)
     samples = samples_of(0, records)
     stream = plan_pass(corpus, samples, batch_edges, extractor.shapes, request.edge_dropout, request.seed)
     blocks, rows = _stream(stream, extractor, request, keep, quiet)
@@ -83,11 +87,23 @@ def extract(
         "n_atom": int(store.n_node[records].sum()),
         "n_replaced": replaced,
     }
-    features = _feature_set(rows, store, records, request) if keep else None
+    features = _feature_set(rows, store, records, classes[records], request) if keep else None
     return Extracted(info, blocks, features)
 
 
-def choose_records(store: Store, train: np.ndarray, request: Request, num_elements: int) -> tuple[np.ndarray, int]:
+def classes_of(spec: DatasetSpec, store: Store) -> np.ndarray:
+    """[n] class of every record; its group, with a warning, where the mapping file of an OC set is not at hand."""
+    try:
+        return structure_classes(spec, store)
+    except InputError as error:
+        warnings.warn(f"{error}; until then each system is a class of its own", stacklevel=2)
+        codes, names = store.groups
+        return np.array(names)[codes]
+
+
+def choose_records(
+    store: Store, train: np.ndarray, classes: np.ndarray, request: Request, num_elements: int
+) -> tuple[np.ndarray, int]:
     """(record indices, how many were replaced): the sampler's choice; what the extractor cannot take is replaced.
 
     Raises:
@@ -97,8 +113,6 @@ def choose_records(store: Store, train: np.ndarray, request: Request, num_elemen
     if n != "all" and n > len(train) and not request.clamp:
         raise InputError(f"{request.dataset}: asked for {n} structures, its train split has {len(train)}; use --n all")
     n = len(train) if n == "all" else min(n, len(train))
-    codes, names = store.groups
-    classes = np.array(names)[codes[train]]
     picked = train[sample(request.sampling, classes, n, request.seed)]
     good = _fits(store, picked, num_elements)
     if good.all():
@@ -114,6 +128,15 @@ def choose_records(store: Store, train: np.ndarray, request: Request, num_elemen
 def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
     known = ~store.element_counts(records)[:, num_elements + 1 :].any(axis=1)
     return known & (store.n_node[records] >= MIN_ATOMS)
+
+
+def _opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root, cache_dir):
+    """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
+    if spec.family in PUBLISHED:
+        corpus, split = open_downstream(name, data_root, cache_dir)
+        return dataclasses.replace(corpus, nearest=nearest), split.train
+    train = make_split(store, spec.split_rule, seed=0, held_out=spec.held_out).train
+    return Corpus((_unlabelled(name, store, spec),), nearest), train
 
 
 def _unlabelled(name: str, store: Store, spec) -> Task:
@@ -149,11 +172,11 @@ def _aggregated(features, batch: GraphBatch, how: str) -> tuple[np.ndarray, np.n
     return out, batch.graph_mask, np.arange(len(out))
 
 
-def _feature_set(rows: list, store: Store, records: np.ndarray, request: Request) -> FeatureSet:
+def _feature_set(
+    rows: list, store: Store, records: np.ndarray, per_structure: np.ndarray, request: Request
+) -> FeatureSet:
     features, index = (np.concatenate(part) for part in zip(*rows, strict=True))
     order = np.argsort(index, kind="stable")
-    codes, names = store.groups
-    per_structure = np.array(names)[codes[records]]
     elements = store.take(records).atomic_numbers
     ids = records[index[order]]  # rows carry the record of the data set
     return check_features(FeatureSet(features[order], ids, per_structure[index[order]], elements, request.dataset))

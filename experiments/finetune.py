@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, evaluation, finetune_model, models
-from experiments.finetune_model import HeadSpec
+from experiments import cli, evaluation, finetune_model
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_recipe
 from experiments.runtime import prepare_process
@@ -25,6 +24,7 @@ from jaxatoms.data.downstream import ForceData
 from jaxatoms.data.downstream_corpus import DownstreamCorpus, open_downstream
 from jaxatoms.data.splits import Split, save_split
 from jaxatoms.data.subset import parse_count
+from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shared import gradient_divisors
@@ -124,7 +124,7 @@ class Setup:
     val: list
     model: models.PureModel
     model_config: GemNetOCConfig
-    head: HeadSpec
+    head: models.HeadSpec
     optim: FinetuneOptim
     steps_per_epoch: int
     total_steps: int
@@ -205,9 +205,9 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
     module = finetune_model.make(dimensions, head, config.seed, precision)
     if path is None:
         fit_scale_factors(module, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]])
-        return finetune_model.split(module), dimensions, head, upstream
+        return models.split_model(module), dimensions, head, upstream
     notify = (lambda _: None) if config.quiet else say
-    model = finetune_model.transfer(finetune_model.split(module), path, config.init_mode, notify)
+    model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
     return model, dimensions, head, upstream
 
 
@@ -217,7 +217,8 @@ def make_loss(setup: Setup):
     key = jax.random.key(setup.config.seed)
 
     def loss(params, constants, batch, step):
-        out = apply(params, constants, batch, jax.random.fold_in(key, step))
+        random = {"dropout_key": jax.random.fold_in(key, step)} if setup.head.dropout else {}
+        out = apply(params, constants, batch, **random)
         if out.forces is not None:
             return finetuning.force_loss(out.forces, batch, recipe.force_coefficient), {}
         if setup.head.n_class:
@@ -248,17 +249,39 @@ def validation_metrics(sums: dict, corpus: DownstreamCorpus) -> dict[str, float]
 
 def checkpoint_meta(setup: Setup, session: Session, plateau: Plateau) -> dict:
     """What a checkpoint needs so that it can be used without the data."""
-    facts = setup.corpus.facts
     return {
         **finetune_model.record(setup.model_config, setup.head),
         "precision": setup.config.precision,
-        "downstream": {"name": setup.config.downstream, "facts": dataclasses.asdict(facts),
-                       "mean": setup.corpus.mean, "std": setup.corpus.std},
-        "energy_shift_ev": (session.last_metrics or {}).get("energy_shift_ev"),
+        "tasks": [task_record(setup, (session.last_metrics or {}).get("energy_shift_ev"))],
         "upstream": setup.upstream,
         "config": dataclasses.asdict(setup.config),
         "plateau": plateau._asdict(),
     }
+
+
+def task_record(setup: Setup, energy_shift: float | None) -> dict:
+    """What prediction needs, in the form of a pretraining task (`tasks.task_record`).
+
+    Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std; its
+    zero is set so that the mean error on the validation structures vanishes.
+    """
+    facts, corpus = setup.corpus.facts, setup.corpus
+    systems = corpus.store.element_counts(setup.split.train[:20_000])
+    seen = np.flatnonzero(systems.any(axis=0))
+    references = getattr(facts, "references", {})
+    record = {
+        "name": setup.config.downstream,
+        "energy_std": corpus.std,
+        "energy_mean": corpus.mean,
+        "force_std": getattr(facts, "force_std", None),
+        "reference": {str(z): float(references.get(int(z), 0.0)) for z in seen},
+        "cutoff": facts.graph.cutoff,
+        "max_neighbors": facts.graph.max_neighbors,
+        "property": getattr(facts, "column", "forces"),
+    }
+    if setup.head.kind == "gradient":
+        record |= {"energy_std": record["force_std"], "energy_mean": energy_shift or 0.0}
+    return record
 
 
 def run(setup: Setup, run_dir: Path, resumed: bool):

@@ -9,23 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.models import PureModel, config_from_record, model_record
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.model import DirectForceModel, GradientModel, ScalarModel
+from jaxatoms.models.registry import HeadSpec, PureModel, build_finetuned, config_from_record, model_record
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.types import InputError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """What a fine-tuned model predicts; enough, with the dimensions, to build it."""
-
-    kind: str  # gradient, direct or scalar
-    reduction: str = "sum"
-    n_class: int = 0
-    dropout: float = 0.0
 
 
 def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
@@ -36,45 +25,14 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
 
 
-def build(config: GemNetOCConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
-    """A freshly initialised model. Every kind has `embedding`, `backbone` and one head."""
-    config, rngs = dataclasses.replace(config, direct_forces=head.kind == "direct"), nnx.Rngs(seed)
-    if head.kind == "gradient":
-        return GradientModel(config, rngs, precision)
-    if head.kind == "direct":
-        return DirectForceModel(config, rngs, precision)
-    return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
-
-
 def make(config: GemNetOCConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
-    """`build`, compiled: eager initialisation dispatches thousands of small programs."""
-    return nnx.jit(lambda: build(config, head, seed, precision))()
-
-
-def split(model: nnx.Module) -> PureModel:
-    """Parameters, constants and pure functions; apply(params, constants, batch, dropout_key=None)."""
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
-    has_dropout = isinstance(model, ScalarModel)
-
-    def apply(params, constants, batch, dropout_key=None):
-        module = nnx.merge(graphdef, params, constants)
-        return module(batch, dropout_key=dropout_key) if has_dropout else module(batch)
-
-    def node_features(params, constants, batch):
-        return nnx.merge(graphdef, params, constants).features(batch).node
-
-    return PureModel(params, constants, apply, node_features)
+    """A freshly initialised model, compiled: eager initialisation dispatches thousands of small programs."""
+    return nnx.jit(lambda: build_finetuned(config, head, nnx.Rngs(seed), precision))()
 
 
 def record(config: GemNetOCConfig, head: HeadSpec) -> dict:
     """Dimensions and head as JSON values."""
     return {"model": model_record(config), "head": dataclasses.asdict(head)}
-
-
-def rebuild(meta: dict) -> PureModel:
-    """The model that a checkpoint's record describes, with shapes instead of arrays."""
-    config, head = config_from_record(meta["model"]), HeadSpec(**meta["head"])
-    return split(nnx.eval_shape(lambda: build(config, head, 0, Precision(matmul=meta["precision"]))))
 
 
 def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> PureModel:

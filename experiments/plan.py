@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import models
-from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.models import registry as models
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -46,7 +45,8 @@ def print_plan(setup, out: TextIO):
 def compile_step(setup, batch):
     """The training step compiled for the shape of `batch`."""
     model = setup.model
-    optimizer = make_optimizer(setup.optim, setup.total_steps, gradient_divisors(model.params, setup.model_config))
+    divisors = models.shared_gradient_divisors(setup.model_config, model.params)
+    optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
     step = make_train_step(
         model.apply,

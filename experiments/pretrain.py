@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, mixture, models, tasks
+from experiments import cli, mixture, tasks
 from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import loader, packing
 from jaxatoms.data.subset import parse_count
+from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.registry import has_dropout, has_scale_factors, shared_gradient_divisors, uses_nearest_graph
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales
@@ -189,12 +189,14 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         split_rule=None if config.split == "auto" else config.split,
         save_to=run_dir and run_dir / "data",
     )
-    model_config = dataclasses.replace(models.find_config(config.model), remat=config.remat)
-    corpus, train_samples, val_samples = tasks.make_corpus(data, uses_nearest_graph(model_config))
+    model_config = models.find_config(config.model)
+    if config.remat:
+        model_config = dataclasses.replace(model_config, remat=True)
+    corpus, train_samples, val_samples = tasks.make_corpus(data, models.uses_nearest_graph(model_config))
     batches = make_batches(config, corpus, train_samples)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
     model = models.make_model(model_config, len(data), config.seed, Precision(matmul=config.precision))
-    if fit and has_scale_factors(model_config):
+    if fit and models.has_scale_factors(model_config):
         set_scale_factors(config, model, model_config, val)
     total = min(batches.total_steps, config.max_steps or batches.total_steps)
     warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
@@ -245,7 +247,7 @@ def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
     config, model = setup.config, setup.model
-    divisors = shared_gradient_divisors(setup.model_config, model.params)
+    divisors = models.shared_gradient_divisors(setup.model_config, model.params)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state, constants = init_state(model.params, optimizer), model.constants
     with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
@@ -261,7 +263,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             scales,
             ema_decay=config.ema_decay,
             edge_dropout=config.edge_dropout,
-            dropout_seed=config.seed if has_dropout(setup.model_config) else None,
+            dropout_seed=config.seed if models.has_dropout(setup.model_config) else None,
         )
         eval_step = make_eval_step(model.apply, scales)
         schedule = warmup_cosine(setup.optim, setup.total_steps)

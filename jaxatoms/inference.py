@@ -20,11 +20,8 @@ from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel, ScalarModel
 from jaxatoms.models.registry import (
     ModelConfig,
-    build_finetuned,
-    build_model,
+    build_recorded,
     config_from_record,
-    default_reductions,
-    largest_atomic_number,
     uses_nearest_graph,
 )
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
@@ -59,35 +56,15 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
     folder = resolve_checkpoint(path)
     meta = read_meta(folder)
     try:
-        config = config_from_record(meta["model"])
         policy = Precision(matmul=precision or meta.get("precision", "float32"))
-        meta = meta | {"tasks": meta["tasks"] if "tasks" in meta else [_finetuned_task(meta, config)]}
-        reductions = tuple(meta.get("reductions") or default_reductions(config, len(meta["tasks"])))
+        config = config_from_record(meta["model"])
+        abstract = nnx.eval_shape(lambda: build_recorded(meta, policy))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
-    if "head" in meta:
-        abstract = nnx.eval_shape(lambda: build_finetuned(config, meta["head"], policy))
-    else:
-        abstract = nnx.eval_shape(lambda: build_model(config, reductions, nnx.Rngs(0), policy))
     graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})
     return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))
-
-
-def _finetuned_task(meta: dict, config: ModelConfig) -> dict:
-    """The record of a fine-tuned head. Its energies are in the unit of its forces, shifted to fit validation labels."""
-    facts = meta["downstream"]["facts"]
-    unit = facts.get("force_std", meta["downstream"]["std"])
-    return {
-        "name": meta["downstream"]["name"],
-        "energy_std": unit,
-        "energy_mean": meta.get("energy_shift_ev") or 0.0,
-        "force_std": unit,
-        "cutoff": facts["graph"]["cutoff"],
-        "max_neighbors": facts["graph"]["max_neighbors"],
-        "reference": {str(z): 0.0 for z in range(1, largest_atomic_number(config) + 1)},
-    }
 
 
 def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -94,7 +95,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[Path]:
         return
     # Spawned, not forked: the parent may hold threads of other libraries.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(_convert_part, *job) for job in jobs]
         try:
             yield from (future.result() for future in as_completed(futures))
@@ -104,6 +105,17 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[Path]:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the process that started it is gone; a killed parent cannot say so itself."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()  # type: ignore[union-attr]  # a worker has a parent
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _convert_part(reader: str, part: tuple, piece: Path) -> Path:

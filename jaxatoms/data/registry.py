@@ -72,6 +72,8 @@ class DatasetSpec:
     max_neighbors: int = 30
     energy_std: float | None = None  # eV, of the energy after the linear reference
     force_std: float | None = None  # eV/A, of the force components
+    raw_energy_mean: float | None = None  # eV, of total energies; for checks only
+    raw_energy_std: float | None = None
     energy_scale: float = 1.0  # loss scales of the efficient-pretraining recipe
     force_scale: float = 10.0
     jmp_energy_scale: float = 1.0  # loss scales of JMP
@@ -108,6 +110,8 @@ _ROWS = (
         files=("ani1x-release.h5", "*.h5"),
         periodic=False,
         energy_std=2.8700712783472118,
+        raw_energy_mean=-10700.8,
+        raw_energy_std=3739.1,
         force_std=2.131422996520996,
         jmp_force_scale=15.0,
         held_out=495_600,
@@ -118,6 +122,8 @@ _ROWS = (
         files=("Transition1x.h5", "*.h5"),
         periodic=False,
         energy_std=1.787466168382901,
+        raw_energy_mean=-8254.2,
+        raw_energy_std=1067.8,
         force_std=0.3591422140598297,
         jmp_force_scale=14.0,
         split_rule="official",
@@ -129,6 +135,8 @@ _ROWS = (
         is_folder=True,
         periodic=True,
         energy_std=24.901469505465872,
+        raw_energy_mean=-359.8,
+        raw_energy_std=231.9,
         force_std=0.5111534595489502,
         jmp_force_scale=73.0,
     ),
@@ -139,6 +147,8 @@ _ROWS = (
         is_folder=True,
         periodic=True,
         energy_std=25.229595396538468,
+        raw_energy_mean=-495.6,
+        raw_energy_std=212.5,
         force_std=0.25678861141204834,
         jmp_force_scale=80.0,
     ),
@@ -149,13 +159,14 @@ _ROWS = (
         is_folder=True,
         periodic=True,
         energy_std=7.783477783203125,
+        raw_energy_std=30.74026854956568,
         force_std=4.445453643798828,
         energy_scale=20.0,
         force_scale=20.0,
     ),
     DatasetSpec(name="file", reader="ase_file"),
     *(
-        DatasetSpec(name=f"demo:{name}", reader="demo", periodic=periodic)
+        DatasetSpec(name=f"demo:{name}", reader="demo", periodic=periodic, target="target_gap" if name == "gap" else "")
         for name, periodic in (
             ("organic", False),
             ("reaction", False),

@@ -127,14 +127,38 @@ def build_model(
     return GradientModel(config, rngs, precision)
 
 
-def build_finetuned(config: GemNetOCConfig, head: dict, precision: Precision = Precision()) -> nnx.Module:
-    """The model of a fine-tuned checkpoint from its record of the head ("kind", "reduction", "n_class")."""
-    config = dataclasses.replace(config, direct_forces=head["kind"] == "direct")
-    if head["kind"] == "gradient":
-        return GradientModel(config, nnx.Rngs(0), precision)
-    if head["kind"] == "direct":
-        return DirectForceModel(config, nnx.Rngs(0), precision)
-    return ScalarModel(config, head["reduction"], nnx.Rngs(0), precision, n_class=head["n_class"])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """What a fine-tuned GemNet-OC predicts; enough, with the dimensions, to build it."""
+
+    kind: str  # gradient, direct or scalar
+    reduction: str = "sum"
+    n_class: int = 0
+    dropout: float = 0.0
+
+
+def build_finetuned(config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, precision=Precision()) -> nnx.Module:
+    """A model with one head. Every kind has `embedding`, `backbone` and `out_energy` or `out_forces`."""
+    config = dataclasses.replace(config, direct_forces=head.kind == "direct")
+    if head.kind == "gradient":
+        return GradientModel(config, rngs, precision)
+    if head.kind == "direct":
+        return DirectForceModel(config, rngs, precision)
+    return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
+
+
+def build_recorded(meta: dict, precision: Precision) -> nnx.Module:
+    """The model, freshly initialised, that a checkpoint's record describes: fine-tuned or multi-task.
+
+    Raises:
+      KeyError, TypeError, ValueError: not such a record.
+    """
+    config = config_from_record(meta["model"])
+    if "head" in meta:
+        assert isinstance(config, GemNetOCConfig)
+        return build_finetuned(config, HeadSpec(**meta["head"]), nnx.Rngs(0), precision)
+    reductions = tuple(meta.get("reductions") or default_reductions(config, len(meta["tasks"])))
+    return build_model(config, reductions, nnx.Rngs(0), precision)
 
 
 def make_model(config: ModelConfig, n_task: int, seed: int, precision: Precision) -> nnx.Module:
@@ -154,8 +178,10 @@ def split_model(model: nnx.Module) -> PureModel:
 
     def apply(params, constants, batch, edge_dropout=0.0, **options):
         module = nnx.merge(graphdef, params, constants)
-        if isinstance(module, GradientModel):
+        if isinstance(module, GradientModel | DirectForceModel):
             return module(batch)
+        if isinstance(module, ScalarModel):
+            return module(batch, **options)
         return module(batch, edge_dropout=edge_dropout, **options)
 
     def node_features(params, constants, batch):

@@ -13,6 +13,7 @@ import native
 import native_downstream
 import native_shards
 import numpy as np
+import psutil
 import pytest
 
 import jaxatoms
@@ -130,6 +131,35 @@ def test_a_kill_loses_no_finished_piece(tmp_path, small_pieces):
         module.join_columns = original
     assert times == before  # not converted again
     assert store.fingerprint == write_store(ani1x.read(source), tmp_path / "whole", {}).fingerprint
+
+
+WORKERS = """
+import sys, time
+from jaxatoms.data import convert
+
+def linger(*job):
+    time.sleep(600)
+
+if __name__ == "__main__":
+    convert._convert_part = linger
+    for _ in convert._run([(1,), (2,)], 2):
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_conversion_end(tmp_path):
+    script = tmp_path / "linger.py"
+    script.write_text(WORKERS)
+    environment = os.environ | {"PYTHONPATH": str(Path(jaxatoms.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, str(script)], env=environment) as process:
+        parent, deadline = psutil.Process(process.pid), time.monotonic() + 60
+        while len(children := parent.children()) < 3 and time.monotonic() < deadline:  # two workers and a tracker
+            time.sleep(0.1)
+        time.sleep(2)
+        process.send_signal(signal.SIGKILL)
+    assert len(children) == 3
+    assert not psutil.wait_procs(children, timeout=20)[1]
 
 
 def test_the_note_of_a_source_is_whole_or_absent(tmp_path):

@@ -196,3 +196,8 @@ def test_real_spice_layout(real_data):
     systems = [s for path in real_data("spice").iterdir() for s in spice.read(path)]
     assert len(systems) == 38
     assert max(np.abs(s.forces.sum(axis=0)).max() for s in systems) < 0.02
+    # Two conformations of acetylene and a sodium ion that differ by 0.09 A: forces, not gradients.
+    a, b = [s for s in systems if s.group == "C#C.[Na+]"][1:]
+    work = 0.5 * ((a.forces + b.forces) * (b.positions - a.positions)).sum()
+    np.testing.assert_allclose(abs(b.energy - a.energy), 0.0215, rtol=0.01)
+    np.testing.assert_allclose(b.energy - a.energy, -work, rtol=0.05)

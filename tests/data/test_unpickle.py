@@ -81,6 +81,21 @@ def test_a_tensor_cannot_claim_more_than_its_storage():
             load_pickle(data)
 
 
+@pytest.mark.parametrize("name", ["qm9_zip.pt", "qm9_legacy.pt", "oc_record_old.pkl", "oc_record_new.pkl"])
+def test_damage_is_always_a_refusal(name, tmp_path):
+    whole, rng, refusals = (SAMPLES / name).read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] = rng.integers(256)
+        data = data[: rng.integers(len(data))] if rng.random() < 0.2 else data
+        (tmp_path / name).write_bytes(data)
+        try:
+            load_torch_file(tmp_path / name) if name.endswith(".pt") else load_pickle(bytes(data))
+        except RefusedPickle:
+            refusals += 1
+    assert refusals > 50
+
+
 def test_shared_and_circular_containers_end():
     bomb = []
     for _ in range(60):

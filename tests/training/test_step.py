@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.models import make_model, split_model
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
 from jaxatoms.graphs.batch import GraphBatch
@@ -14,6 +13,7 @@ from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import ModelOutput
+from jaxatoms.models.registry import make_model, split_model
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_eval_step, make_train_step

@@ -51,10 +51,7 @@ def load_torch_file(path: Path | str) -> Any:
       OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        if zipfile.is_zipfile(file):
-            return _plain(_load_zip(file))
-        file.seek(0)
-        return _plain(_load_legacy(file))
+        return _plain(_guarded(lambda: _load_either(file)))
 
 
 class PlainRecord:
@@ -132,7 +129,7 @@ def _check_size(shape: tuple, n_held: int) -> None:
 
 
 def _storage_from_bytes(data: bytes) -> np.ndarray:
-    return _load_legacy(io.BytesIO(data))
+    return _guarded(lambda: _load_legacy(io.BytesIO(data)))
 
 
 _NUMPY = {
@@ -192,20 +189,23 @@ class _ZipUnpickler(_Unpickler):
         self.archive, self.root = archive, root
 
     def read_storage(self, key: str, dtype: str, size: int) -> np.ndarray:
-        return np.frombuffer(self.archive.read(f"{self.root}/data/{key}"), dtype)
+        member = self.archive.getinfo(f"{self.root}/data/{key}")
+        if member.file_size != size * np.dtype(dtype).itemsize:
+            raise RefusedPickle("storage sizes differ")
+        return np.frombuffer(self.archive.read(member), dtype)
 
 
 class _LegacyUnpickler(_Unpickler):
     """The object of an older torch file: its storages are announced here and follow behind it."""
 
+    def __init__(self, file, limit: int):
+        super().__init__(file, {})
+        self.limit = limit  # bytes; no storage is larger than its file
+
     def read_storage(self, key: str, dtype: str, size: int) -> np.ndarray:
-        return np.zeros(_bounded(size), dtype)
-
-
-def _bounded(size: int) -> int:
-    if not 0 <= size < 1 << 32:
-        raise RefusedPickle(f"asks for {size} values")
-    return size
+        if not 0 <= size * np.dtype(dtype).itemsize <= self.limit:
+            raise RefusedPickle(f"asks for {size} values, more than the file holds")
+        return np.zeros(size, dtype)
 
 
 def _load(file, storages: dict) -> Any:
@@ -224,14 +224,17 @@ def _guarded(load):
         raise RefusedPickle(f"damaged pickle ({type(error).__name__}: {error})") from None
 
 
-def _load_zip(file) -> Any:
-    def load():
-        with zipfile.ZipFile(file) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-            root = name.removesuffix("/data.pkl")
-            return _ZipUnpickler(io.BytesIO(archive.read(name)), archive, root).load()
+def _load_either(file) -> Any:
+    load = _load_zip if zipfile.is_zipfile(file) else _load_legacy
+    file.seek(0)
+    return load(file)
 
-    return _guarded(load)
+
+def _load_zip(file) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+        root = name.removesuffix("/data.pkl")
+        return _ZipUnpickler(io.BytesIO(archive.read(name)), archive, root).load()
 
 
 def _load_legacy(file) -> Any:
@@ -241,12 +244,13 @@ def _load_legacy(file) -> Any:
     _load(file, {}), _load(file, {})
     # Tensors copy from their storage while they are built, so the contents are fetched first: the object is
     # passed over once to reach them and read a second time with them in hand.
-    start = file.tell()
-    first = _LegacyUnpickler(file, {})
-    _guarded(first.load)
+    start, limit = file.tell(), file.seek(0, io.SEEK_END)
+    file.seek(start)
+    first = _LegacyUnpickler(file, limit)
+    first.load()
     keys, storages = _load(file, {}), {}
     for key in keys:
-        announced = _guarded(lambda key=key: first.storages[key])
+        announced = first.storages[key]
         count = int(np.frombuffer(file.read(8), "<i8")[0])
         if count != len(announced):
             raise RefusedPickle("storage sizes differ")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from experiments import cli
 from experiments.extraction import Extracted, Request, extract, save_extracted
-from experiments.extractors import load_extractor
+from experiments.extractors import Extractor, load_extractor
 from experiments.runtime import prepare_process
+from jaxatoms.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class ExtractConfig:
     dataset: str
     """NAME, NAME@PATH, file:PATH or demo:organic; its train split is sampled."""
     checkpoint: str
-    """Run folder, checkpoints/best or a step folder of a pretraining run."""
+    """Run folder, checkpoints/best, a step folder, or a PyTorch file such as jmp-s.pt or eq2_31M_ec4_allmd.pt."""
     out: str
     """File to write (.npz)."""
     n: str = "10000"
@@ -40,6 +41,13 @@ class ExtractConfig:
     """Random groups of structures, for confidence intervals."""
     raw_weights: bool = False
     """The raw weights instead of their moving average."""
+    backbone: str = "auto"
+    """gemnet_oc or equiformer_v2: refuse a checkpoint of another kind."""
+    edge_direction: str | None = None
+    """EquiformerV2: source_to_target (as the paper's code feeds it) or target_to_source (as the weights were trained);
+    default: what the checkpoint says."""
+    paper: bool = False
+    """The paper's upstream setting: edge dropout 0.1 and, for EquiformerV2, source_to_target."""
     batch_edges: int = 4096
     """Edge slots of a batch."""
     data_root: str | None = None
@@ -52,14 +60,14 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.extract`."""
     config = cli.parse(ExtractConfig, argv, description=__doc__, prog="python -m experiments.extract")
     prepare_process()
-    extractor, began = load_extractor(config.checkpoint, config.raw_weights), time.perf_counter()
+    extractor, began = _extractor(config), time.perf_counter()
     request = Request(
         dataset=config.dataset,
         n=config.n,
         sampling=config.sampling,
         seed=config.seed,
         aggregation=config.aggregation,
-        edge_dropout=config.edge_dropout,
+        edge_dropout=0.1 if config.paper else config.edge_dropout,
         n_blocks=config.blocks,
     )
     data = extract(
@@ -75,6 +83,19 @@ def main(argv: list[str] | None = None) -> int:
     print(describe(data, time.perf_counter() - began))
     print(f"-> {config.out}")
     return 0
+
+
+def _extractor(config: ExtractConfig) -> Extractor:
+    direction = config.edge_direction
+    if config.paper and config.backbone == "equiformer_v2":
+        direction = "source_to_target"
+    extractor = load_extractor(config.checkpoint, config.raw_weights, direction)
+    kind = extractor.identity.split(":")[0]
+    if config.backbone not in ("auto", kind):
+        raise InputError(f"{config.checkpoint} is a {kind}, not a {config.backbone}; leave out --backbone")
+    if config.paper and kind == "equiformer_v2" and config.backbone == "auto":
+        raise InputError("--paper with an EquiformerV2 needs --backbone equiformer_v2")
+    return extractor
 
 
 def describe(data: Extracted, seconds: float) -> str:

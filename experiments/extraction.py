@@ -73,7 +73,7 @@ def extract(
       InputError: unknown data set or strategy, too few structures, features that are not finite.
     """
     spec, store = open_dataset(request.dataset, data_root, cache_dir)
-    corpus, train = _opened(request.dataset, spec, store, data_root, cache_dir)
+    corpus, train = _opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
     classes = classes_of(spec, store)
     records, replaced = choose_records(store, train, classes[train], request, extractor.num_elements)
     samples = samples_of(0, records)
@@ -130,13 +130,13 @@ def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
     return known & (store.n_node[records] >= MIN_ATOMS)
 
 
-def _opened(name: str, spec: DatasetSpec, store: Store, data_root, cache_dir):
+def _opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root, cache_dir):
     """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
     if spec.family in PUBLISHED:
         corpus, split = open_downstream(name, data_root, cache_dir)
-        return corpus, split.train
+        return dataclasses.replace(corpus, nearest=nearest), split.train
     train = make_split(store, spec.split_rule, seed=0, held_out=spec.held_out).train
-    return Corpus((_unlabelled(name, store, spec),)), train
+    return Corpus((_unlabelled(name, store, spec),), nearest), train
 
 
 def _unlabelled(name: str, store: Store, spec) -> Task:

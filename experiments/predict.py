@@ -87,6 +87,8 @@ def _build(systems: list, record: dict, config):
 
 def _physical(result, task: int, record: dict, systems: SystemBatch, *, gradient: bool) -> list:
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
+    if result.energy is None:
+        raise InputError("this checkpoint predicts forces alone; use jaxatoms.ase, or one that predicts energies")
     # Models with gradient forces have one head and no axis for it.
     energy, forces = (np.asarray(x) if gradient else np.asarray(x)[..., task] for x in result)
     physical = inference.physical_energy(energy[:n_graph], record, systems)

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxatoms import inference
 from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch
 from jaxatoms.graphs.skin import SkinList
+from jaxatoms.models.model import DirectForceModel
 from jaxatoms.types import InputError, SystemBatch
 
 SPARE = 0.25  # room in every size for neighbours to come
@@ -69,6 +70,8 @@ class JaxAtomsCalculator(Calculator):
         self._limit = max_neighbors or self._record["max_neighbors"]
         self._skin = SkinList(cutoff or self._record["cutoff"], skin)
         self._budget: BatchBudget | None = None
+        if isinstance(self._model.module, DirectForceModel):
+            self.implemented_properties = ["forces"]
         if self._model.has_gradient_forces:
             self.implemented_properties = [*type(self).implemented_properties, "stress"]
         with self._precision():
@@ -150,6 +153,8 @@ class JaxAtomsCalculator(Calculator):
 
     def _direct(self, graphdef, state, batch: GraphBatch) -> dict[str, jax.Array]:
         out = nnx.merge(graphdef, state)(batch)
+        if out.energy is None:  # fine-tuned for forces alone, without an axis of tasks
+            return {"forces": out.forces}
         return {"energy": out.energy[0, self._task], "forces": out.forces[..., self._task]}
 
     def _with_strain(self, graphdef, state, batch: GraphBatch) -> dict[str, jax.Array]:
@@ -167,12 +172,13 @@ class JaxAtomsCalculator(Calculator):
         return {"energy": value, "forces": -gradient, "virial": virial}
 
     def _store(self, out: dict[str, np.ndarray], systems: SystemBatch):
-        gradient = self._model.has_gradient_forces
-        energy = float(inference.physical_energy(out["energy"][None], self._record, systems)[0])
-        forces = inference.physical_forces(out["forces"][: len(systems.positions)], self._record, gradient=gradient)
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        gradient, n = self._model.has_gradient_forces, len(systems.positions)
+        if not all(np.isfinite(array).all() for array in out.values()):
             raise InputError(f"{self._model.path} gives energies or forces that are not finite; check the structure")
-        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        self.results = {"forces": inference.physical_forces(out["forces"][:n], self._record, gradient=gradient)}
+        if "energy" in out:
+            energy = float(inference.physical_energy(out["energy"][None], self._record, systems)[0])
+            self.results |= {"energy": energy, "free_energy": energy}
         if gradient and self.atoms.cell.rank == 3:
             virial = np.asarray(out["virial"], np.float64) * self._record["energy_std"]
             self.results["stress"] = full_3x3_to_voigt_6_stress(virial / self.atoms.get_volume())

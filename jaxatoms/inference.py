@@ -17,7 +17,7 @@ from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.model import GradientModel
+from jaxatoms.models.model import GradientModel, ScalarModel
 from jaxatoms.models.registry import (
     ModelConfig,
     build_recorded,
@@ -73,6 +73,8 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     Raises:
       InputError: no such head, or none named where there are several.
     """
+    if isinstance(model.module, ScalarModel):
+        raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
     names = [task["name"] for task in model.meta["tasks"]]
     if not names:
         raise InputError(f"{model.path} has no heads (weights of a backbone only); fine-tune it first")
@@ -103,11 +105,7 @@ def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], sp
         budgets = [dataclasses.asdict(nearest_budget(systems, graphs)) for systems, graphs in batches]
         largest = {name: max(budget[name] for budget in budgets) for name in budgets[0]}
     else:
-        parts = [
-            packing.group_sizes(packing.structure_sizes(*batch), [np.arange(len(batch[0].n_node))]) for batch in batches
-        ]
-        sizes = {name: np.concatenate([part[name] for part in parts]).max() for name in parts[0]}
-        largest = dataclasses.asdict(packing.make_budget(sizes))
+        largest = dataclasses.asdict(packing.exact_budget([packing.whole_size(*batch) for batch in batches]))
     fixed = ("n_graph", "n_node", "n_per_graph")
     grown = {name: n if name in fixed else int(np.ceil(n * (1 + spare))) for name, n in largest.items()}
     return BatchBudget(**grown)

@@ -22,7 +22,7 @@ ALLOWED = {
     "training": {"types", "graphs"},
     "interop": {"types", "units", "graphs", "models"},
     "inference": {"types", "data", "graphs", "models", "training"},
-    "ase": {"types", "graphs", "inference"},
+    "ase": {"types", "graphs", "models", "inference"},
 }
 OURS = ("jaxatoms", "kernels", "experiments", "benchmarks", "tests")
 ACCELERATOR = ("jax", "jaxlib", "flax", "optax", "orbax", "e3nn_jax", "jraph")

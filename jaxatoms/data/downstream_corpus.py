@@ -14,6 +14,7 @@ from jaxatoms.data.splits import Split, downstream_split, make_split
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
 from jaxatoms.types import Graphs, InputError, SystemBatch
 
 PUBLISHED = ("rmd17", "md22", "spice", "qm9", "qmof", "matbench")
@@ -28,6 +29,7 @@ class DownstreamCorpus:
     store: Store
     mean: float  # of the target: energies, or the scalar after its references
     std: float
+    nearest: bool = False  # the single graph of EquiformerV2 instead of GemNet-OC's four
 
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
@@ -37,7 +39,7 @@ class DownstreamCorpus:
         """Structures, graphs and targets of some samples, in their order."""
         systems = self.store.take(samples.record)
         targets = self._targets(systems, samples.record)
-        return systems, graphs_of(systems, self.facts.graph, rng, edge_dropout), targets
+        return systems, graphs_of(systems, self.facts.graph, rng, edge_dropout, self.nearest), targets
 
     def _targets(self, systems: SystemBatch, records: np.ndarray) -> Targets:
         n = len(records)
@@ -54,12 +56,12 @@ class DownstreamCorpus:
         return Targets(values.astype(np.float32), none, task)
 
 
-def graphs_of(systems: SystemBatch, graph: Graph, rng=None, edge_dropout: float = 0.0) -> Graphs:
-    """The four graphs under the cutoff and neighbour rule of a downstream set."""
+def graphs_of(systems: SystemBatch, graph: Graph, rng=None, edge_dropout=0.0, nearest: bool = False) -> Graphs:
+    """The four graphs (or the one of EquiformerV2) under the cutoff and neighbour rule of a downstream set."""
     limits = np.array([neighbor_limits(int(k)) for k in graph.neighbors(systems.n_node)])
     cutoff = np.full(len(systems.n_node), graph.cutoff)
-    s = systems
-    return build_graphs(
+    s, build = systems, build_nearest_graphs if nearest else build_graphs
+    return build(
         s.positions, s.n_node, s.cell, s.pbc, s.tags, cutoff, limits, rng=rng, edge_dropout=edge_dropout
     )
 

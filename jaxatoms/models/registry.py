@@ -35,7 +35,7 @@ class PureModel(NamedTuple):
     params: Any
     constants: Any
     apply: Callable  # (params, constants, batch, edge_dropout, **options) -> ModelOutput
-    node_features: Callable  # (params, constants, batch) -> [n_node, emb_size_atom], what the energy heads read
+    node_features: Callable  # (params, constants, batch) -> [n_node, feature_width], what the energy heads read
 
 
 def find_config(name: str) -> ModelConfig:
@@ -86,6 +86,16 @@ def architecture(config: ModelConfig) -> str:
 def uses_nearest_graph(config: ModelConfig) -> bool:
     """Whether batches come from `graphs.nearest_graphs` (one graph) instead of `graphs.gemnet_graphs` (four)."""
     return isinstance(config, EquiformerV2Config)
+
+
+def feature_width(config: ModelConfig) -> int:
+    """Width of the node feature of the Chemical Similarity Index: 256 for GemNet-OC, 3200 for EquiformerV2 31M."""
+    return config.feature_width if isinstance(config, EquiformerV2Config) else config.emb_size_atom
+
+
+def largest_atomic_number(config: ModelConfig) -> int:
+    """The largest element that the tables hold; EquiformerV2's first row stands for Z = 0."""
+    return config.max_num_elements - 1 if isinstance(config, EquiformerV2Config) else config.num_elements
 
 
 def has_dropout(config: ModelConfig) -> bool:
@@ -175,7 +185,8 @@ def split_model(model: nnx.Module) -> PureModel:
         return module(batch, edge_dropout=edge_dropout, **options)
 
     def node_features(params, constants, batch):
-        return nnx.merge(graphdef, params, constants).features(batch).node
+        module = nnx.merge(graphdef, params, constants)
+        return module.node_features(batch) if isinstance(module, EquiformerV2Model) else module.features(batch).node
 
     return PureModel(params, constants, apply, node_features)
 

@@ -24,7 +24,7 @@ def batches(tmp_path_factory):
     data = prepare_task("demo:organic", 64, 0, val_samples=8, data_root=None, cache_dir=cache)
     corpus, train, _ = make_corpus([data], nearest=uses_nearest_graph(CONFIG))
     sizes = loader.measure(corpus, train, 0.1)
-    budgets = packing.fixed_budgets(sizes, 8, int(corpus.n_node(train).max()), shapes=1)
+    budgets = packing.fixed_budgets(sizes, 8, int(corpus.n_node(train).max()), 24, shapes=1)
     return loader.TrainBatches(corpus, train, budgets, 3, 0, 0.1, 8)
 
 
@@ -46,7 +46,8 @@ def test_batches_hold_the_nearest_graph_with_both_tables(batches):
 @pytest.mark.slow
 def test_the_loss_falls_and_dropout_follows_its_seed(batches):
     model = split_model(make_model(CONFIG, 1, 0, Precision()))
-    optimizer = make_optimizer(OptimConfig(lr=1e-2, warmup_steps=2), 100, shared_gradient_divisors(CONFIG, model.params))
+    divisors = shared_gradient_divisors(CONFIG, model.params)
+    optimizer = make_optimizer(OptimConfig(lr=1e-2, warmup_steps=2), 100, divisors)
 
     def train(step, steps: int) -> list[float]:
         state, losses = init_state(jax.tree.map(jax.numpy.array, model.params), optimizer), []

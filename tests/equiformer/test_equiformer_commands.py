@@ -1,0 +1,78 @@
+"""The commands with EquiformerV2: pretraining and its resume, prediction, features from a PyTorch file, CSI."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+from fixtures.torch_models import TINY_EQUIFORMER
+
+from experiments import extract, predict, pretrain
+from experiments.extraction import load_extracted
+from experiments.extractors import load_extractor
+from jaxatoms.models.registry import model_record
+
+FILE = Path(__file__).parents[1] / "fixtures" / "torch" / "equiformer_v2.pt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("equiformer")
+
+
+def run_extract(folder, name, *options):
+    arguments = ["--dataset", "demo:organic", "--checkpoint", str(FILE), "--n", "12", "--blocks", "3", "--quiet",
+                 "--out", str(folder / name), "--cache-dir", str(folder / "cache"), "--store", *options]
+    assert extract.main(arguments) == 0
+    return load_extracted(folder / name)
+
+
+def test_features_of_a_pytorch_file(folder):
+    """Width (lmax+1)^2 x channels; the two edge directions differ and have different names."""
+    clean = run_extract(folder, "clean.npz", "--backbone", "equiformer_v2")
+    paper = run_extract(folder, "paper.npz", "--backbone", "equiformer_v2", "--edge-direction", "source_to_target")
+    width = TINY_EQUIFORMER.feature_width
+    assert clean.features.features.shape == (clean.info["n_atom"], width)
+    assert clean.info["extractor"].startswith("equiformer_v2:target_to_source:")
+    assert paper.info["extractor"].startswith("equiformer_v2:source_to_target:")
+    assert clean.features.features.shape == paper.features.features.shape
+    assert not np.allclose(clean.features.features, paper.features.features)
+    # Invariants of a norm: the first channels are those of l = 0.
+    assert np.isfinite(clean.features.features).all()
+
+
+@pytest.mark.parametrize("options,words", [
+    (["--backbone", "gemnet_oc"], "is a equiformer_v2"),
+    (["--edge-direction", "sideways"], "edge_direction must be"),
+    (["--paper"], "needs --backbone"),
+])  # fmt: skip
+def test_extraction_refuses(folder, options, words, capsys):
+    with pytest.raises(SystemExit):
+        run_extract(folder, "x.npz", *options)
+    assert words in capsys.readouterr().err
+
+
+def test_an_extractor_knows_its_elements():
+    assert load_extractor(str(FILE)).num_elements == TINY_EQUIFORMER.max_num_elements - 1
+
+
+@pytest.mark.slow
+def test_pretraining_resume_and_prediction(folder):
+    config = dataclasses.replace(TINY_EQUIFORMER, num_layers=1, lmax=1, max_num_elements=90, grid_resolution=6)
+    (folder / "model.json").write_text(json.dumps(model_record(config)))
+    options = ["--upstream", "demo:organic", "--n", "32", "--epochs", "1", "--batch-size", "8", "--batch-shapes", "1",
+               "--model", str(folder / "model.json"), "--val-samples", "8", "--lr", "1e-2", "--quiet",
+               "--cache-dir", str(folder / "cache"), "--run-dir", str(folder / "run")]
+    assert pretrain.main(options) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["finished"] and summary["steps"] == 4
+    assert pretrain.main([*options, "--resume"]) == 0
+    ase.io.write(folder / "in.extxyz", [ase.build.molecule("CH3OH"), ase.build.molecule("H2O")])
+    assert predict.main(["--checkpoint", str(folder / "run"), "--structures", str(folder / "in.extxyz"),
+                         "--out", str(folder / "out.extxyz")]) == 0
+    out = ase.io.read(folder / "out.extxyz", ":")
+    assert [len(atoms) for atoms in out] == [6, 3]
+    assert all(np.isfinite(atoms.get_forces()).all() for atoms in out)

@@ -78,11 +78,11 @@ def short_count(n: int | None) -> str:
 
 def backbone_label(dimensions: Mapping[str, object]) -> str:
     """The preset that has these dimensions, or their main ones."""
-    own = {k: v for k, v in dimensions.items() if k not in _FREE_FIELDS}
     for preset, label in BACKBONE.items():
-        if own == {k: v for k, v in dataclasses.asdict(PRESETS[preset]).items() if k not in _FREE_FIELDS}:
+        wanted = {k: v for k, v in dataclasses.asdict(PRESETS[preset]).items() if k not in _FREE_FIELDS}
+        if all(dimensions.get(k, v) == v for k, v in wanted.items()) and "num_blocks" in dimensions:
             return label
-    return f"GemNet-OC ({own.get('num_blocks')} blocks, {own.get('emb_size_edge')} wide)"
+    return f"GemNet-OC ({dimensions.get('num_blocks')} blocks, {dimensions.get('emb_size_edge')} wide)"
 
 
 def jmp_label(file: str, backbone: str) -> str:

@@ -1,0 +1,266 @@
+"""Reproduce one published row from data to table, in steps that are skipped once done.
+
+    python -m experiments.reproduce --table 1 --row ani1x --dry-run
+    python -m experiments.reproduce --table 1 --row ani1x --out runs/paper
+    python -m experiments.reproduce --table 1 --row ani1x --scale 1e-3 --model gemnet_oc_tiny \\
+        --upstream ani1x@/data/ani1x.h5 --downstream rmd17:aspirin@/data/rmd17_aspirin.npz
+
+Pretraining, CSI of the candidates, and fine-tuning with its test; then the table. Rows that share a pretraining run
+share its folder. `--row all` takes every row of the table.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments import cli
+from experiments.chain import Step, is_done, print_chain, run_chain
+from experiments.grouping import make_cells
+from experiments.paper.cost import Cost
+from experiments.paper.names import DOWNSTREAM, UPSTREAM, base_name, short_count
+from experiments.paper.published import Column
+from experiments.paper.recipes import (
+    PaperRow,
+    find_row,
+    finetune_cost,
+    finetune_steps,
+    paper_rows,
+    pretrain_cost,
+    slug,
+)
+from experiments.results import find_results
+from experiments.tables import write_table
+from jaxatoms.types import InputError
+
+CSI_STRUCTURES, MIN_CSI_STRUCTURES = 10_000, 400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """Which row, and where it departs from the paper."""
+
+    table: str
+    """1 to 5, or fig4."""
+    row: str
+    """A row's key, such as ani1x, mixed_balanced or (Table 2) ani1x-1M; `all`. A wrong one lists them."""
+    scale: float = 1.0
+    """Of N and of the fine-tuning steps; 1e-3 takes minutes."""
+    model: str | None = None
+    """Preset or JSON file instead of the paper's network."""
+    upstream: tuple[str, ...] = ()
+    """Where data sets come from: ani1x@PATH, or ani1x=demo:organic to put another in its place."""
+    downstream: tuple[str, ...] = ()
+    """Tasks to run, in the same form; default: the table's."""
+    seeds: tuple[int, ...] = (0,)
+    """Of pretraining and fine-tuning alike."""
+    extractor: str | None = None
+    """Network for CSI: a checkpoint, or none. Default: the row's own pretrained network."""
+    jmp: str | None = None
+    """Public JMP checkpoint (jmp-s.pt), for the jmp rows."""
+    out: str = "runs/paper"
+    """Folder of all runs."""
+    pretrain_options: str = ""
+    """More options of experiments.pretrain, in one string: --pretrain-options="--precision tf32"."""
+    finetune_options: str = ""
+    """More options of experiments.finetune, in one string."""
+    data_root: str | None = None
+    cache_dir: str | None = None
+    dry_run: bool = False
+    """Print the steps and their cost; run nothing."""
+
+    def __post_init__(self):
+        if not 0 < self.scale <= 1:
+            raise InputError(f"--scale must be above 0 and at most 1, got {self.scale}")
+        if not self.seeds:
+            raise InputError("--seeds needs one seed at least")
+
+    def count(self, n: int) -> int:
+        """A number of structures or steps, scaled."""
+        return max(1, round(n * self.scale))
+
+    def places(self) -> tuple[str, ...]:
+        """The options that say where data lie."""
+        given = (("--data-root", self.data_root), ("--cache-dir", self.cache_dir))
+        return tuple(word for option, value in given if value is not None for word in (option, value))
+
+
+@cli.one_line_errors()
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m experiments.reproduce`."""
+    config = cli.parse(ReproduceConfig, argv, description=__doc__, prog="python -m experiments.reproduce")
+    rows = paper_rows(config.table) if config.row == "all" else [find_row(config.table, config.row)]
+    steps = list({step.name: step for row in rows for step in make_steps(row, config)}.values())
+    if config.dry_run:
+        print_chain(steps)
+        for row in rows:
+            print(f"\n{row.key}: {row_cost(row, config).text()}")
+            print("expected " + ", ".join(f"{e.column.dataset} {e.value:g} {e.column.unit}" for e in row.expected))
+        return 0
+    out = cli.resolve_run_dir(config.out)
+    run_chain(steps, out)
+    report(rows, config, out)
+    return 0
+
+
+# --- the chain ----------------------------------------------------------------------------------------
+
+
+def make_steps(row: PaperRow, config: ReproduceConfig) -> list[Step]:
+    """The steps of a row, in order."""
+    tasks = tasks_of(row, config)
+    if row.is_jmp:
+        convert = convert_step(row, config)
+        inits = dict.fromkeys(config.seeds, Path(config.out) / convert.name)
+        first = [convert]
+    else:
+        first = [pretrain_step(row, config, seed) for seed in config.seeds]
+        inits = {seed: Path(config.out) / step.name for seed, step in zip(config.seeds, first, strict=True)}
+    csi = [] if config.extractor == "none" else [csi_step(row, config, tasks, inits[config.seeds[0]])]
+    return [*first, *csi, *(finetune_step(config, t, d, inits[s], s) for s in config.seeds for t, d in tasks.items())]
+
+
+def pretrain_step(row: PaperRow, config: ReproduceConfig, seed: int) -> Step:
+    """Pretraining under the row's budget."""
+    places = replacements(config.upstream, UPSTREAM)
+    model, n = config.model or row.model, config.count(row.row.n or 0)
+    kind = f"{'+'.join(row.upstream)}-{row.mix}" if len(row.upstream) > 1 else row.upstream[0]
+    name = f"pretrain/{slug(kind)}-n{n}-e{row.row.epochs}-{slug(Path(model).stem)}-s{seed}"
+    folder = Path(config.out) / name
+    words = ["--upstream", ",".join(places.get(u, u) for u in row.upstream), "--n", str(n),
+             "--epochs", str(row.row.epochs), "--model", model, "--seed", str(seed)]  # fmt: skip
+    if len(row.upstream) > 1:
+        words += ["--mix", row.mix]
+    words += [*shlex.split(config.pretrain_options), "--run-dir", str(folder)]
+    return training_step(name, "experiments.pretrain", words, folder, "summary.json", config)
+
+
+def convert_step(row: PaperRow, config: ReproduceConfig) -> Step:
+    """Conversion of a public checkpoint.
+
+    Raises:
+      InputError: no --jmp.
+    """
+    if config.jmp is None and not config.dry_run:
+        raise InputError(f"row {row.key} starts from a public checkpoint; give it as --jmp jmp-s.pt or jmp-l.pt")
+    file = config.jmp or f"jmp-{'l' if row.model.endswith('_l') else 's'}.pt"
+    name = f"pretrain/{slug(Path(file).stem)}"
+    folder = Path(config.out) / name
+    argv = ("experiments.convert", "--torch", file, "--quiet", "--out", str(folder))
+    return Step(name, argv, proof=folder / "checkpoints" / "best")
+
+
+def finetune_step(config: ReproduceConfig, task: str, data: str, init: Path, seed: int) -> Step:
+    """Fine-tuning on one task, with its test."""
+    name = f"finetune/{init.name}/{slug(task)}-s{seed}"
+    folder = Path(config.out) / name
+    words = ["--downstream", data, "--init", str(init), "--seed", str(seed)]
+    if config.scale < 1:
+        words += ["--max-steps", str(config.count(finetune_steps(task)))]
+    else:
+        words += ["--test-samples", "all"]
+    words += [*shlex.split(config.finetune_options), "--run-dir", str(folder)]
+    return training_step(name, "experiments.finetune", words, folder, "test.json", config)
+
+
+def training_step(
+    name: str, module: str, words: list[str], folder: Path, proof: str, config: ReproduceConfig
+) -> Step:
+    """A resumable step of one of the training commands."""
+    argv, begun = (module, *words), folder / "config.json"
+    return Step(name, argv, folder / proof, begun=begun, resume=("--resume",), places=config.places())
+
+
+def csi_step(row: PaperRow, config: ReproduceConfig, tasks: Mapping[str, str], network: Path) -> Step:
+    """CSI of the candidates: the paper's four, or just those that --upstream names."""
+    places = replacements(config.upstream, UPSTREAM)
+    candidates = list(places.values()) if places else list(UPSTREAM)
+    checkpoint = config.extractor or str(network)
+    name = f"csi/{row.table}-{slug(Path(checkpoint).name)}"
+    folder = Path(config.out) / name
+    n = max(MIN_CSI_STRUCTURES, config.count(CSI_STRUCTURES))
+    once = [t for t in tasks if not t.startswith("matbench:") or t.endswith("/0")]
+    argv = ["experiments.csi", "--upstream", *candidates, "--downstream", *(tasks[t] for t in once),
+            "--checkpoint", checkpoint, "--n", str(n), "--out", str(folder)]  # fmt: skip
+    return Step(name, tuple(argv), proof=folder / "csi.json", places=config.places())
+
+
+def tasks_of(row: PaperRow, config: ReproduceConfig) -> dict[str, str]:
+    """{paper's task: data set to open}, all of the table or those that --downstream names."""
+    given = replacements(config.downstream, DOWNSTREAM)
+    foreign = [name for name in given if name not in row.downstream]
+    if foreign:
+        known = ", ".join(row.downstream)
+        raise InputError(f"--downstream {foreign[0]} is no task of table {row.table}; its tasks are {known}")
+    return given or {name: name for name in row.downstream}
+
+
+def replacements(words: tuple[str, ...], known: Mapping[str, object]) -> dict[str, str]:
+    """{known name: data set to open} of NAME, NAME@PATH and NAME=OTHER.
+
+    Raises:
+      InputError: a name that is not known.
+    """
+    out = {}
+    for word in words:
+        left, sign, right = word.partition("=") if "@" not in word.partition("=")[0] else (word, "", "")
+        name = base_name(left)
+        if name not in known:
+            raise InputError(f"{name!r} is not one of {', '.join(known)}; write NAME, NAME@PATH or NAME=OTHER")
+        out[name] = right if sign else left
+    return out
+
+
+# --- what comes out -----------------------------------------------------------------------------------
+
+
+def row_cost(row: PaperRow, config: ReproduceConfig) -> Cost:
+    """All steps of a row; JMP rows cost their fine-tuning only."""
+    model = config.model or row.model
+    parts = [finetune_cost(t, config.count(finetune_steps(t)), model) for t in tasks_of(row, config)]
+    if not row.is_jmp:
+        parts.append(pretrain_cost(row, config.count(row.row.n or 0), model))
+    total = sum(parts[1:], parts[0])
+    return Cost(*(value * len(config.seeds) for value in dataclasses.astuple(total)))
+
+
+def report(rows: list[PaperRow], config: ReproduceConfig, out: Path) -> None:
+    """The rows' numbers beside the paper's, and the whole table from everything below `out`."""
+    for row in rows:
+        settings = [f"here times {config.scale:g}", config.model, *config.upstream, *config.downstream]
+        print(f"\n{row.key}: C {short_count(row.row.budget)} in the paper, {' '.join(filter(None, settings))}")
+        folders = {s.name: t for s, t in _finetune_steps(row, config) if is_done(s)}
+        for line in row_lines(row, folders, out):
+            print(line)
+    if config.table != "fig4":
+        _, paths = write_table(config.table, find_results(out), cli.resolve_run_dir(out / "tables"))
+        print("-> " + ", ".join(map(str, paths)))
+
+
+def _finetune_steps(row: PaperRow, config: ReproduceConfig) -> list[tuple[Step, str]]:
+    steps = [s for s in make_steps(row, config) if s.name.startswith("finetune/")]
+    return list(zip(steps, list(tasks_of(row, config)) * len(config.seeds), strict=True))
+
+
+def row_lines(row: PaperRow, folders: Mapping[str, str], out: Path) -> list[str]:
+    """One line per task: ours, then the paper's number."""
+    results = [r for r in find_results(out).results if r.folder in folders]
+    # Filed under the paper's task, whatever data stand in for it.
+    named = [
+        dataclasses.replace(r, row=row.row, column=Column(*DOWNSTREAM[folders[r.folder]], r.column.unit))
+        for r in results
+    ]
+    cells, _ = make_cells(named)
+    stand_ins = {n.column.dataset: r.column.dataset for n, r in zip(named, results, strict=True)}
+    lines = []
+    for (_, column), cell in cells.items():
+        paper = next((e.value for e in row.expected if e.column == column), None)
+        beside = "" if paper is None else f", paper {paper:g}"
+        if stand_ins.get(column.dataset, column.dataset) != column.dataset:
+            beside += f" (ours on {stand_ins[column.dataset]})"
+        lines.append(f"  {column.dataset:24s} {cell.text()} {column.unit}{beside}")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

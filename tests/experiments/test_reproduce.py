@@ -1,0 +1,215 @@
+"""Chains that skip, resume and refuse; paper rows as commands; a row reproduced with stub steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from run_folders import comparison, finetuning, pretraining
+
+from experiments import chain, reproduce
+from experiments.chain import Step, run_chain
+from experiments.finetune import FinetuneConfig
+from experiments.paper.published import RowKey, published
+from experiments.paper.recipes import TABLES, finetune_steps, paper_rows, pretrain_cost, upstream_of
+from experiments.pretrain import PretrainConfig
+from jaxatoms.types import InputError
+
+
+def step(folder: Path, name: str, *words: str) -> Step:
+    return Step(name, ("stub", name, *words), folder / f"{name}.json", folder / f"{name}.begun", ("--resume",))
+
+
+class Stub:
+    """Stands in for processes: writes the proof of the step that it is called for."""
+
+    def __init__(self, folder: Path, fail: str = ""):
+        self.folder, self.fail, self.calls = folder, fail, []
+
+    def __call__(self, argv):
+        self.calls.append(list(argv))
+        if argv[1] == self.fail:
+            (self.folder / f"{argv[1]}.begun").touch()
+            return 1
+        (self.folder / f"{argv[1]}.json").write_text('{"finished": true}')
+        return 0
+
+
+# --- chains -----------------------------------------------------------------------------------------
+
+
+def test_a_chain_goes_on_where_it_broke_off(tmp_path):
+    steps = [step(tmp_path, name) for name in "abc"]
+    broken = Stub(tmp_path, fail="b")
+    with pytest.raises(InputError, match="step b failed with exit code 1"):
+        run_chain(steps, tmp_path, broken, say=lambda _: None)
+    assert [call[1] for call in broken.calls] == ["a", "b"]
+    said, whole = [], Stub(tmp_path)
+    run_chain(steps, tmp_path, whole, said.append)
+    assert whole.calls == [["stub", "b", "--resume"], ["stub", "c"]]
+    assert said[0] == "[1/3] a: done already"
+    again = Stub(tmp_path)
+    run_chain(steps, tmp_path, again, said.append)
+    assert again.calls == []
+
+
+def test_an_unfinished_or_damaged_proof_is_none(tmp_path):
+    one = step(tmp_path, "a")
+    for text, done in (('{"finished": false}', False), ("{", False), ('{"finished": true}', True), ("{}", True)):
+        one.proof.write_text(text)
+        assert chain.is_done(one) is done
+
+
+def test_a_step_that_ends_without_proof_stops_the_chain(tmp_path):
+    with pytest.raises(InputError, match="step a ended early"):
+        run_chain([step(tmp_path, "a")], tmp_path, lambda argv: 0, say=lambda _: None)
+
+
+def test_other_settings_are_refused_and_other_places_are_not(tmp_path):
+    run_chain([step(tmp_path, "a", "--n", "10")], tmp_path, Stub(tmp_path), say=lambda _: None)
+    with pytest.raises(InputError, match="step a in .* ran with other settings: 20 changed"):
+        run_chain([step(tmp_path, "a", "--n", "20")], tmp_path, Stub(tmp_path), say=lambda _: None)
+    moved = Step("a", ("stub", "a", "--n", "10"), tmp_path / "a.json", places=("--data-root", "/x"))
+    run_chain([moved], tmp_path, Stub(tmp_path), say=lambda _: None)
+
+
+def test_a_step_is_a_process_of_its_own(tmp_path):
+    assert chain.run_process(["json.tool", "--help"]) == 0
+    assert chain.run_process(["json.tool", str(tmp_path / "nowhere")]) != 0
+
+
+def test_a_signal_reaches_the_step(tmp_path, monkeypatch):
+    (tmp_path / "sleeper.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_): pathlib.Path('saved').touch(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop); pathlib.Path('ready').touch(); time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt():
+        while not Path("ready").exists():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert chain.run_process(["sleeper"]) == 128 + signal.SIGTERM
+    assert Path("saved").exists()
+
+
+# --- rows -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_published_row_is_a_chain_whose_commands_parse(table):
+    rows = paper_rows(table)
+    assert len({row.key for row in rows}) == len(rows)
+    assert sum(len(row.expected) for row in rows) == len(published(table))
+    for row in rows:
+        config = reproduce.ReproduceConfig(table=table, row=row.key, dry_run=True)
+        for one in reproduce.make_steps(row, config):
+            options = dict(zip(one.argv[1::2], one.argv[2::2], strict=False))
+            if one.argv[0] == "experiments.pretrain":
+                n, epochs = options["--n"], int(options["--epochs"])
+                PretrainConfig(upstream=options["--upstream"], n=n, epochs=epochs)
+                assert int(n) * epochs == row.row.budget
+            if one.argv[0] == "experiments.finetune":
+                FinetuneConfig(downstream=options["--downstream"], init=options["--init"])
+        assert reproduce.row_cost(row, config).gpu_hours > 0
+
+
+def test_steps_and_arithmetic_of_the_specification():
+    steps = {"rmd17:aspirin": 142_800, "md22:Ac-Ala3-NHMe": 285_000, "spice:solvated_amino_acids": 260_000,
+             "qm9:U_0": 461_800, "qmof": 163_000, "matbench:phonons/0": 13_680}  # fmt: skip
+    assert {name: finetune_steps(name) for name in steps} == steps
+    rows = {row.key: row for row in paper_rows("1")}
+    assert pretrain_cost(rows["ani1x"], 2_000_000, "gemnet_oc_s").steps == 500_000
+    assert pretrain_cost(rows["ani1x"], 2_000_000, "gemnet_oc_s").flop == pytest.approx(4e17, rel=0.05)
+    assert pretrain_cost(rows["oc20"], 2_000_000, "gemnet_oc_s").flop == pytest.approx(4e18, rel=0.1)
+
+
+def test_upstreams_of_mixtures():
+    assert upstream_of(RowKey(3_000_000, 5, "ANI-1x (2M) + OC22 (1M)", "GemNet-OC-S")) == (("ani1x", "oc22"), "2:1")
+    assert upstream_of(RowKey(2_000_000, 5, "Mixed (Temp)", "GemNet-OC-S"))[1] == "temperature"
+    assert upstream_of(RowKey(120_000_000, 2, "Mixed (Temp)", "JMP-S (GemNet-OC-S)"))[0] == ()
+
+
+def test_dry_run_prints_the_chain_and_makes_nothing(tmp_path, capsys):
+    out = tmp_path / "paper"
+    assert reproduce.main(["--table", "1", "--row", "mixed_balanced", "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "--upstream ani1x,transition1x,oc20,oc22 --n 2000000 --epochs 5 --model gemnet_oc_s" in said
+    assert "--mix balanced" in said
+    assert said.count("[to do]") == 6
+    assert "expected rMD17 9.4 meV/A" in said
+    assert "estimate" in said
+    assert not out.exists()
+
+
+def test_rows_share_their_pretraining(tmp_path, capsys):
+    def names(table, key):
+        reproduce.main(["--table", table, "--row", key, "--out", str(tmp_path), "--dry-run"])
+        return {line.split()[2] for line in capsys.readouterr().out.splitlines() if "[to do]" in line}
+
+    shared = names("1", "ani1x") & names("5", "ani1x-2M")
+    assert sum(name.startswith("pretrain/") for name in shared) == 1
+    assert sum(name.startswith("finetune/") for name in shared) == 4
+    assert not names("5", "ani1x-2M") & names("5", "ani1x-1M")
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--table", "6", "--row", "ani1x"], "--table must be"),
+    (["--table", "1", "--row", "ani"], "its rows are jmp_l, jmp_s, jmp_s_rerun, ani1x"),
+    (["--table", "1", "--row", "ani1x", "--scale", "2"], "--scale must be above 0"),
+    (["--table", "1", "--row", "ani1x", "--upstream", "spice"], "is not one of ani1x"),
+    (["--table", "1", "--row", "ani1x", "--downstream", "qmof"], "no task of table 1"),
+    (["--table", "1", "--row", "jmp_s"], "give it as --jmp"),
+])  # fmt: skip
+def test_bad_options(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main([*argv, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+# --- a whole row, with stubs ------------------------------------------------------------------------
+
+
+def stub_process(argv):
+    """Leaves what the command would leave."""
+    words = dict(zip(argv[1::2], argv[2::2], strict=False))
+    if argv[0] == "experiments.pretrain":
+        pretraining(Path(words["--run-dir"]), words["--upstream"], int(words["--n"]), int(words["--epochs"]),
+                    model=words["--model"], seed=int(words["--seed"]))
+    elif argv[0] == "experiments.csi":
+        comparison(Path(argv[argv.index("--out") + 1]), {("demo:organic", "demo:aspirin"): 1.0})
+    else:
+        seed = int(words["--seed"])
+        finetuning(Path(words["--run-dir"]), words["--init"], words["--downstream"], 100.0 + 2 * seed,
+                   upstream="demo:organic", model="gemnet_oc_tiny", seed=seed, max_steps=int(words["--max-steps"]))
+    return 0
+
+
+def test_a_scaled_row_from_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(chain, "run_process", stub_process)
+    argv = ["--table", "1", "--row", "ani1x", "--scale", "1e-3", "--model", "gemnet_oc_tiny", "--seeds", "0", "1",
+            "--upstream", "ani1x=demo:organic", "--downstream", "rmd17:aspirin=demo:aspirin", "--out", str(tmp_path)]
+    assert reproduce.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "rMD17                    101.00 ± 1.00 (2) meV/A, paper 5.4 (ours on demo:aspirin)" in said
+    assert "--n 2000 --epochs 5" in said
+    assert "--max-steps 143" in said
+    page = (tmp_path / "tables" / "table1.md").read_text()
+    assert "| 10k | 2k | 5 | demo:organic | GemNet-OC-tiny | - | 101.00 ± 1.00 (2) |" in page
+    reproduce.main(argv)
+    assert capsys.readouterr().out.count("done already") == 5
+    record = json.loads((tmp_path / "chain.json").read_text())
+    assert len(record) == 5
+
+
+def test_the_command_line_is_there():
+    done = subprocess.run([sys.executable, "-m", "experiments.reproduce", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--dry-run" in done.stdout

@@ -1,0 +1,274 @@
+"""Tables and figures from run folders: rows, seeds, folds, missing cells, refusals."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import pytest
+from run_folders import comparison, finetuning, pretraining, write
+
+from experiments import figures, tables
+from experiments.csi_records import find_comparisons
+from experiments.grouping import make_cells
+from experiments.paper.names import backbone_label, base_name, upstream_label
+from experiments.paper.published import RowKey, columns_of, published, rows_of
+from experiments.results import find_results
+from jaxatoms.models.gemnet_oc.config import LARGE
+from jaxatoms.types import InputError
+
+ANI = RowKey(2_000_000, 5, "ANI-1x", "GemNet-OC-S")
+
+
+def csv_cells(path):
+    with path.open() as file:
+        return {(r["upstream"], r["N"], r["dataset"], r["recipe"], r["variant"]): r for r in csv.DictReader(file)}
+
+
+# --- published numbers ------------------------------------------------------------------------------
+
+
+def test_published_tables_have_their_printed_shape():
+    shapes = {t: (len(rows_of(published(t))), len(columns_of(published(t)))) for t in "12345"}
+    assert shapes == {"1": (9, 4), "2": (12, 4), "3": (6, 4), "4": (8, 4), "5": (8, 4)}
+    assert all(len(published(t)) == r * c for t, (r, c) in shapes.items())
+
+
+def test_table_1_and_5_agree_where_they_print_the_same_runs():
+    first = {(e.row, e.column): e.value for e in published("1")}
+    fifth = {(e.row, e.column): e.value for e in published("5")}
+    shared = first.keys() & fifth.keys()
+    assert len(shared) == 16
+    assert all(first[key] == fifth[key] for key in shared)
+
+
+def test_unknown_table_is_refused():
+    with pytest.raises(InputError, match="no published table"):
+        published("6")
+
+
+@pytest.mark.parametrize(("args", "label"), [
+    (("ani1x@/x/y.h5",), "ANI-1x"),
+    (("oc22,ani1x,oc20,transition1x", "temperature"), "Mixed (Temp)"),
+    (("ani1x,oc22", "2:1", {"ani1x": 2_000_000, "oc22": 1_000_000}), "ANI-1x (2M) + OC22 (1M)"),
+    (("demo:organic,demo:slab", "balanced"), "demo:organic + demo:slab (balanced)"),
+    (("file:/x/acac.xyz#e,f",), "file:acac"),
+    (("scratch",), "scratch"),
+])  # fmt: skip
+def test_upstream_labels(args, label):
+    assert upstream_label(*args) == label
+
+
+def test_downstream_aliases_and_backbones():
+    assert base_name("qm9:gap@/x") == "qm9:delta_eps"
+    record = dataclasses.asdict(dataclasses.replace(LARGE, remat=True, direct_forces=False))
+    assert backbone_label(record) == "GemNet-OC-L"
+    assert backbone_label(record | {"num_blocks": 5}) == "GemNet-OC (5 blocks, 1024 wide)"
+
+
+# --- cells ------------------------------------------------------------------------------------------
+
+
+def test_mean_and_population_deviation_over_seeds(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    for seed, mae in enumerate((5.0, 6.0, 7.0)):
+        finetuning(tmp_path / f"ft{seed}", pre, "rmd17:aspirin", mae, seed=seed)
+    cells, passed = make_cells(find_results(tmp_path).results)
+    (row, column), cell = next(iter(cells.items()))
+    assert (row, column.dataset, column.recipe) == (ANI, "rMD17", "")
+    assert cell.mean == pytest.approx(6.0)
+    assert cell.std == pytest.approx((2 / 3) ** 0.5)
+    assert cell.text() == "6.00 ± 0.82 (3)"
+    assert cell.seeds == ("0/0", "1/0", "2/0")
+    assert passed == []
+
+
+def test_one_seed_has_no_deviation_and_a_repeated_one_counts_once(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    finetuning(tmp_path / "old", pre, "qm9:U_0", 3.0, "meV", started="2025-01-01T00:00:00+00:00")
+    finetuning(tmp_path / "new", pre, "qm9:U0@/elsewhere", 2.0, "meV", started="2025-01-02T00:00:00+00:00")
+    cells, passed = make_cells(find_results(tmp_path).results)
+    assert [c.text() for c in cells.values()] == ["2.00 (1)"]
+    assert passed == ["old: same row, task and seed as the newer new"]
+
+
+def test_the_mean_over_folds_needs_all_five(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    for fold in range(5):
+        finetuning(tmp_path / f"a{fold}", pre, f"matbench:phonons/{fold}", 10.0 + fold, "1/cm", seed=0)
+        if fold < 4:
+            finetuning(tmp_path / f"b{fold}", pre, f"matbench:phonons/{fold}", 99.0, "1/cm", seed=1)
+    cells, _ = make_cells(find_results(tmp_path).results)
+    mean = next(cell for (_, column), cell in cells.items() if column.dataset == "MatBench phonons mean")
+    assert (mean.mean, mean.seeds, len(mean.runs)) == (12.0, ("0/0",), 5)
+
+
+@pytest.mark.parametrize("init", ["{run}", "{run}/checkpoints/best", "{run}/checkpoints/step_320", "elsewhere/pre"])
+def test_the_pretraining_run_is_found_through_init(tmp_path, init):
+    run = pretraining(tmp_path / "pre", n=1000, epochs=3)
+    finetuning(tmp_path / "deep" / "ft", init.format(run=run), "qmof", 0.3, "eV")
+    (result,) = find_results(tmp_path).results
+    assert (result.row.n, result.row.budget, result.pretrain_seed) == (1000, 3000, 0)
+
+
+def test_a_moved_pretraining_run_leaves_the_budget_unknown(tmp_path):
+    finetuning(tmp_path / "ft", "/nowhere/pre", "qmof", 0.3, "eV")
+    pretraining(tmp_path / "pre", upstream="oc20")  # same name, another run
+    (result,) = find_results(tmp_path).results
+    assert (result.row.budget, result.row.upstream) == (None, "ANI-1x")
+    assert result.row.variant == "pretraining run not found"
+
+
+def test_scratch_and_converted_weights(tmp_path):
+    finetuning(tmp_path / "a", "scratch", "qmof", 0.3, "eV", upstream="scratch")
+    write(tmp_path / "jmp" / "checkpoints" / "step_0", meta={"source": {"layout": "jmp", "file": "jmp-s.pt"}})
+    finetuning(tmp_path / "b", tmp_path / "jmp", "qmof", 0.3, "eV", upstream="?")
+    a, b = find_results(tmp_path).results
+    assert (a.row.upstream, a.row.budget, a.pretrain_seed) == ("scratch", 0, None)
+    assert b.row == RowKey(120_000_000, 2, "Mixed (Temp)", "JMP-S* (GemNet-OC-S)")
+
+
+def test_what_departs_from_the_paper_is_kept_apart(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    finetuning(tmp_path / "paper", pre, "rmd17:aspirin", 5.0)
+    finetuning(tmp_path / "short", pre, "rmd17:aspirin", 50.0, max_steps=10)
+    finetuning(tmp_path / "probe", pre, "rmd17:aspirin", 80.0, freeze_backbone=True)
+    other = pretraining(tmp_path / "other", lr=1e-3, seed=1)
+    finetuning(tmp_path / "lr", other, "rmd17:aspirin", 9.0)
+    made = tables.make_table("1", find_results(tmp_path))
+    rows, columns = made.others()
+    assert [r.variant for r in rows] == ["", "freeze_backbone=True", "lr=0.001"]
+    assert [c.recipe for c in columns] == ["", "max_steps=10"]
+    assert made.cells[ANI, columns[0]].mean == 5.0
+    assert made.counterpart(rows[0], columns[1]) == 5.4
+
+
+# --- pages ------------------------------------------------------------------------------------------
+
+
+def test_a_table_beside_the_published_numbers(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    pre = pretraining(runs / "pre")
+    finetuning(runs / "ft", pre, "rmd17:aspirin", 5.5, best=5.25)
+    finetuning(runs / "broken", pre, "qmof", 1.0)
+    (runs / "broken" / "test.json").write_text("{")
+    finetuning(runs / "stopped", pre, "md22:Ac-Ala3-NHMe", 1.0, finished=False)
+    assert tables.main(["--table", "1", "--runs", str(runs), "--out", str(out)]) == 0
+    page = (out / "table1.md").read_text()
+    assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 5.50 (1) | 2.9 | - |" in page
+    assert "`ft`: ANI-1x -> rMD17, seed 0 (pretraining 0), commit 0123456789, cpu, float32, 10 of 20" in page
+    assert "- broken: test.json cannot be read" in page
+    assert "- stopped: not finished" in page
+    assert str(tmp_path) not in page
+    cell = csv_cells(out / "table1.csv")["ANI-1x", "2000000", "rMD17", "", ""]
+    assert (cell["published"], cell["mean"], cell["n_seeds"], cell["runs"]) == ("5.4", "5.5", "1", "ft")
+    assert csv_cells(out / "table1.csv")["OC20", "2000000", "rMD17", "", ""]["mean"] == ""
+    tables.main(["--table", "1", "--runs", str(runs), "--out", str(out), "--weights", "best_ema"])
+    assert "5.4 | 5.25 (1)" in (out / "table1.md").read_text()
+
+
+def test_budgets_fill_their_own_rows_of_table_2(tmp_path):
+    for n in (1_000_000, 3_000_000):
+        pre = pretraining(tmp_path / f"pre{n}", n=n, upstream="oc22")
+        finetuning(tmp_path / f"ft{n}", pre, "qm9:U_0", n / 1e6, "meV", upstream="oc22")
+    text, _ = tables.write_table("2", find_results(tmp_path), tmp_path)
+    assert "| 5M | 1M | 5 | OC22 | GemNet-OC-S | 18.1 | - | 5.44 | - | 11.22 | - | 5.5 | 1.00 (1) |" in text
+    assert "| 15M | 3M | 5 | OC22 | GemNet-OC-S | 17.4 | - | 5.15 | - | 11 | - | 5.8 | 3.00 (1) |" in text
+    assert "other settings" not in text
+
+
+def test_a_table_shows_its_own_backbone_and_whatever_the_paper_lacks(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    finetuning(tmp_path / "large", pre, "rmd17:aspirin", 4.0, model="gemnet_oc_l")
+    finetuning(tmp_path / "tiny", pre, "demo:aspirin", 100.0, model="gemnet_oc_tiny")
+    found = find_results(tmp_path)
+    shown = {t: {r.folder for r in tables.make_table(t, found).results} for t in "13"}
+    assert shown == {"1": {"tiny"}, "3": {"large", "tiny"}}
+
+
+def test_no_runs_at_all_is_a_table_of_published_numbers(tmp_path):
+    text, _ = tables.write_table("4", find_results(tmp_path), tmp_path)
+    assert "None found." in text
+    assert text.count("| - |") >= 8
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ([], "give --table"),
+    (["--table", "7"], "--table must be 1, 2, 3, 4, 5"),
+    (["--figure", "2"], "--figure must be"),
+    (["--table", "1", "--weights", "raw"], "--weights must be"),
+    (["--table", "1", "--runs", "/nowhere"], "is no folder"),
+    (["--figure", "3", "--runs", "/nowhere"], "is no folder"),
+])  # fmt: skip
+def test_bad_options(argv, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tables.main([*argv, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+# --- figures ----------------------------------------------------------------------------------------
+
+
+def test_every_csi_figure_takes_its_own_comparisons(tmp_path):
+    scores = {("ani1x", "rmd17:aspirin"): 1.0, ("oc20", "matbench:phonons/0"): 2.0, ("oc20", "demo:gap"): 3.0}
+    comparison(tmp_path / "main", scores)
+    comparison(tmp_path / "mean", {("ani1x", "qm9:U_0"): 4.0}, aggregation="mean")
+    comparison(tmp_path / "random", {("ani1x", "qm9:U_0"): 5.0}, sampling="random")
+    comparison(tmp_path / "jmp", {("ani1x", "qm9:U_0"): 6.0}, extractor="gemnet_oc:2")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "csi.json").write_text("[")
+    found = find_comparisons(tmp_path)
+    values = {}
+    for number, figure in figures.CSI_FIGURES.items():
+        panels, title = figures.csi_panels(figure, found)
+        assert figure.title in title
+        values[number] = {(t, u): bar.value for t, p in panels.items() for u, bar in p.items() if bar}
+    assert values["3"] == {("rMD17", "ANI-1x"): 1.0, ("demo:gap", "OC20"): 3.0}
+    assert values["5"] == {("MatBench phonons", "OC20"): 2.0}
+    assert values["6"] == {("QM9", "ANI-1x"): 4.0}
+    assert values["7"] == {("QM9", "ANI-1x"): 5.0}
+    assert values["8"] == {("QM9", "ANI-1x"): 6.0}
+
+
+def test_a_missing_extractor_is_said_with_what_there_is(tmp_path):
+    comparison(tmp_path / "a", {("ani1x", "qm9:U_0"): 1.0}, extractor="gemnet_oc:2")
+    found = find_comparisons(tmp_path)
+    panels, title = figures.csi_panels(figures.CSI_FIGURES["3"], found)
+    assert panels["QM9"]["ANI-1x"] is None
+    assert "--extractor gemnet_oc" in title
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], found, "any")
+    assert panels["QM9"]["ANI-1x"].value == 1.0
+
+
+def test_seeds_of_a_comparison_become_mean_and_deviation(tmp_path):
+    for seed, score in enumerate((1.0, 3.0)):
+        comparison(tmp_path / str(seed), {("ani1x", "qm9:U_0"): score})
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
+    assert panels["QM9"]["ANI-1x"] == (2.0, 1.0, 3.0)
+
+
+def test_figure_4_shows_the_mixture_beside_the_paper(tmp_path):
+    counts = {"ani1x": 2_000_000, "oc22": 1_000_000}
+    pre = pretraining(tmp_path / "pre", "ani1x,oc22", 3_000_000, mix="2:1", counts=counts)
+    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 8.0, upstream="ani1x,oc22")
+    finetuning(tmp_path / "alone", pretraining(tmp_path / "pre2"), "rmd17:aspirin", 5.0)
+    panel = figures.error_panels("4", tmp_path, "last_ema")["rMD17 (meV/A)"]
+    assert [bar and bar.value for bar in panel.values()] == [5.4, 5.0, 7.8, 8.0]
+    assert figures.error_panels("4", tmp_path, "last_ema")["QM9 (meV)"]["ANI-1x (2M), 10M"] is None
+
+
+@pytest.mark.parametrize("figure", figures.FIGURES)
+def test_every_figure_draws_without_any_run(figure, tmp_path):
+    path = figures.draw(figure, tmp_path, tmp_path)
+    assert path.stat().st_size > 1000
+
+
+def test_an_older_config_without_newer_settings_still_counts(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    config = json.loads((pre / "config.json").read_text())
+    (pre / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ("mix", "subset")}))
+    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 5.0)
+    (result,) = find_results(tmp_path).results
+    assert result.row == ANI
+    shutil.rmtree(pre)
+    assert find_results(tmp_path).results[0].row.budget is None

@@ -84,7 +84,8 @@ def main():
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         lines.append(json.loads(done.stdout.splitlines()[-1]))
         ours, theirs = lines
-        lines.append({name: ours[name] / theirs[name] for name in ("forward_s", "cpu_s", "peak_gib")} | {"who": "ratio"})
+        names = ("forward_s", "cpu_s", "peak_gib")
+        lines.append({name: ours[name] / theirs[name] for name in names} | {"who": "ratio"})
     for line in lines:
         print(json.dumps(line), flush=True)
         if args.out:

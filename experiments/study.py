@@ -1,0 +1,238 @@
+"""Does the closest upstream set win? Select, pretrain, fine-tune and compare, under one budget for every candidate.
+
+    python -m experiments.study --upstream organic=ani1x@A.h5 catalysts=oc20@DIR --downstream rmd17:aspirin@B.npz \\
+        --n 1000 --epochs 4 --finetune-steps 2000 --seeds 3 --out runs/study
+
+A chain of resumable steps: a run for every upstream set, for their balanced mixture and from scratch, each fine-tuned
+on every task; CSI with the mixture as extractor. Writes results.json and results.md.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from experiments import cli
+from experiments.chain import Step, run_chain
+from jaxatoms.types import InputError
+
+MIXED, SCRATCH = "mixed", "scratch"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What is compared, and under which budget."""
+
+    upstream: tuple[str, ...]
+    """Candidates: NAME or LABEL=NAME (any data set that experiments.pretrain reads)."""
+    downstream: tuple[str, ...]
+    """Tasks: NAME or LABEL=NAME."""
+    n: str = "1000"
+    """Pretraining structures N of every run."""
+    epochs: int = 4
+    """Pretraining epochs E; the budget is N x E for all."""
+    model: str = "gemnet_oc_tiny"
+    pretrain_batch: int = 20
+    pretrain_lr: float = 1e-3
+    finetune_steps: int = 1000
+    finetune_batch: int = 4
+    finetune_lr: float = 1e-3
+    n_train: int | None = None
+    """Training structures of tasks (with --n-val); default: the task's split."""
+    n_val: int | None = None
+    forces: str = "auto"
+    test_samples: str = "500"
+    csi_n: str = "1000"
+    seeds: int = 1
+    mixed: bool = True
+    scratch: bool = True
+    out: str = "runs/study"
+    data_root: str | None = None
+    cache_dir: str | None = None
+    quiet: bool = False
+
+    def __post_init__(self):
+        for name in ("epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        for names in (self.upstream, self.downstream):
+            labels = [label_of(name) for name in names]
+            if len(set(labels)) < len(labels) or {MIXED, SCRATCH} & set(labels):
+                raise InputError(f"labels must differ, and none may be {MIXED} or {SCRATCH}: {', '.join(labels)}")
+
+
+@cli.one_line_errors()
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `python -m experiments.study`."""
+    config = cli.parse(StudyConfig, argv, description=__doc__, prog="python -m experiments.study")
+    out = cli.resolve_run_dir(config.out)
+    run_chain(make_steps(config, out), out)
+    results = collect(config, out)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "results.md").write_text(as_markdown(results))
+    print(tell(results))
+    print(f"-> {out}/results.md, results.json")
+    return 0
+
+
+def label_of(name: str) -> str:
+    """The label of `LABEL=NAME`, or a readable part of NAME."""
+    label, found, _ = name.partition("=")
+    return label if found else name.partition("@")[0].replace("demo:", "")
+
+
+def _target(name: str) -> str:
+    return name.partition("=")[2] or name
+
+
+def candidates(config: StudyConfig) -> dict[str, str]:
+    """Label -> what experiments.pretrain calls it; the mixture last."""
+    found = {label_of(name): _target(name) for name in config.upstream}
+    return found | ({MIXED: ",".join(found.values())} if config.mixed and len(found) > 1 else {})
+
+
+def make_steps(config: StudyConfig, out: Path) -> list[Step]:
+    """The whole chain."""
+    places = tuple(
+        word for name in ("data_root", "cache_dir") if getattr(config, name) is not None
+        for word in (f"--{name.replace('_', '-')}", getattr(config, name))
+    ) + (("--quiet",) if config.quiet else ())
+    steps = []
+    for seed in range(config.seeds):
+        for label, upstream in candidates(config).items():
+            steps.append(_pretrain(config, out, label, upstream, seed, places))
+        if seed == 0:
+            steps.append(_csi(config, out, places))
+        for task in config.downstream:
+            labels = [*candidates(config), *([SCRATCH] if config.scratch else [])]
+            steps += [_finetune(config, out, label, task, seed, places) for label in labels]
+    return steps
+
+
+def _pretrain(config: StudyConfig, out: Path, label: str, upstream: str, seed: int, places) -> Step:
+    run = out / "pretrain" / f"{label}-s{seed}"
+    argv = ("experiments.pretrain", "--upstream", upstream, "--n", config.n, "--epochs", str(config.epochs),
+            "--model", config.model, "--batch-size", str(config.pretrain_batch), "--batch-shapes", "2",
+            "--lr", str(config.pretrain_lr), "--val-samples", "100", "--val-every", str(config.epochs),
+            "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
+    return Step(f"pretrain {label} seed {seed}", argv, run / "summary.json", run / "config.json", ("--resume",), places)
+
+
+def _csi(config: StudyConfig, out: Path, places) -> Step:
+    extractor = MIXED if config.mixed and len(config.upstream) > 1 else label_of(config.upstream[0])
+    argv = ("experiments.csi", "--upstream", *(_target(n) for n in config.upstream),
+            "--downstream", *(_target(n) for n in config.downstream), "--n", config.csi_n,
+            "--checkpoint", str(out / "pretrain" / f"{extractor}-s0"), "--out", str(out / "csi"))  # fmt: skip
+    return Step("csi", argv, out / "csi" / "csi.json", places=places)
+
+
+def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, places) -> Step:
+    run = out / "finetune" / label_of(task).replace("/", "_").replace(":", "_") / f"{label}-s{seed}"
+    init = SCRATCH if label == SCRATCH else str(out / "pretrain" / f"{label}-s{seed}")
+    argv = ["experiments.finetune", "--downstream", _target(task), "--init", init, "--model", config.model,
+            "--budget", "small", "--max-steps", str(config.finetune_steps), "--batch-size",
+            str(config.finetune_batch), "--lr", str(config.finetune_lr), "--forces", config.forces,
+            "--batch-shapes", "1", "--val-samples", "50", "--test-samples", config.test_samples,
+            "--seed", str(seed), "--run-dir", str(run)]  # fmt: skip
+    if config.n_train is not None:
+        argv += ["--n-train", str(config.n_train), "--n-val", str(config.n_val)]
+    name = f"fine-tune {label_of(task)} from {label} seed {seed}"
+    return Step(name, tuple(argv), run / "test.json", run / "config.json", ("--resume",), places)
+
+
+def collect(config: StudyConfig, out: Path) -> dict:
+    """Errors and CSI of every pair, from the runs' files."""
+    ranking = json.loads((out / "csi" / "csi.json").read_text())["ranking"]
+    by_target = {_target(name): label_of(name) for name in config.upstream}
+    tasks = {}
+    for task in config.downstream:
+        folder = out / "finetune" / label_of(task).replace("/", "_").replace(":", "_")
+        labels = [*candidates(config), *([SCRATCH] if config.scratch else [])]
+        reports = {
+            label: [json.loads((folder / f"{label}-s{seed}" / "test.json").read_text())["last_ema"]
+                    for seed in range(config.seeds)]
+            for label in labels
+        }
+        order = ranking[_target(task)]
+        tasks[label_of(task)] = {
+            "unit": reports[labels[0]][0]["unit"],
+            "mae": {label: [r["mae"] for r in own] for label, own in reports.items()},
+            "mean_baseline": reports[labels[0]][0]["mean_baseline_mae"],
+            "csi": {by_target[e["upstream"]]: e["csi"] for e in order},
+            "probability_best": {by_target[e["upstream"]]: e["probability_best"] for e in order},
+        }
+    budget = {"n": config.n, "epochs": config.epochs, "finetune_steps": config.finetune_steps, "seeds": config.seeds}
+    return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks)}
+
+
+def rank_correlation(tasks: dict, n_resample: int = 2000, seed: int = 0) -> dict | None:
+    """Mean Spearman correlation over tasks of CSI with MAE, and a 95 % interval from resampling tasks and seeds."""
+    if min(len(t["csi"]) for t in tasks.values()) < 3:
+        return None
+    rng, names = np.random.default_rng(seed), list(tasks)
+
+    def mean_of(chosen, draw) -> float:
+        return float(np.mean([_spearman(*_columns(tasks[name], draw)) for name in chosen]))
+
+    value = mean_of(names, lambda runs: np.mean(runs))
+    samples = [
+        mean_of(rng.choice(names, len(names)), lambda runs: np.mean(rng.choice(runs, len(runs))))
+        for _ in range(n_resample)
+    ]
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return {"value": value, "low": float(low), "high": float(high), "tasks": len(names)}
+
+
+def _columns(task: dict, draw):
+    return [task["csi"][u] for u in task["csi"]], [draw(task["mae"][u]) for u in task["csi"]]
+
+
+def _spearman(x: list[float], y: list[float]) -> float:
+    ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def as_markdown(results: dict) -> str:
+    """One table of test errors, one of CSI; columns are tasks."""
+    tasks = results["tasks"]
+    first = next(iter(tasks.values()))
+    lines = ["| pretrained on | " + " | ".join(f"{n} ({t['unit']})" for n, t in tasks.items()) + " |",
+             "|---|" + "---|" * len(tasks)]  # fmt: skip
+    for label in first["mae"]:
+        cells = [_cell(t["mae"][label]) for t in tasks.values()]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines.append("| (mean of the labels) | " + " | ".join(f"{t['mean_baseline']:.4g}" for t in tasks.values()) + " |")
+    lines += ["", "| CSI to | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for label in first["csi"]:
+        lines.append(f"| {label} | " + " | ".join(f"{t['csi'][label]:.4g}" for t in tasks.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {np.std(values):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{spread}"
+
+
+def tell(results: dict) -> str:
+    """What came out, in words: the ranking, the errors, whether the pick was right."""
+    lines = []
+    for name, task in results["tasks"].items():
+        order = sorted(task["csi"], key=task["csi"].get)
+        mae = {label: float(np.mean(v)) for label, v in task["mae"].items()}
+        winner = min(order, key=mae.get)
+        lines.append(f"\n{name}: CSI ranks " + " < ".join(f"{u} ({task['csi'][u]:.3g})" for u in order))
+        for label in sorted(mae, key=mae.get):
+            lines.append(f"  pretrained on {label:12s} test MAE {_cell(task['mae'][label])} {task['unit']}")
+        lines.append(f"  predicting the mean     test MAE {task['mean_baseline']:.4g} {task['unit']}")
+        verdict = "and it was the best single choice" if winner == order[0] else f"but {winner} did better"
+        lines.append(f"  CSI picked {order[0]}, {verdict}")
+    rank = results["spearman"]
+    if rank:
+        interval = f"[{rank['low']:.2f}, {rank['high']:.2f}]"
+        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} {interval}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 import torch
-from fairchem_gemnet_oc import load_batch  # puts the stand-ins of the compiled packages in place
+from fairchem_gemnet_oc import load_batch  # noqa: I001 - puts stand-ins of compiled packages in place, so comes first
 
 import fairchem.core.models.base as fairchem_base
 import torch_cluster

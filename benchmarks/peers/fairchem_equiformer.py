@@ -8,7 +8,7 @@ Backbone and both heads in evaluation mode, without gradients. The library build
 `graph_s` is the time of that part, so that it can be taken off.
 """
 
-import argparse
+import argparse  # noqa: I001 - fairchem_gemnet_oc comes before fairchem
 import json
 import logging
 import os
@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 import torch
-from fairchem_gemnet_oc import load_batch  # noqa: I001 - puts stand-ins of compiled packages in place, so comes first
+from fairchem_gemnet_oc import load_batch  # puts stand-ins of the compiled packages in place
 
 import fairchem.core.models.base as fairchem_base
 import torch_cluster

@@ -83,9 +83,8 @@ def main():
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         lines.append(json.loads(done.stdout.splitlines()[-1]))
-        ours, theirs = lines
-        names = ("forward_s", "cpu_s", "peak_gib")
-        lines.append({name: ours[name] / theirs[name] for name in names} | {"who": "ratio"})
+        (ours, theirs), names = lines, ("forward_s", "cpu_s", "peak_gib")
+        lines.append({"who": "ratio"} | {name: ours[name] / theirs[name] for name in names})
     for line in lines:
         print(json.dumps(line), flush=True)
         if args.out:

@@ -8,7 +8,7 @@ Backbone and both heads in evaluation mode, without gradients. The library build
 `graph_s` is the time of that part, so that it can be taken off.
 """
 
-import argparse
+import argparse  # noqa: I001 - fairchem_gemnet_oc comes before fairchem
 import json
 import logging
 import os
@@ -16,12 +16,13 @@ import resource
 import time
 import warnings
 
-import fairchem.core.models.base as fairchem_base
 import numpy as np
 import torch
+from fairchem_gemnet_oc import load_batch  # puts stand-ins of the compiled packages in place
+
+import fairchem.core.models.base as fairchem_base
 import torch_cluster
 from fairchem.core.models.equiformer_v2.equiformer_v2_deprecated import EquiformerV2
-from fairchem_gemnet_oc import load_batch  # puts the stand-ins of the compiled packages in place
 
 M31 = {
     "num_layers": 8,

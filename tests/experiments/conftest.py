@@ -3,16 +3,9 @@
 import json
 
 import pytest
+from fixtures.nano import NANO
 
 from experiments import pretrain
-
-NANO = {
-    "num_blocks": 1, "emb_size_atom": 8, "emb_size_edge": 8, "emb_size_trip_in": 4, "emb_size_trip_out": 4,
-    "emb_size_quad_in": 4, "emb_size_quad_out": 4, "emb_size_aint_in": 4, "emb_size_aint_out": 4, "emb_size_rbf": 4,
-    "emb_size_cbf": 4, "emb_size_sbf": 4, "num_spherical": 2, "num_radial": 16, "num_before_skip": 0,
-    "num_after_skip": 0, "num_concat": 0, "num_atom": 0, "num_output_afteratom": 0, "num_atom_emb_layers": 0,
-    "num_global_out_layers": 0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

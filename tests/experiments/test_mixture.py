@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from fixtures.nano import NANO
 
 from experiments import mixture, pretrain, tasks
 from jaxatoms.types import InputError
@@ -46,8 +47,6 @@ def test_short_names_of_tasks(cache):
 
 @pytest.mark.slow
 def test_a_mixed_run_reports_every_task(cache, tmp_path):
-    from test_pretrain import NANO
-
     (tmp_path / "nano.json").write_text(json.dumps(NANO))
     options = ["--upstream", "demo:organic,demo:slab", "--mix", "2:1", "--n", "24", "--epochs", "1",
                "--batch-size", "8", "--batch-shapes", "1", "--model", str(tmp_path / "nano.json"),

@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from fixtures.nano import NANO
 
 from experiments import cli, predict, pretrain
 from jaxatoms.training.checkpoint import restore
-
-NANO = {
-    "num_blocks": 1, "emb_size_atom": 8, "emb_size_edge": 8, "emb_size_trip_in": 4, "emb_size_trip_out": 4,
-    "emb_size_quad_in": 4, "emb_size_quad_out": 4, "emb_size_aint_in": 4, "emb_size_aint_out": 4, "emb_size_rbf": 4,
-    "emb_size_cbf": 4, "emb_size_sbf": 4, "num_spherical": 2, "num_radial": 16, "num_before_skip": 0,
-    "num_after_skip": 0, "num_concat": 0, "num_atom": 0, "num_output_afteratom": 0, "num_atom_emb_layers": 0,
-    "num_global_out_layers": 0,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +40,18 @@ def _train_losses(run_dir):
 
 
 def test_the_run_folder_is_complete(finished):
-    for name in ("config.json", "resolved.json", "metrics.jsonl", "summary.json", "curves.png", "data/split.npz",
-                 "data/linref.npz", "tensorboard", "checkpoints/best", "checkpoints/last"):
+    for name in (
+        "config.json",
+        "resolved.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "data/split.npz",
+        "data/linref.npz",
+        "tensorboard",
+        "checkpoints/best",
+        "checkpoints/last",
+    ):
         assert (finished / name).exists(), name
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["finished"] and summary["steps"] == 12 and summary["samples_seen"] == 120

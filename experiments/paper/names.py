@@ -77,7 +77,9 @@ def short_count(n: int | None) -> str:
 
 
 def backbone_label(dimensions: Mapping[str, object]) -> str:
-    """The preset that has these dimensions, or their main ones."""
+    """The preset that has these dimensions, or their main ones; another architecture by its name and depth."""
+    if dimensions.get("architecture", "gemnet_oc") != "gemnet_oc":
+        return f"{dimensions['architecture']} ({dimensions.get('num_layers', '?')} layers)"
     for preset, label in BACKBONE.items():
         wanted = {k: v for k, v in dataclasses.asdict(PRESETS[preset]).items() if k not in _FREE_FIELDS}
         if all(dimensions.get(k, v) == v for k, v in wanted.items()) and "num_blocks" in dimensions:

@@ -63,6 +63,7 @@ def test_downstream_aliases_and_backbones():
     assert base_name("qm9:gap@/x") == "qm9:delta_eps"
     record = dataclasses.asdict(dataclasses.replace(LARGE, remat=True, direct_forces=False))
     assert backbone_label(record) == "GemNet-OC-L"
+    assert backbone_label({"architecture": "equiformer_v2", "num_layers": 8}) == "equiformer_v2 (8 layers)"
     assert backbone_label(record | {"num_blocks": 5}) == "GemNet-OC (5 blocks, 1024 wide)"
 
 

@@ -11,7 +11,7 @@ export JAX_PLATFORMS ?=
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-demo: .venv/installed  ## pretrain a small GemNet-OC on the shipped data, about 4 minutes on 2 cores
+demo: .venv/installed  ## select, pretrain, fine-tune and compare on the shipped data
 	$(BIN)/python -m experiments.demo
 
 test: .venv/installed  ## the whole test suite on CPU

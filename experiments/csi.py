@@ -76,7 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     rows = score_pairs(upstream, downstream, config)
     ranking = rank(rows)
     csi_report.write_csv(out / "csi.csv", rows)
-    record = {"rows": rows, "ranking": ranking, "config": dataclasses.asdict(config), "provenance": provenance()}
+    extractor = next(iter(upstream.values())).info["extractor"]
+    record = {
+        "rows": rows,
+        "ranking": ranking,
+        "extractor": extractor,
+        "config": dataclasses.asdict(config),
+        "provenance": provenance(),
+    }
     csi_report.write_json(out / "csi.json", record)
     csi_report.plot(out / "csi.png", rows)
     if not config.quiet:

@@ -128,7 +128,12 @@ class Setup:
     optim: FinetuneOptim
     steps_per_epoch: int
     total_steps: int
-    upstream: str
+    pretrained: dict  # settings of the pretraining run
+
+    @property
+    def upstream(self) -> str:
+        """What the model was pretrained on, or scratch."""
+        return str(self.pretrained.get("upstream", "?"))
 
 
 @cli.one_line_errors()
@@ -153,7 +158,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
     val_samples = samples_of(0, split.val[: config.val_samples])
     val = loader.eval_batches(corpus, val_samples, min(recipe.batch_size * 4, len(val_samples.record)))
-    model, model_config, head, upstream = _make_model(config, recipe, corpus, val)
+    model, model_config, head, pretrained = _make_model(config, recipe, corpus, val)
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
@@ -161,7 +166,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         lr=recipe.lr, weight_decay=config.weight_decay, cosine_epochs=min(32, max(1, -(-total // per_epoch)))
     )
     return Setup(
-        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, upstream
+        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, pretrained
     )
 
 
@@ -204,21 +209,21 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
 
 
 def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, val: list):
-    """(model, dimensions, head, upstream): pretrained, or fresh with fitted scale factors."""
+    """(model, dimensions, head, pretraining settings): pretrained, or fresh with fitted scale factors."""
     direct = None if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
     if config.init == "scratch":
-        path, dimensions, upstream = None, models.find_config(config.model), "scratch"
+        path, dimensions, pretrained = None, models.find_config(config.model), {"upstream": "scratch"}
     else:
-        path, dimensions, upstream = finetune_model.find_init(config.init)
+        path, dimensions, pretrained = finetune_model.find_init(config.init)
     dimensions = dataclasses.replace(dimensions, remat=config.remat, direct_forces=head.kind == "direct")
     module = finetune_model.make(dimensions, head, config.seed, precision)
     if path is None:
         fit_scale_factors(module, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]])
-        return models.split_model(module), dimensions, head, upstream
+        return models.split_model(module), dimensions, head, pretrained
     notify = (lambda _: None) if config.quiet else say
     model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
-    return model, dimensions, head, upstream
+    return model, dimensions, head, pretrained
 
 
 def make_loss(setup: Setup):
@@ -390,6 +395,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: i
         "samples_seen": done * setup.recipe.batch_size,
         "downstream": setup.config.downstream,
         "upstream": setup.upstream,
+        "pretrained": setup.pretrained,
         "init": setup.config.init,
         "split": {name: len(part) for name, part in setup.split._asdict().items()},
         "head": dataclasses.asdict(setup.head),

@@ -89,12 +89,12 @@ def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
     return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
 
 
-def find_init(init: str) -> tuple[Path, GemNetOCConfig, str]:
-    """(checkpoint folder, dimensions, identity of the pretraining run) of `--init`.
+def find_init(init: str) -> tuple[Path, GemNetOCConfig, dict]:
+    """(checkpoint folder, dimensions, the pretraining run's settings) of `--init`.
 
     Raises:
       InputError: no such checkpoint.
     """
     path = resolve_checkpoint(init)
     meta = read_meta(path)
-    return path, config_from_record(meta["model"]), str(meta.get("config", {}).get("upstream", "?"))
+    return path, config_from_record(meta["model"]), meta.get("config", {})

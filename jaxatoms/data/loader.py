@@ -16,9 +16,17 @@ import numpy as np
 
 from jaxatoms.data import packing
 from jaxatoms.data.corpus import Corpus, Samples
-from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, budget_of, collate, empty_structures
+from jaxatoms.graphs.batch import (
+    BatchBudget,
+    BudgetOverflow,
+    GraphBatch,
+    Targets,
+    budget_of,
+    collate,
+    empty_structures,
+)
 from jaxatoms.graphs.dropout import structure_keys
-from jaxatoms.types import InputError
+from jaxatoms.types import Graphs, InputError, SystemBatch
 
 SAMPLE = 2048  # structures whose graphs are measured to choose budgets
 
@@ -82,7 +90,7 @@ class TrainBatches:
             warnings.warn(text, stacklevel=2)
             return collate(*parts, packing.grown_budget(packing.whole_size(*parts[:2]), self.budgets[-1]))
 
-    def build(self, step: int, index: np.ndarray):
+    def build(self, step: int, index: np.ndarray) -> tuple[SystemBatch, Graphs, Targets]:
         """(systems, graphs, targets) of some of a step's structures, the same in whichever company they are built."""
         index = index[np.argsort(self.samples.task[index], kind="stable")]  # the order of Corpus.build
         keys = structure_keys(self.seed, step, index)

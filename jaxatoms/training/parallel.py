@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -111,6 +112,8 @@ def place_state(tree: Any, shardings: Any) -> Any:
     Args:
       shardings: a prefix of the tree, such as `replicated(mesh)` or `state_shardings`.
     """
+    if jax.process_count() > 1:
+        tree = multihost_utils.broadcast_one_to_all(tree)
     leaves, structure = jax.tree.flatten(tree)
     own = jax.tree.leaves(jax.tree.broadcast(shardings, tree))
     return jax.tree.unflatten(structure, [_place(x, s) for x, s in zip(leaves, own, strict=True)])

@@ -30,7 +30,6 @@ NANO = GemNetOCConfig(
     num_spherical=2, num_radial=16, num_before_skip=0, num_after_skip=0, num_concat=0, num_atom=0,
     num_output_afteratom=0, num_atom_emb_layers=0, num_global_out_layers=0,
 )  # fmt: skip
-SCALES = LossScales(jnp.ones(1), 10 * jnp.ones(1))
 BATCH_SIZE = 20
 
 
@@ -54,6 +53,7 @@ def make_batches(args: dict, mesh):
 def run(args: dict) -> dict:
     """Losses of every step and the validation sums after the last."""
     mesh = parallel.make_mesh(args["devices"])
+    scales = LossScales(jnp.ones(1), 10 * jnp.ones(1))  # not at import: processes join before they touch a device
     batches, evaluation = make_batches(args, mesh)
     model = make_model(NANO, 1, 0, Precision())
     fit_scale_factors(model, evaluation[:1], lambda _: None)
@@ -66,13 +66,13 @@ def run(args: dict) -> dict:
         state = parallel.place_state(state, shardings)
         constants = parallel.place_state(constants, parallel.replicated(mesh))
     step = make_train_step(
-        pure.apply, optimizer, SCALES, ema_decay=0.99, edge_dropout=0.1, mesh=mesh, shardings=shardings
+        pure.apply, optimizer, scales, ema_decay=0.99, edge_dropout=0.1, mesh=mesh, shardings=shardings
     )
     losses = []
     for i in range(args["steps"]):
         state, metrics = step(state, constants, place(batches.batch(i)))
         losses.append({name: float(value) for name, value in metrics.items()})
-    evaluate = make_eval_step(pure.apply, SCALES, mesh)
+    evaluate = make_eval_step(pure.apply, scales, mesh)
     groups = loader.grouped(evaluation, mesh.size, parallel.own_parts(mesh)) if mesh else evaluation
     ema = parallel.gather(state, mesh).ema
     sums = [evaluate(ema, constants, place(group)) for group in groups]

@@ -39,6 +39,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     args = {} if coordinator == "auto" else dict(coordinator_address=coordinator)
     if args and (num_processes is None or process_id is None):
         raise InputError("--coordinator HOST:PORT needs --num-processes and --process-id")
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which `StopFlag` handles
     try:
         jax.distributed.initialize(**args, num_processes=num_processes, process_id=process_id)
     except (ValueError, RuntimeError) as error:

@@ -100,7 +100,7 @@ def gather(config: CsiConfig, out: Path) -> tuple[dict[str, Extracted], dict[str
     for role, names in (("upstream", config.upstream), ("downstream", config.downstream)):
         side: dict[str, Extracted] = {}
         for name in names:
-            path = files.get(name) or (Path(name) if name.endswith(".npz") else None)
+            path = files.get(name) or (Path(name) if name.endswith(".npz") and "@" not in name else None)
             if path is None and extractor is None:
                 if config.checkpoint is None:
                     raise InputError(f"{name} needs --checkpoint, the network that extracts its features")

@@ -101,7 +101,7 @@ def fixed_budgets(
     groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
     batches = group_sizes(sizes, groups)
     last = {name: sum_bound(sizes[name], batch_size, OVERFLOW / steps) for name in ADDITIVE}
-    last |= {name: np.ceil(sizes[name].max() * HEADROOM) for name in MAXIMA}
+    last |= {name: np.ceil(sizes[name].max() * HEADROOM) + 2 * (sizes[name].max() > 0) for name in MAXIMA}
     last |= {"n_graph": batch_size, "n_per_graph": largest}
     return level_budgets(batches, last, shapes)
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test check check-fast bench clean
+.PHONY: demo test check check-fast check-tpu bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,12 @@ check: .venv/installed  ## lint, types, import rules, fast tests
 	$(BIN)/mypy jaxatoms
 	$(BIN)/python -m pytest tests/test_imports.py
 	$(BIN)/python -m pytest -m "not slow"
+
+TPU ?= v5e:4x4
+check-tpu: .venv/installed  ## compile S for a TPU topology (libtpu, no TPU), molecules and slabs; make check-tpu TPU=v6e:4x4
+	$(BIN)/python -m pip install --quiet libtpu
+	for data in organic slab; do JAX_PLATFORMS=cpu $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all \
+	  --batch-edges 262144 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done
 
 bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl

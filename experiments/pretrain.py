@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, mixture, tasks
+from experiments import cli, fleet, mixture, tasks
+from experiments.compile_for import compile_for, find_topology, part_shape, print_report
 from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
-from jaxatoms.data import loader, packing
+from jaxatoms.data import loader, packing, shards
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.layers import Precision
-from jaxatoms.training.checkpoint import CheckpointStore
+from jaxatoms.training import parallel
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
@@ -34,7 +35,10 @@ from jaxatoms.types import InputError
 
 SCALE_FIT_BATCHES = 16
 # Settings that may change when a run is resumed: they do not enter the result.
-RESUMABLE = ("resume", "plan", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep")
+RESUMABLE = (
+    "resume", "plan", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
+    "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id", "compile_for",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,18 @@ class PretrainConfig:
     """A; default: the data set's (8 for molecules, 12 for periodic structures)."""
     max_neighbors: int | None = None
     """K of the main graph; default 30."""
+    devices: int | None = None
+    """Devices that share every step's batch; default: all there are."""
+    shard_optimizer: bool = False
+    """Spread the optimiser's moments and the average over the devices: less memory, more traffic (ZeRO-1)."""
+    part_headroom: float = packing.HEADROOM
+    """Room of a device's part over the largest one seen in a sample; several processes cannot grow it."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of a run of several processes, or auto on a cluster that JAX knows."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    compile_for: str | None = None
+    """TPU topology such as v5e:4x4: compile the step for it, print what it would cost; train nothing."""
     workers: int = 0
     """Processes that build batches; 0 = one thread."""
     run_dir: str = "runs/pretrain"
@@ -138,13 +154,14 @@ class Setup:
 
     config: PretrainConfig
     data: list[tasks.TaskData]  # one per task
-    batches: loader.TrainBatches
+    batches: loader.TrainBatches | shards.ShardedBatches
     val: list
     model: models.PureModel
     model_config: models.ModelConfig
     optim: OptimConfig
     total_steps: int
     steps_per_epoch: int
+    devices: fleet.Fleet
 
     @property
     def loss_scales(self) -> LossScales:
@@ -162,12 +179,17 @@ class Setup:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.pretrain`."""
     config = cli.parse(PretrainConfig, argv, description=__doc__, prog="python -m experiments.pretrain")
+    fleet.join(config.coordinator, config.num_processes, config.process_id)
     prepare_process()
+    if config.compile_for is not None:
+        report_for(config)
+        return 0
     if config.plan:
-        print_plan(prepare(config, None), sys.stdout)
+        print_plan(prepare(dataclasses.replace(config, devices=1), None), sys.stdout)
         return 0
     run_dir = cli.resolve_run_dir(config.run_dir)
     resumed = check_run_dir(run_dir, config, RESUMABLE)
+    fleet.wait_for_all("run folder checked")
     setup = prepare(config, run_dir, fit=not resumed)
     run(setup, run_dir, resumed)
     return 0
@@ -175,25 +197,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Setup:
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
-    data = mixture.prepare_mixture(
-        config.upstream,
-        parse_count(config.n),
-        config.mix,
-        config.seed,
-        val_samples=config.val_samples,
-        data_root=config.data_root,
-        cache_dir=config.cache_dir,
-        cutoff=config.cutoff,
-        max_neighbors=config.max_neighbors,
-        subset=config.subset,
-        split_rule=None if config.split == "auto" else config.split,
-        save_to=run_dir and run_dir / "data",
-    )
+    with fleet.writer_first("data prepared"):
+        data = prepare_data(config, run_dir if fleet.is_writer() else None)
     model_config = models.find_config(config.model)
     if config.remat:
         model_config = dataclasses.replace(model_config, remat=True)
     corpus, train_samples, val_samples = tasks.make_corpus(data, models.uses_nearest_graph(model_config))
-    batches = make_batches(config, corpus, train_samples)
+    devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
+    batches = make_batches(config, corpus, train_samples, devices)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
     model = models.make_model(model_config, len(data), config.seed, Precision(matmul=config.precision))
     if fit and models.has_scale_factors(model_config):
@@ -208,22 +219,51 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         ema_decay=config.ema_decay,
     )
     per_epoch = max(1, batches.total_steps // config.epochs)
-    return Setup(config, data, batches, val, models.split_model(model), model_config, optim, total, per_epoch)
+    pure = models.split_model(model)
+    return Setup(config, data, batches, val, pure, model_config, optim, total, per_epoch, devices)
 
 
-def make_batches(config: PretrainConfig, corpus, samples) -> loader.TrainBatches:
-    """The run's batches, with budgets measured on a sample of its structures."""
+def prepare_data(config: PretrainConfig, run_dir: Path | None) -> list[tasks.TaskData]:
+    """The run's tasks; splits and references are saved where there is a run folder."""
+    return mixture.prepare_mixture(
+        config.upstream,
+        parse_count(config.n),
+        config.mix,
+        config.seed,
+        val_samples=config.val_samples,
+        data_root=config.data_root,
+        cache_dir=config.cache_dir,
+        cutoff=config.cutoff,
+        max_neighbors=config.max_neighbors,
+        subset=config.subset,
+        split_rule=None if config.split == "auto" else config.split,
+        save_to=run_dir and run_dir / "data",
+    )
+
+
+def report_for(config: PretrainConfig):
+    """`--compile-for`: the step compiled for a TPU topology, and its roofline."""
+    n_device = len(find_topology(config.compile_for).devices)
+    setup = prepare(dataclasses.replace(config, devices=1), None)
+    shape = part_shape(config, setup.batches.corpus, setup.batches.samples, n_device)
+    print_report(compile_for(config.compile_for, setup, *shape), setup, sys.stdout)
+
+
+def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
+    """The run's batches (in parts where there are several devices), budgets measured on a sample of structures."""
     sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
     largest = int(corpus.n_node(samples).max())
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
+    parts = dict(batch_edges=config.batch_edges, shapes=config.batch_shapes, headroom=config.part_headroom)
     if config.batch_edges is None:
         steps = len(samples.record) * config.epochs // config.batch_size
         budgets = packing.fixed_budgets(sizes, config.batch_size, largest, steps, config.seed, config.batch_shapes)
-        return loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
+        whole = loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
+        return devices.share(whole, sizes, shards.expected_edges(sizes, corpus.n_node(samples)), **parts)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
     budgets = packing.packed_budgets(sizes, config.batch_edges, largest, weights)
-    return loader.TrainBatches(budgets=budgets, weights=weights, **args)
+    return devices.share(loader.TrainBatches(budgets=budgets, weights=weights, **args), sizes, weights, **parts)
 
 
 def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
@@ -246,16 +286,19 @@ def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
 
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
-    config, model = setup.config, setup.model
+    config, model, devices = setup.config, setup.model, setup.devices
+    out_dir, val = fleet.output_dir(run_dir), devices.grouped(setup.val)
     divisors = models.shared_gradient_divisors(setup.model_config, model.params)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state, constants = init_state(model.params, optimizer), model.constants
-    with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
+    with fleet.FleetStore(run_dir / "checkpoints", devices, keep=config.keep, notify=say) as checkpoints:
         meta = FRESH
         if resumed:
             state, constants, meta = restore_run(checkpoints, state, constants)
+        fleet.wait_for_all("checkpoint read")
+        state, constants, shardings = devices.place_state(state, constants)
         first = meta["step"]
-        _write_config(run_dir, setup)
+        _write_config(out_dir, setup)
         scales = setup.loss_scales
         train_step = make_train_step(
             model.apply,
@@ -264,16 +307,22 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             ema_decay=config.ema_decay,
             edge_dropout=config.edge_dropout,
             dropout_seed=config.seed if models.has_dropout(setup.model_config) else None,
+            mesh=devices.mesh,
+            shardings=shardings,
         )
-        eval_step = make_eval_step(model.apply, scales)
+        eval_step = make_eval_step(model.apply, scales, devices.mesh)
         schedule = warmup_cosine(setup.optim, setup.total_steps)
         # A run killed before its first checkpoint starts afresh: step 0 drops its records.
-        with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
+        with RunLog(out_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
             session = Session(
                 checkpoints=checkpoints,
                 log=log,
                 constants=constants,
-                metrics=lambda params: physical(evaluate(params, constants, setup.val, eval_step), setup.data),
+                metrics=lambda params: physical(
+                    evaluate(devices.whole(params), constants, val, eval_step, devices.place), setup.data
+                ),
+                place=devices.place,
+                agree=devices.agreement(config.log_every),
                 meta=lambda: checkpoint_meta(setup),
                 save_every=setup.steps_per_epoch,
             )
@@ -338,6 +387,8 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
         "model": setup.config.model,
         "parameters": models.count_params(state.params),
         **meter.rates(),
+        "devices": parallel.n_parts(setup.devices.mesh),
+        "processes": jax.process_count(),
         "compiled_shapes": shapes,
         "batch_shapes": len(setup.batches.budgets),
         "peak_memory_gib": peak_memory_gib(),

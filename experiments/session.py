@@ -31,6 +31,8 @@ class Session:
     save_every: int  # steps
     primary: str = "loss"  # the metric whose minimum is the best
     after_validation: Callable[[int, dict], None] = lambda step, metrics: None
+    place: Callable[[Any], Any] = jax.device_put  # a host batch onto the devices
+    agree: Callable[[bool], bool] = bool  # this process's wish to stop -> the decision of all
     best: float = float("inf")
     first_metrics: dict | None = None
     last_metrics: dict | None = None
@@ -73,15 +75,15 @@ class Session:
             hooks = Hooks(
                 log=log,
                 validate=self.validate,
-                should_stop=lambda: bool(stop),
+                should_stop=lambda: self.agree(bool(stop)),
                 log_every=log_every,
                 validate_every=validate_every,
             )
             state, done, meter = train(
-                state, self.constants, batches, train_step, hooks, first_step=first, total_steps=total
-            )
-        if done == total or stop:
-            self.save(done, state, "last")
+                state, self.constants, batches, train_step, hooks, first_step=first, total_steps=total,
+                place=self.place, n_process=jax.process_count(),
+            )  # fmt: skip
+        self.save(done, state, "last")
         return state, done, meter
 
 

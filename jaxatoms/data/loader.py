@@ -16,8 +16,17 @@ import numpy as np
 
 from jaxatoms.data import packing
 from jaxatoms.data.corpus import Corpus, Samples
-from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, collate
-from jaxatoms.types import InputError
+from jaxatoms.graphs.batch import (
+    BatchBudget,
+    BudgetOverflow,
+    GraphBatch,
+    Targets,
+    budget_of,
+    collate,
+    empty_structures,
+)
+from jaxatoms.graphs.dropout import structure_keys
+from jaxatoms.types import Graphs, InputError, SystemBatch
 
 SAMPLE = 2048  # structures whose graphs are measured to choose budgets
 
@@ -73,14 +82,19 @@ class TrainBatches:
 
         A batch that outgrows every budget, which is rare by design, gets one of its own: a slow step, no lost run.
         """
-        rng = np.random.default_rng([self.seed, 1, step])
-        parts = self.corpus.build(self.samples.at(self.indices(step)), rng, self.edge_dropout)
+        parts = self.build(step, self.indices(step))
         try:
             return collate_smallest(*parts, self.budgets)
         except BudgetOverflow as error:
             text = f"step {step}: {error.name}={error.need}, over {error.have}; one more shape is compiled"
             warnings.warn(text, stacklevel=2)
             return collate(*parts, packing.grown_budget(packing.whole_size(*parts[:2]), self.budgets[-1]))
+
+    def build(self, step: int, index: np.ndarray) -> tuple[SystemBatch, Graphs, Targets]:
+        """(systems, graphs, targets) of some of a step's structures, the same in whichever company they are built."""
+        index = index[np.argsort(self.samples.task[index], kind="stable")]  # the order of Corpus.build
+        keys = structure_keys(self.seed, step, index)
+        return self.corpus.build(self.samples.at(index), keys, self.edge_dropout)
 
     def _bins(self, epoch: int) -> list[np.ndarray]:
         if self._packed[0] != epoch:
@@ -126,6 +140,13 @@ def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[Grap
     built = [corpus.build(samples.at(g)) for g in groups]
     budget = packing.exact_budget([packing.whole_size(*parts[:2]) for parts in built])
     return [collate(*parts, budget) for parts in built]
+
+
+def grouped(batches: Sequence[GraphBatch], n_part: int, own: Sequence[int]) -> list[list[GraphBatch]]:
+    """Batches of one shape in groups of `n_part`, the last filled up with empty ones; of each, the parts `own`."""
+    blank = collate(*empty_structures(), budget_of(batches[0]))
+    groups = [batches[i : i + n_part] for i in range(0, len(batches), n_part)]
+    return [[group[i] if i < len(group) else blank for i in own] for group in groups]
 
 
 def occupancy(batch: GraphBatch) -> tuple[int, int]:

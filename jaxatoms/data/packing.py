@@ -101,8 +101,13 @@ def fixed_budgets(
     groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
     batches = group_sizes(sizes, groups)
     last = {name: sum_bound(sizes[name], batch_size, OVERFLOW / steps) for name in ADDITIVE}
-    last |= {name: np.ceil(sizes[name].max() * HEADROOM) for name in MAXIMA}
+    last |= {name: np.ceil(sizes[name].max() * HEADROOM) + 2 * (sizes[name].max() > 0) for name in MAXIMA}
     last |= {"n_graph": batch_size, "n_per_graph": largest}
+    return level_budgets(batches, last, shapes)
+
+
+def level_budgets(batches: Mapping[str, np.ndarray], last: Mapping[str, float], shapes: int) -> list[BatchBudget]:
+    """Budgets, ascending, up to `last`, for batches of these sizes ([n_batch] each); fewest edge slots wasted."""
     levels = cheapest_levels(batches["n_main"], last["n_main"], shapes)
     budgets = [make_budget({n: min(v, last[n]) for n, v in of.items()}) for of in _below(batches, levels)]
     return list(dict.fromkeys([*budgets, make_budget(last)]))
@@ -134,7 +139,7 @@ def cheapest_levels(values: np.ndarray, last: int, shapes: int, grid: int = 60) 
     return min(itertools.combinations(reach, min(shapes - 1, len(reach))), key=slots)
 
 
-def _below(batches: dict[str, np.ndarray], levels: Sequence[int]) -> Iterator[dict[str, float]]:
+def _below(batches: Mapping[str, np.ndarray], levels: Sequence[int]) -> Iterator[dict[str, float]]:
     """For batches between two levels of main edges: what nearly all of them need of everything else."""
     floor = -1
     for level in levels:

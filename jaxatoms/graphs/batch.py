@@ -143,6 +143,45 @@ def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: Batc
     )
 
 
+def empty_structures() -> tuple[SystemBatch, Graphs, Targets]:
+    """No structures at all, as arrays that `collate` turns into a batch of padding."""
+    zero = np.zeros
+    systems = SystemBatch(
+        n_node=zero(0, np.int32),
+        atomic_numbers=zero(0, np.uint8),
+        positions=zero((0, 3), np.float32),
+        forces=zero((0, 3), np.float32),
+        tags=zero(0, np.uint8),
+        fixed=zero(0, bool),
+        energy=zero(0),
+        cell=zero((0, 3, 3), np.float32),
+        pbc=zero((0, 3), bool),
+    )
+    none = Edges(zero(0, np.int32), zero(0, np.int32), zero((0, 3), np.int32))
+    targets = Targets(zero(0, np.float32), zero((0, 3), np.float32), zero(0, np.int32))
+    return systems, Graphs(none, zero(0, np.int32), none, none, none), targets
+
+
+def budget_of(batch: GraphBatch) -> BatchBudget:
+    """The budget whose shapes a batch has."""
+    width = lambda table: 0 if table is None else table.shape[1]  # noqa: E731
+    return BatchBudget(
+        n_graph=batch.node_table.shape[0],
+        n_node=batch.atomic_numbers.shape[0],
+        n_main=batch.swap.shape[0],
+        n_a2ee2a=batch.a2ee2a.senders.shape[0],
+        n_qint=batch.qint.senders.shape[0],
+        n_a2a=batch.a2a.senders.shape[0],
+        n_per_graph=batch.node_table.shape[1],
+        k_main=width(batch.main.in_table),
+        k_a2ee2a=width(batch.a2ee2a.in_table),
+        k_a2ee2a_out=width(batch.a2ee2a.out_table),
+        k_qint=width(batch.qint.in_table),
+        k_qint_out=width(batch.qint.out_table),
+        k_main_out=width(batch.main.out_table),
+    )
+
+
 def _check(name: str, need: int, have: int):
     if need > have:
         raise BudgetOverflow(name, need, have)

@@ -6,6 +6,7 @@ Source: GemNet-OC reference as run by JMP (`goc_graph.py`, `backbone.py`); tie r
 
 import numpy as np
 
+from jaxatoms.graphs.dropout import StructureKeys, uniform
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.types import Edges, Graphs
 
@@ -23,7 +24,7 @@ def build_graphs(
     tags: np.ndarray | None,
     cutoff: np.ndarray,
     max_neighbors: np.ndarray,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | StructureKeys | None = None,
     edge_dropout: float = 0.0,
 ) -> Graphs:
     """The four graphs of a batch; every edge list is sorted by (receiver, sender, shift).
@@ -41,14 +42,14 @@ def build_graphs(
       tags: [sum n_node] 0 sub-surface, 1 surface, 2 adsorbate; None means all 2.
       cutoff: [n_graph] A.
       max_neighbors: [n_graph, 4] limits of (main, a2ee2a, qint, a2a), see `neighbor_limits`.
-      rng: random generator, needed for dropout only.
+      rng: generator or keys of the structures, needed for dropout only.
       edge_dropout: probability with which each directed candidate is removed.
     """
     edges, distance = candidate_edges(positions, n_node, cell, pbc, cutoff)
     if edge_dropout > 0:
         if rng is None:
             raise ValueError("edge_dropout needs rng")
-        kept = np.flatnonzero(rng.random(len(distance), np.float32) >= edge_dropout)
+        kept = np.flatnonzero(uniform(rng, edges.receivers, n_node) >= edge_dropout)
         edges, distance = _take(edges, kept), distance[kept]
     return cut_graphs(edges, distance, n_node, tags, max_neighbors)
 

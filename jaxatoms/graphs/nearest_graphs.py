@@ -6,6 +6,7 @@ NumPy only: data workers import this module without importing JAX.
 import numpy as np
 
 from jaxatoms.graphs.batch import BatchBudget
+from jaxatoms.graphs.dropout import StructureKeys, uniform
 from jaxatoms.graphs.gemnet_graphs import cut_nearest
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.types import Edges, Graphs, SystemBatch
@@ -19,7 +20,7 @@ def build_nearest_graphs(
     tags: np.ndarray | None,
     cutoff: np.ndarray,
     max_neighbors: np.ndarray,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | StructureKeys | None = None,
     edge_dropout: float = 0.0,
 ) -> Graphs:
     """`Graphs` whose `main` holds, per receiver, the nearest candidates by (distance, sender, image offset).
@@ -33,7 +34,7 @@ def build_nearest_graphs(
     if edge_dropout > 0:
         if rng is None:
             raise ValueError("edge_dropout needs rng")
-        kept = np.flatnonzero(rng.random(len(distance), np.float32) >= edge_dropout)
+        kept = np.flatnonzero(uniform(rng, edges.receivers, n_node) >= edge_dropout)
         edges, distance = Edges(*(field[kept] for field in edges)), distance[kept]
     return cut_nearest_graph(edges, distance, n_node, max_neighbors)
 

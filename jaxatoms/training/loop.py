@@ -6,7 +6,7 @@ Knows no model and no data set: it is given a compiled step, an iterator of host
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,17 @@ class Meter:
     atoms: int = 0
     edges: int = 0
     edge_slots: int = 0
+    shares: int = 1  # processes of which this one is typical
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def add(self, batch: GraphBatch):
-        """Count the real content of a host batch."""
+    def add_step(self, parts: Sequence[GraphBatch]):
+        """Count the real content of a step's host batches."""
         self.steps += 1
+        for batch in parts:
+            self.add(batch)
+
+    def add(self, batch: GraphBatch):
+        """Count the real content of one host batch."""
         self.structures += int(batch.graph_mask.sum())
         self.atoms += int(batch.node_mask.sum())
         self.edges += int((batch.main.in_table < len(batch.swap)).sum())
@@ -40,8 +46,8 @@ class Meter:
         """Structures, atoms and steps per second, and real edges per edge slot."""
         seconds = max(time.perf_counter() - self.began, 1e-9)
         return {
-            "structures_per_second": self.structures / seconds,
-            "atoms_per_second": self.atoms / seconds,
+            "structures_per_second": self.structures * self.shares / seconds,
+            "atoms_per_second": self.atoms * self.shares / seconds,
             "steps_per_second": self.steps / seconds,
             "occupancy": self.edges / max(self.edge_slots, 1),
         }
@@ -61,17 +67,24 @@ class Hooks:
 def train(
     state: TrainState,
     constants: Any,
-    batches: Iterable[GraphBatch],
+    batches: Iterable[GraphBatch | list[GraphBatch]],
     train_step: Callable,
     hooks: Hooks,
     *,
     first_step: int,
     total_steps: int,
+    place: Callable = jax.device_put,
+    n_process: int = 1,
 ) -> tuple[TrainState, int, Meter]:
     """Run steps first_step .. total_steps - 1, or until `hooks.should_stop`.
 
     The loop never waits for the step it has just dispatched: metrics are read one step later, while the device
     already works on the next.
+
+    Args:
+      batches: host batches, or for each step the list of this process's parts of one shape.
+      place: puts one of these onto the devices.
+      n_process: processes that each see about the same share of every step; rates count all of them.
 
     Returns:
       (state, steps done in all, throughput after the warm-up, i.e. after each batch shape's first step).
@@ -79,20 +92,21 @@ def train(
     Raises:
       InputError: the loss is not finite; the message names the step.
     """
-    meter, done, waiting, shapes = Meter(), first_step, None, set()
+    meter, done, waiting, shapes = Meter(shares=n_process), first_step, None, set()
     for batch in batches:
-        fresh = batch.main.senders.shape not in shapes
-        shapes.add(batch.main.senders.shape)
-        state, metrics = train_step(state, constants, jax.device_put(batch))
+        parts = batch if isinstance(batch, list) else [batch]
+        fresh = parts[0].main.senders.shape not in shapes
+        shapes.add(parts[0].main.senders.shape)
+        state, metrics = train_step(state, constants, place(batch))
         done += 1
-        meter.add(batch)
+        meter.add_step(parts)
         _report(waiting, hooks, meter)
         waiting = None
         if done % hooks.log_every == 0 or done == total_steps:
             waiting = (done, metrics)
         if fresh:  # compilation must not count as throughput
             jax.block_until_ready(metrics)
-            meter = Meter()
+            meter = Meter(shares=n_process)
         if done % hooks.validate_every == 0 or done == total_steps:
             _report(waiting, hooks, meter)
             waiting = None
@@ -125,8 +139,10 @@ def _check_finite(step: int, metrics: dict) -> None:
             raise InputError(f"the {word} is {value} at step {step}; lower --lr or check the labels of the data")
 
 
-def evaluate(params, constants, batches: Iterable[GraphBatch], eval_step: Callable) -> dict[str, np.ndarray]:
+def evaluate(
+    params, constants, batches: Iterable, eval_step: Callable, place: Callable = lambda batch: batch
+) -> dict[str, np.ndarray]:
     """Sums of `eval_step` over all batches; everything is dispatched before anything is fetched."""
-    sums = [eval_step(params, constants, batch) for batch in batches]
+    sums = [eval_step(params, constants, place(batch)) for batch in batches]
     totals = jax.tree.map(lambda *leaves: np.sum([np.asarray(x, np.float64) for x in leaves], axis=0), *sums)
     return totals

@@ -1,5 +1,6 @@
 """Pretraining loss and evaluation metrics over padded multi-task batches."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,7 +33,9 @@ def atom_weights(mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Arr
     return jnp.where(mask, 1 / jnp.maximum(count, 1)[batch.node_graph], 0), count > 0
 
 
-def pretraining_loss(energy, forces, batch: GraphBatch, scales: LossScales) -> tuple[jax.Array, dict]:
+def pretraining_loss(
+    energy, forces, batch: GraphBatch, scales: LossScales, total: Callable = lambda count: count
+) -> tuple[jax.Array, dict]:
     """Masked energy L1 plus structure-wise force L2, in normalised units.
 
     L_E = mean over labelled structures of s_E |E - y|; L_F = mean over structures of the mean over their labelled
@@ -40,24 +43,26 @@ def pretraining_loss(energy, forces, batch: GraphBatch, scales: LossScales) -> t
 
     Args:
       energy: [n_graph, T]; forces: [n_node, 3, T] normalised predictions.
+      total: sums a count over the devices that share the batch; the results of all devices then add up to the loss
+        of the whole batch.
 
     Returns:
       (loss, {"energy_loss", "force_loss"}).
     """
     e_error = jnp.abs(own_task(energy, batch.task) - batch.energy) * scales.energy[batch.task]
-    energy_loss = _masked_mean(e_error, batch.energy_mask)
+    energy_loss = _masked_mean(e_error, batch.energy_mask, total)
     difference = own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS
     # Mask before the norm: padding would be fine here, but a missing label must not reach the square root.
     difference = jnp.where(batch.force_mask[:, None], difference, 1.0)
     norms = jnp.sqrt(jnp.sum(difference**2, axis=-1))
     weights, labelled = atom_weights(batch.force_mask, batch)
     weights = weights * scales.forces[batch.task[batch.node_graph]]
-    force_loss = jnp.sum(norms * weights) / jnp.maximum(jnp.sum(labelled), 1)
+    force_loss = jnp.sum(norms * weights) / jnp.maximum(total(jnp.sum(labelled)), 1)
     return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
 
 
-def _masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+def _masked_mean(values: jax.Array, mask: jax.Array, total: Callable) -> jax.Array:
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(total(jnp.sum(mask)), 1)
 
 
 def error_sums(energy, forces, batch: GraphBatch, n_task: int) -> dict[str, jax.Array]:

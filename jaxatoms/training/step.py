@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxatoms.training.losses import LossScales, error_sums, pretraining_loss
+from jaxatoms.training.parallel import global_gradient, global_sums, replicated, total_over
 
 ApplyFn = Callable[..., Any]  # (params, constants, batch, edge_dropout) -> ModelOutput
 
@@ -35,6 +36,8 @@ def make_train_step(
     ema_decay: float,
     edge_dropout: float,
     dropout_seed: int | None = None,
+    mesh=None,
+    shardings=None,
 ):
     """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics).
 
@@ -42,26 +45,31 @@ def make_train_step(
       dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
     """
 
+    total = total_over(mesh)
+
     def loss_fn(params, constants, batch, step):
         # The key depends on the step alone, so that a resumed run draws the same numbers.
         random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
         out = apply(params, constants, batch, edge_dropout, **random)
-        return pretraining_loss(out.energy, out.forces, batch, scales)
+        return pretraining_loss(out.energy, out.forces, batch, scales, total)
 
-    return make_update(loss_fn, optimizer, ema_decay=ema_decay)
+    return make_update(loss_fn, optimizer, ema_decay=ema_decay, mesh=mesh, shardings=shardings)
 
 
-def make_update(loss_fn: Callable, optimizer, *, ema_decay: float):
+def make_update(loss_fn: Callable, optimizer, *, ema_decay: float, mesh=None, shardings=None):
     """update(state, constants, batch, **extra) -> (state, metrics); the old state's buffers are donated.
 
     Args:
-      loss_fn: (params, constants, batch, step) -> (loss, parts); step counts the updates done.
+      loss_fn: (params, constants, batch, step) -> (loss, parts); step counts the updates done. Over a mesh they are
+        this device's shares, and batch is stacked [n_device, ...].
       optimizer: receives `extra` as keyword arguments.
+      mesh: devices that share each step's batch; None: one device.
+      shardings: of the state over the mesh (`state_shardings`); default: whole everywhere.
     """
     optimizer = optax.with_extra_args_support(optimizer)
+    gradient = global_gradient(loss_fn, mesh)
 
     def update(state: TrainState, constants, batch, **extra):
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, parts), grads = gradient(state.params, constants, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
@@ -69,10 +77,13 @@ def make_update(loss_fn: Callable, optimizer, *, ema_decay: float):
         metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    return jax.jit(update, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(update, donate_argnums=0)
+    whole = replicated(mesh)
+    return jax.jit(update, donate_argnums=0, out_shardings=(whole if shardings is None else shardings, whole))
 
 
-def make_eval_step(apply: ApplyFn, scales: LossScales):
+def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None):
     """eval_step(params, constants, batch) -> sums from which loss and MAEs of a whole set follow."""
     n_task = len(scales.energy)
 
@@ -82,4 +93,4 @@ def make_eval_step(apply: ApplyFn, scales: LossScales):
         count = jnp.sum(batch.graph_mask)
         return {"loss": loss * count, "count": count, **error_sums(out.energy, out.forces, batch, n_task)}
 
-    return jax.jit(eval_step)
+    return jax.jit(global_sums(eval_step, mesh))

@@ -136,8 +136,7 @@ def test_batches_take_the_smallest_budget_that_holds_them(organic, sizes):
         place = [b.n_main for b in batches.budgets].index(len(batch.swap))
         used.add(place)
         if place:
-            rng = np.random.default_rng([0, 1, step])
-            parts = batches.corpus.build(batches.samples.at(batches.indices(step)), rng, DROPOUT)
+            parts = batches.build(step, batches.indices(step))
             with pytest.raises(BudgetOverflow):
                 collate(*parts, batches.budgets[place - 1])
     assert len(used) > 2, "almost all went into one budget"

@@ -26,8 +26,7 @@ class _Batch:
 class _Record:
     """A fake step and hooks that write down everything that happens, in order."""
 
-    def __init__(self, monkeypatch, losses=None, norms=None, stop_after=None, log_every=1, validate_every=1000):
-        monkeypatch.setattr("jax.device_put", lambda batch: batch)
+    def __init__(self, losses=None, norms=None, stop_after=None, log_every=1, validate_every=1000):
         self.events, self.stop_after = [], stop_after
         self.losses, self.norms = losses or {}, norms or {}
         self.hooks = Hooks(
@@ -57,81 +56,82 @@ class _Record:
     def run(self, first=0, total=6, sizes=(4,)):
         state = TrainState(jnp.int32(first), None, None, None)
         batches = [_Batch(sizes[i % len(sizes)]) for i in range(first, total)]
-        return train(state, None, batches, self.step, self.hooks, first_step=first, total_steps=total)
+        place = {"place": lambda batch: batch}
+        return train(state, None, batches, self.step, self.hooks, first_step=first, total_steps=total, **place)
 
 
-def test_metrics_are_read_one_step_after_they_were_dispatched(monkeypatch):
-    record = _Record(monkeypatch)
+def test_metrics_are_read_one_step_after_they_were_dispatched():
+    record = _Record()
     record.run(total=3)
     assert record.events[:5] == [("step", 1), ("step", 2), ("log", 1), ("step", 3), ("log", 2)]
     assert ("log", 3) in record.events
     assert {step: values["loss"] for step, values in record.logged.items()} == {1: 1.0, 2: 2.0, 3: 3.0}
 
 
-def test_only_every_nth_step_and_the_last_are_logged(monkeypatch):
-    record = _Record(monkeypatch, log_every=4)
+def test_only_every_nth_step_and_the_last_are_logged():
+    record = _Record(log_every=4)
     record.run(total=10)
     assert sorted(record.logged) == [4, 8, 10]
 
 
-def test_validation_comes_on_time_with_the_state_of_its_step_and_once_at_the_end(monkeypatch):
-    record = _Record(monkeypatch, validate_every=3)
+def test_validation_comes_on_time_with_the_state_of_its_step_and_once_at_the_end():
+    record = _Record(validate_every=3)
     record.run(total=7)
     assert [e for e in record.events if e[0] == "validate"] == [("validate", s, s) for s in (3, 6, 7)]
-    record = _Record(monkeypatch, validate_every=3)
+    record = _Record(validate_every=3)
     record.run(total=6)
     assert [e[1] for e in record.events if e[0] == "validate"] == [3, 6]
 
 
-def test_a_stop_ends_after_the_step_under_way_and_still_logs_it(monkeypatch):
-    record = _Record(monkeypatch, stop_after=4)
+def test_a_stop_ends_after_the_step_under_way_and_still_logs_it():
+    record = _Record(stop_after=4)
     state, done, _ = record.run(total=10)
     assert done == int(state.step) == 4
     assert sorted(record.logged) == [1, 2, 3, 4]
 
 
-def test_a_continued_run_counts_from_where_it_was(monkeypatch):
-    record = _Record(monkeypatch, log_every=5, validate_every=5)
+def test_a_continued_run_counts_from_where_it_was():
+    record = _Record(log_every=5, validate_every=5)
     state, done, _ = record.run(first=7, total=12)
     assert done == int(state.step) == 12
     assert sorted(record.logged) == [10, 12]
     assert [e[1] for e in record.events if e[0] == "validate"] == [10, 12]
 
 
-def test_a_finished_run_has_nothing_to_do(monkeypatch):
-    record = _Record(monkeypatch)
+def test_a_finished_run_has_nothing_to_do():
+    record = _Record()
     state, done, meter = record.run(first=6, total=6)
     assert done == int(state.step) == 6 and record.events == [] and meter.rates()["occupancy"] == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("bad", [1, 3, 6])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(monkeypatch, value, bad):
-    record = _Record(monkeypatch, losses={bad: value})
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(value, bad):
+    record = _Record(losses={bad: value})
     with pytest.raises(InputError, match=rf"loss is (nan|inf) at step {bad};.*--lr"):
         record.run(total=6)
     assert bad not in record.logged
 
 
-def test_a_state_after_a_loss_that_is_not_finite_is_never_validated_or_saved(monkeypatch):
-    record = _Record(monkeypatch, losses=dict.fromkeys(range(2, 40), float("nan")), log_every=20, validate_every=5)
+def test_a_state_after_a_loss_that_is_not_finite_is_never_validated_or_saved():
+    record = _Record(losses=dict.fromkeys(range(2, 40), float("nan")), log_every=20, validate_every=5)
     with pytest.raises(InputError, match="step 5;"):
         record.run(total=40)
     assert not [e for e in record.events if e[0] == "validate"]
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_state_is_validated_or_kept(monkeypatch):
-    record = _Record(monkeypatch, norms={5: float("inf")}, log_every=20, validate_every=5)
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_state_is_validated_or_kept():
+    record = _Record(norms={5: float("inf")}, log_every=20, validate_every=5)
     with pytest.raises(InputError, match="gradient norm is inf at step 5;"):
         record.run(total=40)
-    record = _Record(monkeypatch, norms={5: float("nan")}, log_every=20, stop_after=5)
+    record = _Record(norms={5: float("nan")}, log_every=20, stop_after=5)
     with pytest.raises(InputError, match="gradient norm is nan at step 5;"):
         record.run(total=40)
     assert not [e for e in record.events if e[0] == "validate"]
 
 
-def test_throughput_counts_real_content_and_forgets_the_first_step_of_each_shape(monkeypatch):
-    record = _Record(monkeypatch)
+def test_throughput_counts_real_content_and_forgets_the_first_step_of_each_shape():
+    record = _Record()
     *_, meter = record.run(total=6, sizes=(4, 8))  # shapes 4 8 4 8 4 8: the first two compile
     assert (meter.steps, meter.structures, meter.atoms) == (4, 8, 20)
     assert meter.rates()["occupancy"] == pytest.approx(12 / 24)

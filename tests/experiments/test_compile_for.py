@@ -1,0 +1,38 @@
+"""What is read off a compiled program, and topologies that do not exist."""
+
+import dataclasses
+
+import pytest
+
+from experiments import compile_for
+from jaxatoms.types import InputError
+
+HLO = """
+  %all-reduce.1 = f32[512,512]{1,0:T(8,128)} all-reduce(%x), channel_id=1, to_apply=%add
+  %ar = (f32[10]{0}, bf16[4,2]{1,0}) all-reduce-start(%a, %b), channel_id=2
+  %done = f32[10]{0} all-reduce-done(%ar)
+  ROOT %gather = s32[16]{0} all-gather(%c), dimensions={0}
+"""
+STEP = compile_for.Compiled(
+    topology="v5e:4x4", n_device=16, seconds=1.0, flops=197e12, bytes_accessed=0.819e12, arguments=0, temporaries=0,
+    collectives={"all-reduce": 200_000_000}, structures=100.0, edges=64,
+)  # fmt: skip
+
+
+def test_bytes_of_collectives_are_those_of_their_results_once():
+    assert compile_for.collective_bytes(HLO) == {"all-reduce": 4 * 512 * 512 + 40 + 16, "all-gather": 64}
+
+
+def test_the_roofline_counts_passes_cores_and_the_ring():
+    times = compile_for.bounds(STEP, "bfloat16")
+    assert times == pytest.approx({"arithmetic": 1.0, "memory": 1.0, "all-reduce": 2 * 15 / 16 * 1e-3})
+    assert compile_for.bounds(STEP, "float32")["arithmetic"] == pytest.approx(6)
+    one_core = dataclasses.replace(STEP, topology="v4:2x2x2", flops=275e12 / 2)
+    assert compile_for.bounds(one_core, "bfloat16")["arithmetic"] == pytest.approx(1)
+    assert compile_for.step_seconds(times) == pytest.approx(1 + 1.875e-3)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:4xx4", "cpu:1"])
+def test_unknown_topologies_are_refused_in_one_line(name):
+    with pytest.raises(InputError, match="use v4, v5e, v5p, v6e with a shape"):
+        compile_for.find_topology(name)

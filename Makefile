@@ -15,7 +15,7 @@ demo: .venv/installed  ## select, pretrain, fine-tune and compare on the shipped
 	$(BIN)/python -m experiments.demo
 
 test: .venv/installed  ## the whole test suite on CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 check: .venv/installed  ## lint, types, import rules, fast tests
 	$(BIN)/ruff check .

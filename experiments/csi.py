@@ -6,6 +6,7 @@ Any entry may be a file of features (experiments.extract, or `features [rows, d]
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +100,26 @@ def gather(config: CsiConfig, out: Path) -> tuple[dict[str, Extracted], dict[str
     sides: list[dict[str, Extracted]] = []
     for role, names in (("upstream", config.upstream), ("downstream", config.downstream)):
         side: dict[str, Extracted] = {}
+        short = short_names(names)
         for name in names:
             path = files.get(name) or (Path(name) if name.endswith(".npz") and "@" not in name else None)
             if path is None and extractor is None:
                 if config.checkpoint is None:
                     raise InputError(f"{name} needs --checkpoint, the network that extracts its features")
                 extractor = load_extractor(config.checkpoint, config.raw_weights)
-            label = name if path is None else path.stem
+            label = short[name] if path is None else path.stem
             if label in side:
                 raise InputError(f"{label} is named twice in --{role}; name every set once")
             side[label] = _extracted(name, role, config, extractor, out) if path is None else load_extracted(path)
         sides.append(side)
     return sides[0], sides[1]
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Name -> what tables call it: without its path, unless two would then be called the same."""
+    short = {n: Path(n[5:]).stem if n.startswith("file:") else n.partition("@")[0] for n in names}
+    labels = list(short.values())
+    return {n: label if labels.count(label) == 1 else n for n, label in short.items()}
 
 
 def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor, out: Path) -> Extracted:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, csi
 from experiments.chain import Step, run_chain
 from jaxatoms.types import InputError
 
@@ -144,7 +144,9 @@ def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, 
 def collect(config: StudyConfig, out: Path) -> dict:
     """Errors and CSI of every pair, from the runs' files."""
     ranking = json.loads((out / "csi" / "csi.json").read_text())["ranking"]
-    by_target = {_target(name): label_of(name) for name in config.upstream}
+    targets = [_target(name) for name in config.upstream]
+    by_csi = {csi.short_names(targets)[_target(name)]: label_of(name) for name in config.upstream}
+    csi_names = csi.short_names([_target(name) for name in config.downstream])
     tasks = {}
     for task in config.downstream:
         folder = out / "finetune" / label_of(task).replace("/", "_").replace(":", "_")
@@ -154,13 +156,13 @@ def collect(config: StudyConfig, out: Path) -> dict:
                     for seed in range(config.seeds)]
             for label in labels
         }
-        order = ranking[_target(task)]
+        order = ranking[csi_names[_target(task)]]
         tasks[label_of(task)] = {
             "unit": reports[labels[0]][0]["unit"],
             "mae": {label: [r["mae"] for r in own] for label, own in reports.items()},
             "mean_baseline": reports[labels[0]][0]["mean_baseline_mae"],
-            "csi": {by_target[e["upstream"]]: e["csi"] for e in order},
-            "probability_best": {by_target[e["upstream"]]: e["probability_best"] for e in order},
+            "csi": {by_csi[e["upstream"]]: e["csi"] for e in order},
+            "probability_best": {by_csi[e["upstream"]]: e["probability_best"] for e in order},
         }
     budget = {"n": config.n, "epochs": config.epochs, "finetune_steps": config.finetune_steps, "seeds": config.seeds}
     return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks)}

@@ -2,5 +2,5 @@
 
 Modules: `features` (npz in and out), `aggregation`, `sampling`, `moments`, `frechet`, `score` (the whole
 procedure), `uncertainty`, `distances`, `per_element`, `selection`. `features`, `aggregation`, `sampling`,
-`frechet` and `distances` import no JAX, so data workers may use them. Guide: docs/csi_library.md.
+`frechet` and `distances` import no JAX, so data workers may use them. Guide: docs/csi.md.
 """

@@ -40,6 +40,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if args and (num_processes is None or process_id is None):
         raise InputError("--coordinator HOST:PORT needs --num-processes and --process-id")
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which `StopFlag` handles
+    # On CPUs, programs in flight together would meet the other processes' collectives in another order.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**args, num_processes=num_processes, process_id=process_id)
     except (ValueError, RuntimeError) as error:

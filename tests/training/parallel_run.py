@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import fleet
 from experiments.models import make_model, split_model
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing, shards
@@ -90,8 +91,8 @@ def run(args: dict) -> dict:
 def main():
     args = json.loads(sys.argv[1])
     if "coordinator" in args:
-        jax.distributed.initialize(args["coordinator"], args["processes"], args["process"])
-    print(json.dumps(run(args)))
+        fleet.join(args["coordinator"], args["processes"], args["process"])
+    print(json.dumps(run(args)), file=sys.__stdout__)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON]
 
-UNTESTED ON A GPU: written and exercised on CPU only, so no figure of it exists yet. Each item runs in a process of its
+UNTESTED: it has not been run yet, on a GPU or elsewhere, so no figure of it exists. Each item runs in a process of its
 own under a time limit, and the file is written after each, so that a failure or the end of a lease costs one item.
 The workloads are those of `train_throughput` with copies that fill a large device.
 """

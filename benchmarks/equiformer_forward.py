@@ -1,6 +1,6 @@
 """Forward pass of EquiformerV2 31M (both heads): atoms/s and peak memory, beside the PyTorch reference if asked.
 
-    python -m benchmarks.equiformer_forward --case mol20 --peer /tmp/peer/bin/python --out benchmarks/results/x.jsonl
+    python -m benchmarks.equiformer_forward --case mol20 --peer PEER_PYTHON --out benchmarks/results/x.jsonl
 
 Graphs: 20 nearest within 12 A, built on the host and not timed on either side. Peak memory is that of the process, ours
 with compilation. Timings are wall times; `cpu_s` is processor time, which other jobs on the machine disturb less.

@@ -34,17 +34,24 @@ def atom_weights(mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Arr
 
 
 def pretraining_loss(
-    energy, forces, batch: GraphBatch, scales: LossScales, total: Callable = lambda count: count
+    energy,
+    forces,
+    batch: GraphBatch,
+    scales: LossScales,
+    total: Callable = lambda count: count,
+    free_only: bool = False,
 ) -> tuple[jax.Array, dict]:
     """Masked energy L1 plus structure-wise force L2, in normalised units.
 
     L_E = mean over labelled structures of s_E |E - y|; L_F = mean over structures of the mean over their labelled
-    atoms (fixed ones included) of s_F ||F - F_ref + 1e-6||. Source: released pretraining code of arXiv 2502.11085.
+    atoms (fixed ones included by default) of s_F ||F - F_ref + 1e-6||. Source: released pretraining code of
+    arXiv 2502.11085.
 
     Args:
       energy: [n_graph, T]; forces: [n_node, 3, T] normalised predictions.
       total: sums a count over the devices that share the batch; the results of all devices then add up to the loss
         of the whole batch.
+      free_only: leave fixed atoms out of L_F, the released code's `train_on_free_atoms_only`.
 
     Returns:
       (loss, {"energy_loss", "force_loss"}).
@@ -53,9 +60,10 @@ def pretraining_loss(
     energy_loss = _masked_mean(e_error, batch.energy_mask, total)
     difference = own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS
     # Mask before the norm: padding would be fine here, but a missing label must not reach the square root.
-    difference = jnp.where(batch.force_mask[:, None], difference, 1.0)
+    mask = batch.force_mask & batch.free if free_only else batch.force_mask
+    difference = jnp.where(mask[:, None], difference, 1.0)
     norms = jnp.sqrt(jnp.sum(difference**2, axis=-1))
-    weights, labelled = atom_weights(batch.force_mask, batch)
+    weights, labelled = atom_weights(mask, batch)
     weights = weights * scales.forces[batch.task[batch.node_graph]]
     force_loss = jnp.sum(norms * weights) / jnp.maximum(total(jnp.sum(labelled)), 1)
     return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
@@ -66,20 +74,24 @@ def _masked_mean(values: jax.Array, mask: jax.Array, total: Callable) -> jax.Arr
 
 
 def error_sums(energy, forces, batch: GraphBatch, n_task: int) -> dict[str, jax.Array]:
-    """Sums over a batch from which MAEs follow: absolute errors and counts per task, free atoms only for forces.
+    """Sums over a batch from which MAEs follow: absolute errors and counts per task.
 
     Returns:
-      {"energy_error", "energy_count", "force_error", "force_count"}, each [T], in normalised units; the force
-      counts are components (3 per atom).
+      {"energy_error", "energy_count", "force_error", "force_count"}, each [T], in normalised units, of free atoms
+      only for forces, and "all_force_error", "all_force_count" with the fixed ones; the force counts are components
+      (3 per atom).
     """
     by_graph = jax.nn.one_hot(batch.task, n_task) * batch.energy_mask[:, None]
     e_error = jnp.abs(own_task(energy, batch.task) - batch.energy)
     task = batch.task[batch.node_graph]
-    by_node = jax.nn.one_hot(task, n_task) * (batch.force_mask & batch.free)[:, None]
-    f_error = jnp.sum(jnp.abs(own_task(forces, task) - batch.forces), axis=-1)
+    labelled = jax.nn.one_hot(task, n_task) * batch.force_mask[:, None]
+    by_node = labelled * batch.free[:, None]
+    f_error = jnp.sum(jnp.abs(own_task(forces, task) - batch.forces), axis=-1)[:, None]
     return {
         "energy_error": jnp.sum(e_error[:, None] * by_graph, axis=0),
         "energy_count": jnp.sum(by_graph, axis=0),
-        "force_error": jnp.sum(f_error[:, None] * by_node, axis=0),
+        "force_error": jnp.sum(f_error * by_node, axis=0),
         "force_count": 3 * jnp.sum(by_node, axis=0),
+        "all_force_error": jnp.sum(f_error * labelled, axis=0),
+        "all_force_count": 3 * jnp.sum(labelled, axis=0),
     }

@@ -36,6 +36,7 @@ def make_train_step(
     ema_decay: float,
     edge_dropout: float,
     dropout_seed: int | None = None,
+    free_only: bool = False,
     mesh=None,
     shardings=None,
 ):
@@ -51,7 +52,7 @@ def make_train_step(
         # The key depends on the step alone, so that a resumed run draws the same numbers.
         random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
         out = apply(params, constants, batch, edge_dropout, **random)
-        return pretraining_loss(out.energy, out.forces, batch, scales, total)
+        return pretraining_loss(out.energy, out.forces, batch, scales, total, free_only)
 
     return make_update(loss_fn, optimizer, ema_decay=ema_decay, mesh=mesh, shardings=shardings)
 
@@ -83,13 +84,13 @@ def make_update(loss_fn: Callable, optimizer, *, ema_decay: float, mesh=None, sh
     return jax.jit(update, donate_argnums=0, out_shardings=(whole if shardings is None else shardings, whole))
 
 
-def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None):
+def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None, free_only: bool = False):
     """eval_step(params, constants, batch) -> sums from which loss and MAEs of a whole set follow."""
     n_task = len(scales.energy)
 
     def eval_step(params, constants, batch):
         out = apply(params, constants, batch, 0.0)
-        loss, _ = pretraining_loss(out.energy, out.forces, batch, scales)
+        loss, _ = pretraining_loss(out.energy, out.forces, batch, scales, free_only=free_only)
         count = jnp.sum(batch.graph_mask)
         return {"loss": loss * count, "count": count, **error_sums(out.energy, out.forces, batch, n_task)}
 

@@ -98,6 +98,10 @@ def test_fixed_atoms_count_in_the_loss_but_not_in_the_reported_errors():
     sums = error_sums(e_hat, f_hat, batch, 2)
     np.testing.assert_array_equal(sums["force_error"], [0, 0])
     np.testing.assert_array_equal(sums["force_count"], [3 * 6, 3 * 3])
+    np.testing.assert_allclose(sums["all_force_error"], [3, 0])
+    assert sum(sums["all_force_count"] - sums["force_count"]) == 3
+    free = pretraining_loss(e_hat, f_hat, batch, SCALES, free_only=True)[1]["force_loss"]
+    assert float(free) < 1e-3
 
 
 def test_the_loss_and_its_gradient_are_blind_to_the_amount_of_padding():

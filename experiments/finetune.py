@@ -292,6 +292,7 @@ def task_record(setup: Setup, energy_shift: float | None) -> dict:
         "reference": {str(z): float(references.get(int(z), 0.0)) for z in seen},
         "cutoff": facts.graph.cutoff,
         "max_neighbors": facts.graph.max_neighbors,
+        "conditional": facts.graph.conditional,
         "property": getattr(facts, "column", "forces"),
     }
     if setup.head.kind == "gradient":

@@ -1,26 +1,34 @@
-"""Energies and forces of structures from a checkpoint.
+"""Energies and forces (or a fine-tuned property) of structures from a checkpoint.
 
     python -m experiments.predict --checkpoint runs/ani1x --structures in.extxyz --out out.extxyz
+    python -m experiments.predict --checkpoint runs/ani1x --structures in.traj --out out.db --features atoms.npz
 
-Reads anything ASE reads; writes extended XYZ in the order read, energies in eV, forces in eV/A.
+Reads anything ASE reads and writes extended XYZ or an ASE database (.db), in the order read, energies in eV, forces in
+eV/A. Memory is bounded whatever the length; the same command continues where a killed one ended.
 """
 
+import contextlib
 import dataclasses
-import os
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
+import ase
 import ase.io
-import jax
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from flax import nnx
 
 from experiments import cli
+from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft
+from experiments.prediction import Prediction, Predictor, Record, chunks
 from experiments.runtime import prepare_process
 from jaxatoms import inference
-from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.readers.ase_file import read_atoms
-from jaxatoms.types import InputError, SystemBatch
+from jaxatoms.data.readers.checks import fail, require_file
+from jaxatoms.models.registry import feature_width
+from jaxatoms.types import InputError
+
+XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,14 +38,28 @@ class PredictConfig:
     checkpoint: str
     """Run folder, checkpoints/best or a step folder."""
     structures: str
-    """File that ASE reads."""
+    """File that ASE reads: .extxyz (also .xz, .gz), .traj, .db, ..."""
     out: str
-    """Extended XYZ file to write."""
+    """File to write: .extxyz, .xyz or .db; it appears when it is whole."""
     task: str | None = None
     """Name of the task whose head is used; needed when the checkpoint has several."""
+    features: str | None = None
+    """Also write the node features to this .npz, as experiments.csi --features reads them."""
     raw_weights: bool = False
     """Use the raw weights instead of their moving average."""
-    batch_size: int = 20
+    batch_edges: int = 4096
+    """Edge slots of a batch; more for a GPU."""
+    quiet: bool = False
+
+    def __post_init__(self):
+        if self.batch_edges < 1:
+            raise InputError(f"--batch-edges must be positive, got {self.batch_edges}")
+        if Path(self.out).suffix not in (*XYZ, *DATABASE):
+            raise InputError(f"--out {self.out}: its suffix must be {', '.join((*XYZ, *DATABASE))}")
+        if self.features is not None and Path(self.features).suffix != ".npz":
+            raise InputError(f"--features {self.features}: its suffix must be .npz")
+        if Path(self.out).absolute() == Path(self.structures).absolute():
+            raise InputError(f"--out is --structures ({self.out}); choose another --out")
 
 
 @cli.one_line_errors()
@@ -45,70 +67,108 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.predict`."""
     config = cli.parse(PredictConfig, argv, description=__doc__, prog="python -m experiments.predict")
     prepare_process()
-    atoms = list(read_atoms(Path(config.structures)))
-    if not atoms:
-        raise InputError(f"{config.structures} holds no structure")
-    model, task, record = load_model(config)
-    predictions = predict(model, task, record, [system for _, system in atoms], config)
-    write_extxyz(Path(config.out), [a for a, _ in atoms], predictions)
-    print(f"{len(predictions)} structures -> {config.out} (energies in eV, forces in eV/A)")
+    source = require_file(config.structures)
+    model = inference.restore_model(config.checkpoint, raw_weights=config.raw_weights)
+    predictor = Predictor(model, config.task, config.batch_edges, config.features is not None)
+    journal = open_outputs(config, predictor)
+    if journal.done and not config.quiet:
+        print(f"continuing after {journal.done:,} structures")
+    with contextlib.closing(_records(source, journal.done)) as records:
+        for chunk in chunks(records, predictor.chunk_atoms):
+            predictions = predictor.predict(source, chunk)
+            journal.commit(len(chunk), _outputs(config, chunk, predictions))
+            if not config.quiet:
+                print(f"{journal.done:,} structures", end="\r", flush=True)
+    if journal.done == 0:
+        fail(source, "", "holds no structure", "check the file")
+    journal.finish()
+    print(describe(config, journal.done, predictor))
     return 0
 
 
-def load_model(config: PredictConfig) -> tuple[inference.LoadedModel, int, dict]:
-    """The restored model, the index of the chosen task and its record.
+def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
+    """The drafts of the outputs, cut where they are known to be whole.
 
     Raises:
-      InputError: no such checkpoint or task.
+      InputError: they were begun with other settings, or cannot be written.
     """
-    model = inference.restore_model(config.checkpoint, raw_weights=config.raw_weights)
-    return model, *inference.choose_task(model, config.task)
+    source, out = Path(config.structures), Path(config.out)
+    drafts: dict[str, Draft] = {}
+    if config.features is not None:  # first: the main output gets its name last
+        dtype = feature_dtype(feature_width(predictor.model.config))
+        drafts["features"] = TableDraft(Path(config.features), dtype)
+    drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
+    file = source.stat()
+    settings = {
+        "--checkpoint": predictor.model.path,
+        "--structures": f"{source.absolute()} ({file.st_size} bytes, changed {file.st_mtime_ns})",
+        "--task": predictor.record["name"],
+        "--raw-weights": config.raw_weights,
+        "--features": config.features and str(Path(config.features).absolute()),
+    }
+    return Journal(out, drafts, settings)
 
 
-def predict(model: inference.LoadedModel, task: int, record: dict, systems: list, config: PredictConfig):
-    """[(energy eV, forces [n_node, 3] eV/A)] of every structure, in order; one compiled shape."""
-    for system in systems:
-        inference.check_elements(record, system.atomic_numbers, model.path)
-    groups = np.array_split(np.arange(len(systems)), -(-len(systems) // config.batch_size))
-    parts = [_build([systems[i] for i in group], record, model.config) for group in groups]
-    budget = inference.budget_of(model.config, parts)
-    graphdef, state = nnx.split(model.module)
-    apply, out = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch)), []
-    for systems_batch, graphs in parts:
-        result = apply(state, inference.unlabelled(systems_batch, graphs, budget))
-        out += _physical(result, task, record, systems_batch, gradient=model.has_gradient_forces)
+def feature_dtype(width: int) -> np.dtype:
+    """One atom's row: its features, the place of its structure in the input, its atomic number."""
+    return np.dtype([("features", np.float32, (width,)), ("structure", np.int64), ("element", np.uint8)])
+
+
+def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
+    """One line about what was written."""
+    unit = predictor.record.get("property")
+    scalar = unit not in (None, "forces")
+    what = f"{unit} in its data set's unit" if scalar else "energies in eV, forces in eV/A"
+    more = f"; node features -> {config.features}" if config.features else ""
+    return f"{n:,} structures -> {config.out} ({what}; {len(predictor.shapes)} compiled shapes){more}"
+
+
+def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
+    """A copy of the input with the prediction: energy and forces as results, properties in `info`."""
+    atoms = record.atoms.copy()
+    atoms.info.update(prediction.properties or {})
+    results = {"energy": prediction.energy, "forces": prediction.forces}
+    results = {name: value for name, value in results.items() if value is not None}
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def _records(source: Path, first: int) -> Iterator[Record]:
+    for i, (atoms, system) in enumerate(read_atoms(source, first=first), start=first):
+        yield Record(i, atoms, system)
+
+
+def _outputs(config: PredictConfig, chunk: list[Record], predictions: list[Prediction]) -> dict:
+    """What each draft appends for a chunk."""
+    atoms = [labelled(*pair) for pair in zip(chunk, predictions, strict=True)]
+    out: dict = {}
+    if config.features is not None:
+        out["features"] = _feature_rows(chunk, predictions)
+    database = Path(config.out).suffix in DATABASE
+    out["out"] = [(a, _plain(a.info)) for a in atoms] if database else _extxyz(atoms)
     return out
 
 
-def _build(systems: list, record: dict, config):
-    batch = concatenate(systems)
-    return batch, inference.build_graphs_of(config, batch, record["cutoff"], record["max_neighbors"])
+def _extxyz(atoms: list[ase.Atoms]) -> bytes:
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue().encode()
 
 
-def _physical(result, task: int, record: dict, systems: SystemBatch, *, gradient: bool) -> list:
-    n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
-    if result.energy is None:
-        raise InputError("this checkpoint predicts forces alone; use jaxatoms.ase, or one that predicts energies")
-    # Models with gradient forces have one head and no axis for it.
-    energy, forces = (np.asarray(x) if gradient else np.asarray(x)[..., task] for x in result)
-    physical = inference.physical_energy(energy[:n_graph], record, systems)
-    forces = inference.physical_forces(forces[:n_node], record, gradient=gradient)
-    return list(zip(physical, np.split(forces, np.cumsum(systems.n_node)[:-1]), strict=True))
+def _plain(info: dict) -> dict:
+    """`info` for the column `data` of a database, whose own such columns are merged into it."""
+    rest = {key: value for key, value in info.items() if key not in ("key_value_pairs", "data", "unique_id")}
+    return {**info.get("data", {}), **info.get("key_value_pairs", {}), **rest}
 
 
-def write_extxyz(path: Path, atoms: list, predictions: list):
-    """Write structures with predicted energy and forces; the file appears whole or not at all."""
-    labelled = []
-    for source, (energy, forces) in zip(atoms, predictions, strict=True):
-        copy = source.copy()
-        copy.calc = SinglePointCalculator(copy, energy=float(energy), forces=forces)
-        labelled.append(copy)
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        ase.io.write(draft, labelled, format="extxyz")
-        os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from error
+def _feature_rows(chunk: list[Record], predictions: list[Prediction]) -> np.ndarray:
+    features = np.concatenate([p.features for p in predictions if p.features is not None])
+    rows = np.zeros(len(features), feature_dtype(features.shape[1]))
+    rows["features"] = features
+    rows["structure"] = np.repeat([r.index for r in chunk], [len(r.atoms) for r in chunk])
+    rows["element"] = np.concatenate([r.system.atomic_numbers for r in chunk])
+    return rows
 
 
 if __name__ == "__main__":

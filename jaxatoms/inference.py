@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.data import packing
+from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
@@ -84,16 +85,22 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     return index, model.meta["tasks"][index]
 
 
-def graph_cuts(config: ModelConfig, edges: Edges, distance, systems: SystemBatch, max_neighbors: int) -> Graphs:
-    """The graphs of an architecture, from the candidate edges of structures."""
-    n = len(systems.n_node)
+def graph_cuts(config: ModelConfig, edges: Edges, distance, systems: SystemBatch, max_neighbors) -> Graphs:
+    """The graphs of an architecture, from the candidate edges of structures; `max_neighbors` is one or [n_graph]."""
+    limit = np.broadcast_to(max_neighbors, len(systems.n_node))
     if uses_nearest_graph(config):
-        return cut_nearest_graph(edges, distance, systems.n_node, np.full(n, max_neighbors))
-    return cut_graphs(edges, distance, systems.n_node, systems.tags, np.tile(neighbor_limits(max_neighbors), (n, 1)))
+        return cut_nearest_graph(edges, distance, systems.n_node, limit)
+    limits = np.array([neighbor_limits(int(k)) for k in limit])
+    return cut_graphs(edges, distance, systems.n_node, systems.tags, limits)
 
 
-def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, max_neighbors: int) -> Graphs:
-    """The graphs of an architecture, with one cutoff (A) and limit for all structures."""
+def neighbors_of(record: dict, n_node: np.ndarray) -> np.ndarray:
+    """[n_graph] neighbours of the main graph that a head's training gave structures of these sizes."""
+    return Graph(record["cutoff"], record["max_neighbors"], record.get("conditional", False)).neighbors(n_node)
+
+
+def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, max_neighbors) -> Graphs:
+    """The graphs of an architecture, with one cutoff (A) for all structures; `max_neighbors` is one or [n_graph]."""
     limits = np.full(len(systems.n_node), cutoff)
     edges, distance = candidate_edges(systems.positions, systems.n_node, systems.cell, systems.pbc, limits)
     return graph_cuts(config, edges, distance, systems, max_neighbors)

@@ -82,10 +82,10 @@ def test_predictions_do_not_depend_on_the_batch(finished, tmp_path):
     molecules = [water, Atoms("CO2", [[0, 0, 0], [1.16, 0, 0], [-1.16, 0, 0]])]
     ase.io.write(tmp_path / "in.extxyz", molecules)
     results = []
-    for size in ("1", "20"):
+    for size in ("1", "200"):
         out = tmp_path / f"out{size}.extxyz"
         options = ["--checkpoint", str(finished), "--structures", str(tmp_path / "in.extxyz"), "--out", str(out)]
-        assert predict.main([*options, "--batch-size", size]) == 0
+        assert predict.main([*options, "--batch-edges", size]) == 0
         results.append(ase.io.read(out, ":"))
     for one, many in zip(*results, strict=True):
         assert one.get_potential_energy() == pytest.approx(many.get_potential_energy(), abs=1e-4)

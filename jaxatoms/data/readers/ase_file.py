@@ -32,21 +32,30 @@ def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterat
     return (system for _, system in read_atoms(path, energy_key, forces_key))
 
 
-def read_atoms(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterator[tuple[ase.Atoms, System]]:
-    """As `read`, each with the ASE object that it came from."""
+def read_atoms(
+    path: Path | str, energy_key: str = "", forces_key: str = "", first: int = 0
+) -> Iterator[tuple[ase.Atoms, System]]:
+    """As `read`, each with the ASE object that it came from; those before structure `first` are passed over."""
     path = Path(path)
     with plain_file(path) as plain:
         for i, atoms in enumerate(_iter_atoms(path, plain)):
+            if i < first:
+                continue
             _name_labels(path, f"structure {i}", atoms, {"energy": energy_key, "forces": forces_key})
             system = system_from_atoms(path, f"structure {i}", atoms, group=_group(atoms))
             yield atoms, system._replace(tags=_meaningful_tags(system.tags))
 
 
 def _iter_atoms(path: Path, plain: Path) -> Iterator[ase.Atoms]:
+    done = 0
     try:
-        yield from ase.io.iread(str(plain), index=":", do_not_split_by_at_sign=True)
+        for atoms in ase.io.iread(str(plain), index=":", do_not_split_by_at_sign=True):
+            yield atoms
+            done += 1
     except Exception as error:
-        fail(path, "", f"ASE cannot read it ({type(error).__name__}: {error})", "convert it to extxyz")
+        where = f"structure {done}" if done else ""
+        remedy = "it is damaged, or not what its name says; check it, or convert it to extxyz"
+        fail(path, where, f"ASE cannot read it ({type(error).__name__}: {error})", remedy)
 
 
 def _name_labels(path: Path, record: str, atoms: ase.Atoms, keys: dict[str, str]) -> None:

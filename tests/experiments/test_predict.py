@@ -1,0 +1,278 @@
+"""Prediction from the command line: order, formats, resuming, features, lone atoms, mixed periodicity, refusals."""
+
+import itertools
+import json
+import re
+
+import ase.build
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from fixtures import checkpoints
+from fixtures.nano import NANO
+
+from experiments import predict, prediction
+from experiments.drafts import BytesDraft, DatabaseDraft, Journal
+from jaxatoms.csi.features import load_features
+from jaxatoms.data.readers.structures import system_from_atoms
+from jaxatoms.inference import restore_model
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.registry import split_model
+from jaxatoms.types import InputError
+
+NAMES = ("CH3OH", "H2O", "C6H6", "N2", "CH3CH2OH", "CO2", "NH3")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A nano model with one energy and one force head; knows the elements 1..39."""
+    return checkpoints.write(tmp_path_factory.mktemp("nano"), GemNetOCConfig(**NANO), {"only": {"energy_std": 2.0}})
+
+
+@pytest.fixture(scope="module")
+def structures() -> list[ase.Atoms]:
+    """Molecules of many sizes, lone atoms among them, and a slab."""
+    out = [ase.build.molecule(name) for name in NAMES * 2]
+    for i, atoms in enumerate(out):
+        atoms.rattle(0.05, seed=i)
+        atoms.info["name"] = f"molecule {i}"
+    slab = ase.build.fcc111("Cu", (2, 2, 1), vacuum=5, periodic=True)
+    return [ase.Atoms("H"), *out, slab, ase.Atoms("C", positions=[[1.0, 2, 3]])]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, structures):
+    out = tmp_path_factory.mktemp("in")
+    ase.io.write(out / "in.extxyz", structures)
+    ase.io.write(out / "in.traj", structures)
+    ase.io.write(out / "in.db", structures)
+    return out
+
+
+def run(checkpoint, source, out, *options):
+    arguments = ["--checkpoint", str(checkpoint), "--structures", str(source), "--out", str(out)]
+    assert predict.main([*arguments, "--batch-edges", "128", "--quiet", *options]) == 0
+    return ase.io.read(out, ":")
+
+
+@pytest.fixture(scope="module")
+def predicted(checkpoint, folder):
+    """The extxyz of a run with features that nothing disturbed."""
+    return run(checkpoint, folder / "in.extxyz", folder / "out.extxyz", "--features", str(folder / "atoms.npz"))
+
+
+def assert_same(ours, theirs):
+    assert [str(a.symbols) for a in ours] == [str(a.symbols) for a in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-4)
+        np.testing.assert_allclose(one.get_forces(), other.get_forces(), atol=1e-4)
+
+
+def test_the_order_is_kept_and_everything_is_finite(predicted, structures, folder):
+    assert [str(a.symbols) for a in predicted] == [str(a.symbols) for a in structures]
+    assert [a.info.get("name") for a in predicted] == [a.info.get("name") for a in structures]
+    for atoms in predicted:
+        assert np.isfinite(atoms.get_potential_energy()) and np.isfinite(atoms.get_forces()).all()
+    assert not list(folder.glob(".*")), "drafts and journal are gone"
+
+
+def test_a_lone_atom_has_no_force(predicted):
+    assert not predicted[0].get_forces().any()
+    assert not predicted[-1].get_forces().any()
+
+
+@pytest.mark.parametrize(("source", "target"), [("in.traj", "out.db"), ("in.db", "again.extxyz")])
+def test_formats_agree(checkpoint, folder, predicted, source, target):
+    assert_same(run(checkpoint, folder / source, folder / target), predicted)
+
+
+def test_a_database_keeps_numbers_and_info(checkpoint, folder, predicted, structures):
+    out = folder / "rows.db"
+    run(checkpoint, folder / "in.extxyz", out)
+    rows = list(ase.db.connect(out).select())
+    assert [row.id for row in rows] == list(range(1, len(structures) + 1))
+    assert rows[1].data["name"] == "molecule 0"
+
+
+def test_batches_are_packed_and_shapes_are_used_again(checkpoint, structures):
+    predictor = prediction.Predictor(restore_model(str(checkpoint)), None, 128)
+    records = [prediction.Record(i, a, s) for i, (a, s) in enumerate(_systems(structures))]
+    parts = list(prediction.chunks(records, 40))
+    assert [r.index for part in parts for r in part] == list(range(len(records)))
+    assert len(parts) > 2 and max(sum(len(r.atoms) for r in part[:-1]) for part in parts) < 40
+    for part in [*parts, *parts]:
+        predictor.predict("memory", part)
+    assert predictor._run._cache_size() == len(predictor.shapes) <= 3
+
+
+def _systems(structures):
+    return [(atoms, system_from_atoms("memory", str(i), atoms, "")) for i, atoms in enumerate(structures)]
+
+
+def test_features_are_what_the_heads_read(checkpoint, folder, predicted, structures):
+    data = load_features(folder / "atoms.npz")
+    counts = [len(atoms) for atoms in structures]
+    np.testing.assert_array_equal(data.structure, np.repeat(np.arange(len(structures)), counts))
+    np.testing.assert_array_equal(data.element, np.concatenate([a.numbers for a in structures]))
+    model = restore_model(str(checkpoint))
+    predictor = prediction.Predictor(model, None, 512)
+    (_, system), = _systems([structures[1]])
+    stream = predictor._plan([system])
+    pure = split_model(model.module)
+    own = pure.node_features(pure.params, pure.constants, next(iter(stream.batches())))
+    np.testing.assert_allclose(data.features[data.structure == 1], own[: len(structures[1])], atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["out.extxyz", "out.db"])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_continues(checkpoint, folder, predicted, tmp_path, monkeypatch, capsys, target, torn):
+    """Killed between chunks, or (torn) after the files grew and before the journal said so."""
+    monkeypatch.setattr(prediction.Predictor, "chunk_atoms", 20)
+    count, predictions, commit = itertools.count(), prediction.Predictor.predict, Journal.commit
+
+    def die_before(self, path, chunk):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return predictions(self, path, chunk)
+
+    def die_within(self, n, chunks):
+        if next(count) == 2:
+            for name, draft in self.drafts.items():
+                draft.append(chunks[name])
+            raise KeyboardInterrupt
+        commit(self, n, chunks)
+
+    monkeypatch.setattr(*((Journal, "commit", die_within) if torn else (prediction.Predictor, "predict", die_before)))
+    options = ["--features", str(tmp_path / "atoms.npz")]
+    with pytest.raises(SystemExit):
+        run(checkpoint, folder / "in.extxyz", tmp_path / target, *options)
+    assert not (tmp_path / target).exists() and not (tmp_path / "atoms.npz").exists()
+    monkeypatch.setattr(Journal, "commit", commit)
+    seen = []
+    monkeypatch.setattr(prediction.Predictor, "predict",
+                        lambda self, path, chunk: seen.extend(chunk) or predictions(self, path, chunk))
+    ours = run(checkpoint, folder / "in.extxyz", tmp_path / target, *options)
+    assert_same(ours, predicted)
+    assert seen[0].index > 0 and len(seen) + seen[0].index == len(predicted), "what was done is not done again"
+    data, whole = load_features(tmp_path / "atoms.npz"), load_features(folder / "atoms.npz")
+    np.testing.assert_array_equal(data.structure, whole.structure)
+    np.testing.assert_allclose(data.features, whole.features, atol=1e-4)
+    if target.endswith(".db"):
+        assert [row.id for row in ase.db.connect(tmp_path / target).select()] == list(range(1, len(predicted) + 1))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_draft_of_other_settings_is_not_continued(tmp_path):
+    out = tmp_path / "out.extxyz"
+    journal = Journal(out, {"out": BytesDraft(out)}, {"--checkpoint": "a"})
+    journal.commit(3, {"out": b"text"})
+    with pytest.raises(InputError, match="was begun with --checkpoint a"):
+        Journal(out, {"out": BytesDraft(out)}, {"--checkpoint": "b"})
+    with pytest.raises(InputError, match="shorter than its journal"):
+        (tmp_path / ".out.extxyz.part").write_bytes(b"te")
+        Journal(out, {"out": BytesDraft(out)}, {"--checkpoint": "a"})
+    (tmp_path / ".out.extxyz.journal").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        Journal(out, {"out": BytesDraft(out)}, {"--checkpoint": "a"})
+
+
+def test_mixed_periodicity_is_a_slab_without_images_along_z(checkpoint, tmp_path):
+    slab = ase.build.fcc111("Cu", (2, 2, 2), vacuum=20, periodic=True)
+    slab.rattle(0.05, seed=3)
+    mixed = slab.copy()
+    mixed.pbc = (True, True, False)
+    thin = mixed.copy()
+    thin.cell[2] = (0.3, -0.2, 4.0)  # not a period: its length must not matter
+    ase.io.write(tmp_path / "in.extxyz", [slab, mixed, thin])
+    whole, *others = run(checkpoint, tmp_path / "in.extxyz", tmp_path / "out.extxyz")
+    assert_same(others, [whole] * 2)
+    assert (others[0].pbc == (True, True, False)).all()
+
+
+def test_a_fine_tuned_property_is_written(nano_run, tmp_path):
+    from experiments import finetune
+
+    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--max-steps", "2", "--batch-size", "4",
+               "--batch-shapes", "1", "--val-samples", "8", "--test-samples", "4", "--quiet"]
+    assert finetune.main([*options, "--run-dir", str(tmp_path / "ft")]) == 0
+    ase.io.write(tmp_path / "in.extxyz", [ase.build.molecule(name) for name in NAMES[:3]])
+    out = run(tmp_path / "ft", tmp_path / "in.extxyz", tmp_path / "out.extxyz")
+    assert all(np.isfinite(atoms.info["target_gap"]) and atoms.calc is None for atoms in out)
+    record = json.loads((tmp_path / "ft" / "test.json").read_text())
+    assert record["last_ema"]["mae"] > 0
+
+
+def refused(checkpoint, source, out, capsys, *options):
+    with pytest.raises(SystemExit) as stop:
+        run(checkpoint, source, out, *options)
+    text = capsys.readouterr().err
+    assert stop.value.code == 2 and len(text.splitlines()) == 1, text
+    assert not out.exists()
+    return text
+
+
+def _gold(path):
+    ase.io.write(path, [ase.build.molecule("H2O"), ase.Atoms("Au2", [[0, 0, 0], [0, 0, 2.5]])])
+
+
+def _flat_cell(path):
+    atoms = ase.Atoms("Cu", cell=[3, 3, 0], pbc=(True, True, False))
+    ase.io.write(path, [ase.build.molecule("H2O"), atoms])
+
+
+def _cut(path):
+    ase.io.write(path, [ase.build.molecule("H2O")] * 3)
+    path.write_text(path.read_text()[:-40])
+
+
+def _same_place(path):
+    ase.io.write(path, ase.Atoms("H2", np.zeros((2, 3))))
+
+
+BAD = {
+    "empty.extxyz": (lambda p: p.write_text(""), "empty.extxyz"),
+    "empty.db": (lambda p: p.write_bytes(b""), "empty.db"),
+    "empty.traj": (lambda p: p.write_bytes(b""), "empty.traj"),
+    "gold.extxyz": (_gold, r"gold.extxyz: structure 1: .* not trained on Au; leave it out"),
+    "flat.extxyz": (_flat_cell, r"flat.extxyz: structure 1: .*zero volume; give three lattice vectors"),
+    "cut.extxyz": (_cut, r"cut.extxyz: structure 2: ASE cannot read it"),
+    "text.extxyz": (lambda p: p.write_text("not a structure\n" * 9), r"text.extxyz: ASE cannot read it .*not what"),
+    "text.db": (lambda p: p.write_text("not a database\n" * 9), r"text.db: ASE cannot read it .*not what its name"),
+    "text.traj": (lambda p: p.write_text("not a trajectory\n" * 9), r"text.traj: ASE cannot read it .*not what"),
+    "missing.extxyz": (lambda p: None, r"missing.extxyz: no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_structures_are_refused_in_one_line(checkpoint, tmp_path, capsys, name):
+    make, words = BAD[name]
+    make(tmp_path / name)
+    text = refused(checkpoint, tmp_path / name, tmp_path / "out.extxyz", capsys)
+    assert re.search(words, text), text
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["--batch-edges", "0"], "--batch-edges must be positive"),
+    (["--features", "x.txt"], "must be .npz"),
+    (["--task", "other"], "choose one of them"),
+])  # fmt: skip
+def test_bad_settings_are_refused(checkpoint, folder, tmp_path, capsys, options, words):
+    assert words in refused(checkpoint, folder / "in.extxyz", tmp_path / "out.extxyz", capsys, *options)
+
+
+def test_the_output_must_be_a_known_format_in_a_folder_that_can_be_written(checkpoint, folder, tmp_path, capsys):
+    assert ".extxyz, .xyz, .db" in refused(checkpoint, folder / "in.extxyz", tmp_path / "out.cif", capsys)
+    assert "cannot write" in refused(checkpoint, folder / "in.extxyz", tmp_path / "none" / "out.extxyz", capsys)
+    assert "cannot write" in refused(checkpoint, folder / "in.extxyz", tmp_path / "none" / "out.db", capsys)
+
+
+def test_a_database_draft_is_cut_to_its_journal(tmp_path):
+    draft = DatabaseDraft(tmp_path / "out.db")
+    draft.rewind(0)
+    draft.append([(ase.Atoms("H"), {"n": i}) for i in range(3)])
+    draft.rewind(2)
+    draft.append([(ase.Atoms("He"), {})])
+    draft.finish()
+    assert [(row.id, row.formula) for row in ase.db.connect(tmp_path / "out.db").select()] == [
+        (1, "H"), (2, "H"), (3, "He")]  # fmt: skip

@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare_process()
     run_dir = Path(config.run)
     run_config = read_run(run_dir, config)
-    corpus, split = open_data(run_config)
+    model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
+    corpus, split = open_data(run_config, model_config)
     records = evaluation.draw(getattr(split, config.split), parse_count(config.samples))
     result: dict = {"split": config.split, "n_structure": len(records), "of": len(getattr(split, config.split))}
     for name in ("last", "best"):

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained GemNet-OC on a downstream data set, and report the error on its test split.
+"""Fine-tune a pretrained GemNet-OC or EquiformerV2 on a downstream data set, and report the error on its test split.
 
     python -m experiments.finetune --downstream rmd17:aspirin --init runs/ani1x --run-dir runs/ft
 
@@ -15,19 +15,18 @@ import numpy as np
 
 from experiments import cli, evaluation, finetune_model
 from experiments.provenance import peak_memory_gib, provenance
-from experiments.recipes import SMALL_STEPS, Recipe, find_recipe
+from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.downstream import ForceData
-from jaxatoms.data.downstream_corpus import DownstreamCorpus, open_downstream
+from jaxatoms.data.downstream_corpus import DownstreamCorpus, family_of, open_downstream
 from jaxatoms.data.splits import Split, save_split
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry as models
-from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.models.layers import Precision
 from jaxatoms.training import finetuning
 from jaxatoms.training.checkpoint import CheckpointStore, restore
@@ -50,7 +49,8 @@ class FinetuneConfig:
     init: str
     """Run folder or checkpoint to start from, or `scratch`."""
     init_mode: str = "ema"
-    """ema (averaged weights and atom embedding) or reference (as released: raw weights, fresh embedding)."""
+    """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
+    EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
     model: str = "gemnet_oc_s"
     """Dimensions of a run from scratch."""
     target: str | None = None
@@ -70,7 +70,7 @@ class FinetuneConfig:
     batch_size: int | None = None
     lr: float | None = None
     max_steps: int | None = None
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
     ema_decay: float = 0.99
     freeze_backbone: bool = False
     """Linear probing: train the head alone."""
@@ -104,6 +104,7 @@ class FinetuneConfig:
                 raise InputError(f"--{option} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
 
 
+_OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's
 _CHOICES = {
     "init_mode": ("ema", "reference"),
     "forces": ("auto", "gradient", "direct"),
@@ -123,7 +124,7 @@ class Setup:
     batches: loader.TrainBatches
     val: list
     model: models.PureModel
-    model_config: GemNetOCConfig
+    model_config: models.ModelConfig
     head: models.HeadSpec
     optim: FinetuneOptim
     steps_per_epoch: int
@@ -149,43 +150,57 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     """Data, batches, model and schedule of a run."""
-    corpus, split = open_data(config)
-    given = {k: getattr(config, k) for k in ("epochs", "batch_size", "lr") if getattr(config, k) is not None}
-    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts), **given)
+    init = finetune_model.find_init(config.init, config.model)
+    corpus, split = open_data(config, init[1])
+    finetune_model.check_elements(corpus.store, init[1], config.downstream)
+    given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
+    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init[1]), **given)
     if run_dir is not None:
         (run_dir / "data").mkdir(exist_ok=True)
         save_split(run_dir / "data" / "split.npz", split, corpus.store)
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
     val_samples = samples_of(0, split.val[: config.val_samples])
     val = loader.eval_batches(corpus, val_samples, min(recipe.batch_size * 4, len(val_samples.record)))
-    model, model_config, head, pretrained = _make_model(config, recipe, corpus, val)
+    model, model_config, head = _make_model(config, recipe, corpus, val, *init[:2])
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
-    optim = FinetuneOptim(
-        lr=recipe.lr, weight_decay=config.weight_decay, cosine_epochs=min(32, max(1, -(-total // per_epoch)))
-    )
+    optim = _make_optim(recipe, per_epoch, total, batches.total_steps)
     return Setup(
-        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, pretrained
+        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, init[2]
     )
 
 
-def open_data(config: FinetuneConfig) -> tuple[DownstreamCorpus, Split]:
-    """The data set and split that a run's settings name.
+def _make_optim(recipe: Recipe, per_epoch: int, total: int, whole: int) -> FinetuneOptim:
+    """The schedule of a run of `total` steps; one cut short has its cosine and warm-up shortened."""
+    epochs = max(1, -(-total // per_epoch))
+    return FinetuneOptim(
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=recipe.warmup_epochs * per_epoch * total // whole,
+        cosine_epochs=min(recipe.cosine_epochs or epochs, epochs),
+        final_lr=recipe.final_lr,
+    )
+
+
+def open_data(config: FinetuneConfig, model: models.ModelConfig) -> tuple[DownstreamCorpus, Split]:
+    """The data set and split that a run's settings name, with the graphs that its model reads.
 
     Raises:
       InputError: anything wrong with them.
     """
     sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
+    graph = find_graph(config.downstream, model)
     corpus, split = open_downstream(
         config.downstream,
         config.data_root,
         config.cache_dir,
         target=config.target,
         sizes=sizes,
-        cutoff=config.cutoff,
-        max_neighbors=config.max_neighbors,
+        cutoff=config.cutoff or (graph and graph.cutoff),
+        max_neighbors=config.max_neighbors or (graph and graph.max_neighbors),
     )
+    corpus = dataclasses.replace(corpus, nearest=models.uses_nearest_graph(model))
     if len(split.test) == 0:
         raise InputError(f"{config.downstream}: the split leaves no test structures; lower --n-train or --n-val")
     return corpus, split
@@ -208,31 +223,39 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
     )
 
 
-def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, val: list):
-    """(model, dimensions, head, pretraining settings): pretrained, or fresh with fitted scale factors."""
-    direct = None if config.forces == "auto" else config.forces == "direct"
+def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, val: list,
+                path: Path | None, dimensions: models.ModelConfig):
+    """(model, dimensions, head): pretrained, or fresh with fitted scale factors."""
+    direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
-    if config.init == "scratch":
-        path, dimensions, pretrained = None, models.find_config(config.model), {"upstream": "scratch"}
-    else:
-        path, dimensions, pretrained = finetune_model.find_init(config.init)
-    dimensions = dataclasses.replace(dimensions, remat=config.remat, direct_forces=head.kind == "direct")
+    dimensions = finetune_model.dimensions_of(
+        dimensions, head, remat=config.remat, basis_width=_reference_width(config, corpus, dimensions)
+    )
     module = finetune_model.make(dimensions, head, config.seed, precision)
-    if path is None:
+    if path is not None:
+        notify = (lambda _: None) if config.quiet else say
+        model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
+        return model, dimensions, head
+    if models.has_scale_factors(dimensions):
         fit_scale_factors(module, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]])
-        return models.split_model(module), dimensions, head, pretrained
-    notify = (lambda _: None) if config.quiet else say
-    model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
-    return model, dimensions, head, pretrained
+    return models.split_model(module), dimensions, head
+
+
+def _reference_width(config: FinetuneConfig, corpus: DownstreamCorpus, model: models.ModelConfig) -> float | None:
+    """The released code's Gaussians on rMD17: centres to 12 A, width for the data set's 7 A (specification 6)."""
+    if config.init_mode != "reference" or not isinstance(model, EquiformerV2Config):
+        return None
+    return corpus.facts.graph.cutoff / model.max_radius if family_of(config.downstream) == "rmd17" else None
 
 
 def make_loss(setup: Setup):
     """loss(params, constants, batch, step) -> (loss, {})."""
     facts, recipe, apply = setup.corpus.facts, setup.recipe, setup.model.apply
     key = jax.random.key(setup.config.seed)
+    dropout = bool(setup.head.dropout) or models.has_dropout(setup.model_config)
 
     def loss(params, constants, batch, step):
-        random = {"dropout_key": jax.random.fold_in(key, step)} if setup.head.dropout else {}
+        random = {"dropout_key": jax.random.fold_in(key, step)} if dropout else {}
         out = apply(params, constants, batch, **random)
         if out.forces is not None:
             return finetuning.force_loss(out.forces, batch, recipe.force_coefficient), {}
@@ -310,8 +333,8 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     optimizer = finetuning.make_finetune_optimizer(
         setup.optim,
         setup.steps_per_epoch,
-        finetuning.layer_multipliers(model.params, setup.model_config.num_blocks),
-        gradient_divisors(model.params, setup.model_config),
+        _layer_rates(setup),
+        models.shared_gradient_divisors(setup.model_config, model.params),
         trained,
     )
     state, constants = init_state(model.params, optimizer), model.constants
@@ -366,10 +389,16 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     _closing_words(run_dir, setup, done)
 
 
+def _layer_rates(setup: Setup):
+    """The tree of learning rate multipliers."""
+    if not setup.recipe.layer_rates:
+        return jax.tree.map(lambda _: 1.0, setup.model.params)
+    return finetuning.layer_multipliers(setup.model.params, setup.model_config.num_blocks)
+
+
 def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
     """Of the head, for the log."""
-    cosine_steps = setup.optim.cosine_epochs * setup.steps_per_epoch
-    return float(setup.optim.lr * plateau * finetuning.cosine_factor(step, 1.0, cosine_steps, setup.optim.final_lr))
+    return float(setup.optim.lr * plateau * finetuning.rate_factor(setup.optim, step, 1.0, setup.steps_per_epoch))
 
 
 def test_run(setup: Setup, run_dir: Path, last_params, constants) -> dict:

@@ -7,12 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import chemical_symbols
 from flax import nnx
 
 from jaxatoms.data.downstream import ForceData, ScalarData
-from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.data.store import Store
+from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.registry import HeadSpec, PureModel, build_finetuned, config_from_record, model_record
+from jaxatoms.models.registry import (
+    HeadSpec,
+    ModelConfig,
+    PureModel,
+    build_finetuned,
+    config_from_record,
+    find_config,
+    largest_atomic_number,
+    model_record,
+)
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.types import InputError
 
@@ -25,12 +36,12 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
 
 
-def make(config: GemNetOCConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
+def make(config: ModelConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
     """A freshly initialised model, compiled: eager initialisation dispatches thousands of small programs."""
     return nnx.jit(lambda: build_finetuned(config, head, nnx.Rngs(seed), precision))()
 
 
-def record(config: GemNetOCConfig, head: HeadSpec) -> dict:
+def record(config: ModelConfig, head: HeadSpec) -> dict:
     """Dimensions and head as JSON values."""
     return {"model": model_record(config), "head": dataclasses.asdict(head)}
 
@@ -89,12 +100,53 @@ def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
     return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
 
 
-def find_init(init: str) -> tuple[Path, GemNetOCConfig, dict]:
-    """(checkpoint folder, dimensions, the pretraining run's settings) of `--init`.
+def dimensions_of(
+    config: ModelConfig, head: HeadSpec, *, remat: bool, basis_width: float | None = None
+) -> ModelConfig:
+    """The pretrained dimensions with what fine-tuning changes of them.
+
+    Heads of EquiformerV2 are twice as wide as in pretraining: 256 for scalars and 128 for forces in the 31M model.
+
+    Args:
+      remat: recompute blocks in the backward pass.
+      basis_width: width of EquiformerV2's Gaussians in units of the pretrained width.
+    """
+    if not isinstance(config, EquiformerV2Config):
+        return dataclasses.replace(config, remat=remat, direct_forces=head.kind == "direct")
+    return dataclasses.replace(
+        config,
+        remat=remat,
+        energy_hidden=2 * config.ffn_hidden_channels,
+        force_hidden=2 * config.attn_hidden_channels,
+        basis_width=config.basis_width * (basis_width or 1.0),
+    )
+
+
+def check_elements(store: Store, config: ModelConfig, name: str):
+    """Refuse data with elements that the model has no embedding for.
 
     Raises:
-      InputError: no such checkpoint.
+      InputError: naming the largest one.
     """
+    largest = store.largest_element
+    if largest > largest_atomic_number(config):
+        raise InputError(
+            f"{name} holds {chemical_symbols[largest]} (atomic number {largest}), the model's embedding ends at "
+            f"{largest_atomic_number(config)}; use another checkpoint or leave such structures out"
+        )
+
+
+def find_init(init: str, model: str = "") -> tuple[Path | None, ModelConfig, dict]:
+    """(checkpoint folder, dimensions, the pretraining run's settings) of `--init`; no folder for "scratch".
+
+    Args:
+      model: name or file of the dimensions of a run from scratch.
+
+    Raises:
+      InputError: no such checkpoint or model.
+    """
+    if init == "scratch":
+        return None, find_config(model), {"upstream": "scratch"}
     path = resolve_checkpoint(init)
     meta = read_meta(path)
     return path, config_from_record(meta["model"]), meta.get("config", {})

@@ -18,8 +18,7 @@ from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, BatchBudget, Targets
-from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
-from jaxatoms.models.model import ScalarModel
+from jaxatoms.models.equiformer_v2.model import WithBackbone
 from jaxatoms.models.registry import largest_atomic_number
 from jaxatoms.types import Graphs, System, SystemBatch
 
@@ -73,7 +72,7 @@ class Predictor:
 
     def __init__(self, model: inference.LoadedModel, head: str | None, batch_edges: int, features: bool = False):
         self.model, self.batch_edges = model, batch_edges
-        if isinstance(model.module, ScalarModel):
+        if model.kind == "scalar":
             self.task, self.record = 0, model.meta["tasks"][0]
         else:
             self.task, self.record = inference.choose_task(model, head)
@@ -157,7 +156,7 @@ class Predictor:
 
         none = itertools.repeat(None, n_graph)
         rows = none if features is None else per_atom(features)
-        if isinstance(self.model.module, ScalarModel):
+        if self.model.kind == "scalar":
             properties = _properties(np.asarray(result.energy[:n_graph]), record, systems)
             return (Prediction(properties=p, features=f) for p, f in zip(properties, rows, strict=True))
         # The models of fine-tuning have one head and no axis for it.
@@ -187,7 +186,7 @@ class _Structures(NamedTuple):
 
 
 def _features(module: nnx.Module, batch):
-    return module.node_features(batch) if isinstance(module, EquiformerV2Model) else module.features(batch).node
+    return module.node_features(batch) if isinstance(module, WithBackbone) else module.features(batch).node
 
 
 def _holds(budget: BatchBudget, need: BatchBudget) -> bool:

@@ -19,7 +19,6 @@ from flax import nnx
 from jaxatoms import inference
 from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch
 from jaxatoms.graphs.skin import SkinList
-from jaxatoms.models.model import DirectForceModel
 from jaxatoms.types import InputError, SystemBatch
 
 SPARE = 0.25  # room in every size for neighbours to come
@@ -70,7 +69,7 @@ class JaxAtomsCalculator(Calculator):
         self._limit = max_neighbors or self._record["max_neighbors"]
         self._skin = SkinList(cutoff or self._record["cutoff"], skin)
         self._budget: BatchBudget | None = None
-        if isinstance(self._model.module, DirectForceModel):
+        if self._model.kind == "direct":
             self.implemented_properties = ["forces"]
         if self._model.has_gradient_forces:
             self.implemented_properties = [*type(self).implemented_properties, "stress"]

@@ -18,7 +18,7 @@ from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.models.layers import Precision
-from jaxatoms.models.model import GradientModel, ScalarModel
+from jaxatoms.models.model import GradientModel
 from jaxatoms.models.registry import (
     ModelConfig,
     build_recorded,
@@ -41,6 +41,11 @@ class LoadedModel(NamedTuple):
     def has_gradient_forces(self) -> bool:
         """Whether forces are the negative gradient of the energy."""
         return isinstance(self.module, GradientModel)
+
+    @property
+    def kind(self) -> str:
+        """What it predicts: "tasks" (energies and forces of several heads), "gradient", "direct" or "scalar"."""
+        return "gradient" if self.has_gradient_forces else self.meta.get("head", {}).get("kind", "tasks")
 
 
 def restore_model(path: str, *, raw_weights: bool = False, precision: str | None = None) -> LoadedModel:
@@ -74,7 +79,7 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     Raises:
       InputError: no such head, or none named where there are several.
     """
-    if isinstance(model.module, ScalarModel):
+    if model.kind == "scalar":
         raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
     names = [task["name"] for task in model.meta["tasks"]]
     if not names:

@@ -67,6 +67,11 @@ class Store:
         return self.manifest["fingerprint"]
 
     @property
+    def largest_element(self) -> int:
+        """The largest atomic number."""
+        return int(self._columns["atomic_numbers"].max())
+
+    @property
     def periodic(self) -> bool:
         """Whether any record is periodic in any direction."""
         return self.manifest["periodic"]

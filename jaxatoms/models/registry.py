@@ -16,7 +16,12 @@ from flax import nnx
 
 from jaxatoms.models.equiformer_v2 import config as equiformer
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
+from jaxatoms.models.equiformer_v2.model import (
+    EquiformerV2Forces,
+    EquiformerV2Model,
+    EquiformerV2Scalar,
+    WithBackbone,
+)
 from jaxatoms.models.gemnet_oc import config as gemnet
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.shared import gradient_divisors
@@ -129,7 +134,7 @@ def build_model(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """What a fine-tuned GemNet-OC predicts; enough, with the dimensions, to build it."""
+    """What a fine-tuned model predicts; enough, with the dimensions, to build it."""
 
     kind: str  # gradient, direct or scalar
     reduction: str = "sum"
@@ -137,14 +142,38 @@ class HeadSpec:
     dropout: float = 0.0
 
 
-def build_finetuned(config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, precision=Precision()) -> nnx.Module:
-    """A model with one head. Every kind has `embedding`, `backbone` and `out_energy` or `out_forces`."""
+def build_finetuned(config: ModelConfig, head: HeadSpec, rngs: nnx.Rngs, precision=Precision()) -> nnx.Module:
+    """A model with one head. Every kind has `backbone` and `out_energy` or `out_forces`; GemNet-OC has `embedding`.
+
+    Raises:
+      InputError: a head that EquiformerV2 does not have.
+    """
+    if isinstance(config, EquiformerV2Config):
+        check_equiformer_head(head)
+        if head.kind == "direct":
+            return EquiformerV2Forces(config, rngs, precision)
+        return EquiformerV2Scalar(config, head.reduction, rngs, precision)
     config = dataclasses.replace(config, direct_forces=head.kind == "direct")
     if head.kind == "gradient":
         return GradientModel(config, rngs, precision)
     if head.kind == "direct":
         return DirectForceModel(config, rngs, precision)
     return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
+
+
+def check_equiformer_head(head: HeadSpec):
+    """Refuse what EquiformerV2 cannot be fine-tuned for.
+
+    Raises:
+      InputError: gradient forces or classes.
+    """
+    if head.kind == "gradient":
+        raise InputError(
+            "EquiformerV2 has no gradient forces: its edge rotations are constants for the gradient, and without an "
+            "envelope its energy jumps where neighbours change; use --forces direct, or a GemNet-OC"
+        )
+    if head.n_class:
+        raise InputError("EquiformerV2 is fine-tuned for numbers and forces, not for classes; use a GemNet-OC")
 
 
 def build_recorded(meta: dict, precision: Precision) -> nnx.Module:
@@ -155,7 +184,6 @@ def build_recorded(meta: dict, precision: Precision) -> nnx.Module:
     """
     config = config_from_record(meta["model"])
     if "head" in meta:
-        assert isinstance(config, GemNetOCConfig)
         return build_finetuned(config, HeadSpec(**meta["head"]), nnx.Rngs(0), precision)
     reductions = tuple(meta.get("reductions") or default_reductions(config, len(meta["tasks"])))
     return build_model(config, reductions, nnx.Rngs(0), precision)
@@ -180,13 +208,13 @@ def split_model(model: nnx.Module) -> PureModel:
         module = nnx.merge(graphdef, params, constants)
         if isinstance(module, GradientModel | DirectForceModel):
             return module(batch)
-        if isinstance(module, ScalarModel):
+        if isinstance(module, ScalarModel | EquiformerV2Scalar | EquiformerV2Forces):
             return module(batch, **options)
         return module(batch, edge_dropout=edge_dropout, **options)
 
     def node_features(params, constants, batch):
         module = nnx.merge(graphdef, params, constants)
-        return module.node_features(batch) if isinstance(module, EquiformerV2Model) else module.features(batch).node
+        return module.node_features(batch) if isinstance(module, WithBackbone) else module.features(batch).node
 
     return PureModel(params, constants, apply, node_features)
 

@@ -78,17 +78,23 @@ class FinetuneOptim:
     eps: float = 1e-8
     clip_value: float = 1.0
     """Every gradient component is cut to this size."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from warmup_start x lr, before the cosine."""
+    warmup_start: float = 0.2
     cosine_epochs: int = 32
-    """Epochs of the cosine; afterwards the plateau rule takes over."""
+    """Epochs at whose end the cosine ends; afterwards the plateau rule takes over."""
     final_lr: float = 0.1
     """Where the cosine of every group ends, as a fraction of lr."""
 
 
-def cosine_factor(step, multiplier: float, cosine_steps: int, final_lr: float):
-    """Factor on multiplier x lr at `step`: a cosine to the group's own floor, constant afterwards."""
-    floor = float(np.clip(final_lr / multiplier, 0.01, 0.99))
-    progress = jnp.clip(step / max(cosine_steps, 1), 0, 1)
-    return floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+def rate_factor(config: FinetuneOptim, step, multiplier: float, steps_per_epoch: int):
+    """Factor on multiplier x lr at `step`: warm-up, a cosine to the group's own floor, constant afterwards."""
+    floor = float(np.clip(config.final_lr / multiplier, 0.01, 0.99))
+    warmup, last = config.warmup_steps, config.cosine_epochs * steps_per_epoch
+    progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
+    cosine = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    rise = config.warmup_start + (1 - config.warmup_start) * step / max(warmup, 1)
+    return jnp.where(step < warmup, rise, cosine)
 
 
 def make_finetune_optimizer(
@@ -98,10 +104,9 @@ def make_finetune_optimizer(
 
     Args:
       multipliers: tree of learning rate multipliers (`layer_multipliers`).
-      divisors: tree by which gradients are divided first.
+      divisors: tree by which gradients are divided first; None: nothing is.
       trained: tree of bools; False freezes a parameter.
     """
-    cosine_steps = config.cosine_epochs * steps_per_epoch
 
     def init(params):
         del params
@@ -113,14 +118,14 @@ def make_finetune_optimizer(
         def scaled(u, multiplier, train):
             if not train:
                 return jnp.zeros_like(u)
-            rate = config.lr * multiplier * cosine_factor(state.count, multiplier, cosine_steps, config.final_lr)
+            rate = config.lr * multiplier * rate_factor(config, state.count, multiplier, steps_per_epoch)
             return -rate * plateau * u
 
         scaled_updates = jax.tree.map(scaled, updates, multipliers, trained)
         return scaled_updates, optax.ScaleByScheduleState(state.count + 1)
 
     return optax.chain(
-        divide_by(divisors),
+        optax.identity() if divisors is None else divide_by(divisors),
         optax.clip(config.clip_value),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay),

@@ -161,3 +161,24 @@ def test_the_test_split_is_not_shown_before_training_ended(gradient, tmp_path, c
     (tmp_path / "config.json").write_text((gradient / "config.json").read_text())
     assert "has not finished" in _refusal(evaluate, ["--run", str(tmp_path)], capsys)
     assert "no folder of experiments.finetune" in _refusal(evaluate, ["--run", str(tmp_path / "none")], capsys)
+
+
+def test_vibrations_and_relaxation_with_a_fine_tuned_model(gradient, tmp_path):
+    import ase
+    from ase.optimize import BFGS
+    from ase.vibrations import Vibrations
+
+    from jaxatoms.ase import JaxAtomsCalculator
+    from jaxatoms.data.store import open_dataset
+
+    _, store = open_dataset("demo:aspirin")
+    frame = store.take(np.arange(1))
+    atoms = ase.Atoms(frame.atomic_numbers, frame.positions)
+    atoms.calc = JaxAtomsCalculator(gradient, dtype="float64")
+    before = atoms.get_potential_energy()
+    BFGS(atoms, logfile=None, maxstep=0.02).run(fmax=1e-3, steps=5)
+    assert atoms.get_potential_energy() < before
+    vibrations = Vibrations(atoms, name=str(tmp_path / "vib"), indices=[0, 3])
+    vibrations.run()
+    energies = vibrations.get_energies()
+    assert len(energies) == 6 and np.isfinite(energies).all()

@@ -56,10 +56,17 @@ def test_multipliers_are_the_published_ones():
 
 @pytest.mark.parametrize("multiplier", [0.3, 0.625, 1.0])
 def test_every_group_ends_at_a_tenth_of_the_base_rate(multiplier):
-    factor = [float(finetuning.cosine_factor(s, multiplier, 100, 0.1)) for s in (0, 50, 100, 1000)]
+    config = FinetuneOptim(cosine_epochs=10)
+    factor = [float(finetuning.rate_factor(config, s, multiplier, 10)) for s in (0, 50, 100, 1000)]
     assert factor[0] == pytest.approx(1) and factor[2] == factor[3]
     assert multiplier * factor[3] == pytest.approx(0.1)
     assert factor[1] == pytest.approx((1 + factor[3]) / 2)
+
+
+def test_warm_up_rises_from_a_fifth_before_the_cosine():
+    config = FinetuneOptim(warmup_steps=50, cosine_epochs=10, final_lr=0.01)
+    factor = [float(finetuning.rate_factor(config, s, 1.0, 20)) for s in (0, 25, 50, 125, 200, 300)]
+    assert factor == pytest.approx([0.2, 0.6, 1.0, 0.505, 0.01, 0.01])
 
 
 def test_the_optimiser_is_adamw_with_a_rate_per_group_and_clipped_components():

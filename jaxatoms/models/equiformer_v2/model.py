@@ -1,5 +1,7 @@
-"""EquiformerV2 with an energy head and a direct force head per task; normalised outputs, zero on padding.
+"""EquiformerV2 with its heads; normalised outputs, zero on padding.
 
+`EquiformerV2Model` has an energy head and a direct force head per task (pretraining). For fine-tuning there are
+`EquiformerV2Scalar` (one property) and `EquiformerV2Forces` (direct forces alone).
 Source: specification 12 (heads), released code of arXiv 2306.12059 and of arXiv 2502.11085.
 """
 
@@ -13,7 +15,7 @@ from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.edges import EdgeFrames
 from jaxatoms.models.equiformer_v2.feed_forward import FeedForward
 from jaxatoms.models.equiformer_v2.network import EquiformerV2, SphereFeatures
-from jaxatoms.models.heads import reduce_atoms
+from jaxatoms.models.heads import reduce_atoms, squared_distances
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import ModelOutput
 
@@ -55,7 +57,21 @@ class Heads(nnx.Module):
         return ModelOutput(jnp.stack(energy, axis=-1), jnp.stack(forces, axis=-1))
 
 
-class EquiformerV2Model(nnx.Module):
+class WithBackbone(nnx.Module):
+    """What every EquiformerV2 has: `backbone`, and the features that its heads read."""
+
+    backbone: EquiformerV2
+
+    def node_features(self, batch: GraphBatch) -> jax.Array:
+        """[n_node, (lmax+1)**2 * channels] flattened node embedding, the feature of the Chemical Similarity Index.
+
+        Column (l*l + l + m) * channels + c; zero for padding. Only the first `channels` columns are invariant.
+        """
+        node = self.backbone(batch).node
+        return node.reshape(len(node), -1)
+
+
+class EquiformerV2Model(WithBackbone):
     """Energies [n_graph, T] and direct forces [n_node, 3, T] of T tasks; every head sees every structure.
 
     Args:
@@ -73,10 +89,38 @@ class EquiformerV2Model(nnx.Module):
         del edge_dropout
         return self.output(self.backbone(batch, key=key), batch, self.reductions)
 
-    def node_features(self, batch: GraphBatch) -> jax.Array:
-        """[n_node, (lmax+1)**2 * channels] flattened node embedding, the feature of the Chemical Similarity Index.
 
-        Column (l*l + l + m) * channels + c; zero for padding. Only the first `channels` columns are invariant.
-        """
-        node = self.backbone(batch).node
-        return node.reshape(len(node), -1)
+class EquiformerV2Scalar(WithBackbone):
+    """One property per structure: `ModelOutput.energy` is [n_graph]; no forces.
+
+    Args:
+      reduction: "sum", "mean" or "max" of the atoms' outputs, or "extent", as in `models.model.ScalarModel`.
+    """
+
+    def __init__(self, config: EquiformerV2Config, reduction: str, rngs, precision: Precision = Precision()):
+        if reduction not in ("sum", "mean", "max", "extent"):
+            raise ValueError(f"reduction must be sum, mean, max or extent, got {reduction!r}")
+        self.backbone = EquiformerV2(config, rngs, precision)
+        self.out_energy = EnergyHead(config, rngs, precision)
+        self.reduction = reduction
+
+    def __call__(self, batch: GraphBatch, *, dropout_key: jax.Array | None = None) -> ModelOutput:
+        """`dropout_key` switches dropout and stochastic depth on."""
+        values = self.out_energy(self.backbone(batch, key=dropout_key).node)
+        if self.reduction == "extent":
+            return ModelOutput(reduce_atoms(values * squared_distances(batch), batch, "sum"), None)
+        return ModelOutput(reduce_atoms(values, batch, self.reduction), None)
+
+
+class EquiformerV2Forces(WithBackbone):
+    """Forces [n_node, 3] from an attention layer; no energy, so that nothing untrained is predicted."""
+
+    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision = Precision()):
+        self.backbone = EquiformerV2(config, rngs, precision)
+        self.out_forces = ForceHead(config, rngs, precision)
+
+    def __call__(self, batch: GraphBatch, *, dropout_key: jax.Array | None = None) -> ModelOutput:
+        """`dropout_key` switches dropout and stochastic depth on."""
+        features = self.backbone(batch, key=dropout_key)
+        forces = self.out_forces(features.node, features.edges)
+        return ModelOutput(None, jnp.where(batch.node_mask[:, None], forces, 0))

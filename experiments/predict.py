@@ -159,7 +159,16 @@ def _extxyz(atoms: list[ase.Atoms]) -> bytes:
 def _plain(info: dict) -> dict:
     """`info` for the column `data` of a database, whose own such columns are merged into it."""
     rest = {key: value for key, value in info.items() if key not in ("key_value_pairs", "data", "unique_id")}
-    return {**info.get("data", {}), **info.get("key_value_pairs", {}), **rest}
+    return _python({**info.get("data", {}), **info.get("key_value_pairs", {}), **rest})
+
+
+def _python(value):
+    """NumPy's numbers, which ASE's database refuses, as Python's; arrays stay."""
+    if isinstance(value, dict):
+        return {str(key): _python(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_python(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _feature_rows(chunk: list[Record], predictions: list[Prediction]) -> np.ndarray:

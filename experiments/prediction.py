@@ -1,6 +1,5 @@
 """Structures in, predictions out: chunks of a stream are packed into batches, predicted, and put back in order."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,7 +153,7 @@ class Predictor:
         def per_atom(values):
             return np.split(np.asarray(values)[: len(systems.atomic_numbers)], ends)
 
-        none = itertools.repeat(None, n_graph)
+        none = [None] * n_graph
         rows = none if features is None else per_atom(features)
         if self.model.kind == "scalar":
             properties = _properties(np.asarray(result.energy[:n_graph]), record, systems)

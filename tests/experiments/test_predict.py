@@ -1,12 +1,12 @@
 """Prediction from the command line: order, formats, resuming, features, lone atoms, mixed periodicity, refusals."""
 
 import itertools
-import json
 import re
 
 import ase.build
 import ase.db
 import ase.io
+import jax
 import numpy as np
 import pytest
 from fixtures import checkpoints
@@ -18,7 +18,7 @@ from jaxatoms.csi.features import load_features
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.inference import restore_model
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.registry import split_model
+from jaxatoms.models.registry import HeadSpec, split_model
 from jaxatoms.types import InputError
 
 NAMES = ("CH3OH", "H2O", "C6H6", "N2", "CH3CH2OH", "CO2", "NH3")
@@ -36,7 +36,7 @@ def structures() -> list[ase.Atoms]:
     out = [ase.build.molecule(name) for name in NAMES * 2]
     for i, atoms in enumerate(out):
         atoms.rattle(0.05, seed=i)
-        atoms.info["name"] = f"molecule {i}"
+        atoms.info |= {"name": f"molecule {i}", "number": i, "pair": np.array([i, 0.5])}
     slab = ase.build.fcc111("Cu", (2, 2, 1), vacuum=5, periodic=True)
     return [ase.Atoms("H"), *out, slab, ase.Atoms("C", positions=[[1.0, 2, 3]])]
 
@@ -92,7 +92,8 @@ def test_a_database_keeps_numbers_and_info(checkpoint, folder, predicted, struct
     run(checkpoint, folder / "in.extxyz", out)
     rows = list(ase.db.connect(out).select())
     assert [row.id for row in rows] == list(range(1, len(structures) + 1))
-    assert rows[1].data["name"] == "molecule 0"
+    assert rows[1].data["name"] == "molecule 0" and rows[3].data["number"] == 2
+    np.testing.assert_array_equal(rows[3].data["pair"], [2, 0.5])
 
 
 def test_batches_are_packed_and_shapes_are_used_again(checkpoint, structures):
@@ -120,24 +121,23 @@ def test_features_are_what_the_heads_read(checkpoint, folder, predicted, structu
     (_, system), = _systems([structures[1]])
     stream = predictor._plan([system])
     pure = split_model(model.module)
-    own = pure.node_features(pure.params, pure.constants, next(iter(stream.batches())))
+    own = jax.jit(pure.node_features)(pure.params, pure.constants, next(iter(stream.batches())))
     np.testing.assert_allclose(data.features[data.structure == 1], own[: len(structures[1])], atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["out.extxyz", "out.db"])
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize(("target", "torn"), [("out.extxyz", False), ("out.db", True)])
 def test_a_killed_run_continues(checkpoint, folder, predicted, tmp_path, monkeypatch, capsys, target, torn):
     """Killed between chunks, or (torn) after the files grew and before the journal said so."""
-    monkeypatch.setattr(prediction.Predictor, "chunk_atoms", 20)
+    monkeypatch.setattr(prediction.Predictor, "chunk_atoms", 40)
     count, predictions, commit = itertools.count(), prediction.Predictor.predict, Journal.commit
 
     def die_before(self, path, chunk):
-        if next(count) == 2:
+        if next(count) == 1:
             raise KeyboardInterrupt
         return predictions(self, path, chunk)
 
     def die_within(self, n, chunks):
-        if next(count) == 2:
+        if next(count) == 1:
             for name, draft in self.drafts.items():
                 draft.append(chunks[name])
             raise KeyboardInterrupt
@@ -190,17 +190,20 @@ def test_mixed_periodicity_is_a_slab_without_images_along_z(checkpoint, tmp_path
     assert (others[0].pbc == (True, True, False)).all()
 
 
-def test_a_fine_tuned_property_is_written(nano_run, tmp_path):
-    from experiments import finetune
-
-    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--max-steps", "2", "--batch-size", "4",
-               "--batch-shapes", "1", "--val-samples", "8", "--test-samples", "4", "--quiet"]
-    assert finetune.main([*options, "--run-dir", str(tmp_path / "ft")]) == 0
+@pytest.mark.parametrize("kind", ["scalar", "class", "direct"])
+def test_what_a_fine_tuned_model_predicts_is_written(tmp_path, kind):
+    head = HeadSpec(kind="direct" if kind == "direct" else "scalar", n_class=2 * (kind == "class"))
+    record = {"property": "target_gap", "energy_std": 1e-3, "energy_mean": 100.0}
+    checkpoints.write_finetuned(tmp_path / "ft", GemNetOCConfig(**NANO), head, record)
     ase.io.write(tmp_path / "in.extxyz", [ase.build.molecule(name) for name in NAMES[:3]])
     out = run(tmp_path / "ft", tmp_path / "in.extxyz", tmp_path / "out.extxyz")
-    assert all(np.isfinite(atoms.info["target_gap"]) and atoms.calc is None for atoms in out)
-    record = json.loads((tmp_path / "ft" / "test.json").read_text())
-    assert record["last_ema"]["mae"] > 0
+    for atoms in out:
+        if kind == "direct":
+            assert list(atoms.calc.results) == ["forces"]
+        elif kind == "scalar":
+            assert atoms.calc is None and atoms.info["target_gap"] == pytest.approx(100, abs=2)
+        else:
+            assert atoms.info["target_gap"] in (0, 1) and 0.5 <= atoms.info["target_gap_probability"] <= 1
 
 
 def refused(checkpoint, source, out, capsys, *options):
@@ -265,6 +268,19 @@ def test_the_output_must_be_a_known_format_in_a_folder_that_can_be_written(check
     assert ".extxyz, .xyz, .db" in refused(checkpoint, folder / "in.extxyz", tmp_path / "out.cif", capsys)
     assert "cannot write" in refused(checkpoint, folder / "in.extxyz", tmp_path / "none" / "out.extxyz", capsys)
     assert "cannot write" in refused(checkpoint, folder / "in.extxyz", tmp_path / "none" / "out.db", capsys)
+
+
+def test_a_text_draft_is_cut_to_its_journal(tmp_path):
+    out = tmp_path / "out.extxyz"
+    journal = Journal(out, {"out": BytesDraft(out)}, {})
+    journal.commit(1, {"out": b"whole\n"})
+    journal.drafts["out"].append(b"ha")
+    again = Journal(out, {"out": BytesDraft(out)}, {})
+    assert again.done == 1
+    again.commit(1, {"out": b"second\n"})
+    assert not out.exists()
+    again.finish()
+    assert out.read_bytes() == b"whole\nsecond\n" and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_database_draft_is_cut_to_its_journal(tmp_path):

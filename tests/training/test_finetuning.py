@@ -81,7 +81,7 @@ def test_the_optimiser_is_adamw_with_a_rate_per_group_and_clipped_components():
         p = optax.apply_updates(p, updates)
     assert p["c"] == params["c"]
     for name, multiplier, clipped in (("a", 1.0, [0.5, 1.0]), ("b", 0.5, [0.5])):
-        rate = [0.1 * 0.8 * multiplier * float(finetuning.cosine_factor(s, multiplier, 320, 0.1)) for s in range(3)]
+        rate = [0.1 * 0.8 * multiplier * float(finetuning.rate_factor(optim, s, multiplier, 10)) for s in range(3)]
         twin = optax.adamw(lambda s, r=rate: jnp.array(r)[s], 0.9, 0.95, 1e-8, weight_decay=0.1)
         expected, twin_state = params[name], twin.init(params[name])
         for _ in range(3):

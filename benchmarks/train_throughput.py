@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
@@ -146,7 +146,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "memory_gib": memory
         | {"xla_temp": analysis.temp_size_in_bytes / 2**30, "xla_arguments": analysis.argument_size_in_bytes / 2**30},
         "loss": losses[-1],
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "load": round(load, 2)},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "load": round(load, 2)},
         **origin,
     }
 
@@ -215,14 +215,6 @@ def _run_peer(command: list[str], tuned: bool) -> dict | None:
     except ChildError as error:
         print(f"PEER FAILED ({'tuned' if tuned else 'default'} malloc): {error}", file=sys.stderr, flush=True)
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def summary(line: dict) -> str:

@@ -346,7 +346,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
                 session.validate(0, state)
             state, done, meter = session.run(
                 state,
-                loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers),
+                loader.prefetch(setup.batches.batch, range(first, setup.total_steps), config.workers),
                 lambda state, constants, batch: update(
                     state, constants, batch, plateau=jnp.float32(plateau[0].factor)
                 ),

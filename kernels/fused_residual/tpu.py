@@ -37,7 +37,7 @@ def _forward(x, w1, w2, interpret):
         grid=(pl.cdiv(n, FORWARD_ROWS),),
         in_specs=[rows, _whole(c), _whole(c)],
         out_specs=rows,
-        out_shape=_like(x, x),
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=_compiler_params("parallel"),
         cost_estimate=_cost(x, products=2, activations=2, arrays=2),
         interpret=interpret,
@@ -59,13 +59,13 @@ def _backward(interpret, kept, g):
     x, w1, w2 = kept
     n, c = x.shape
     rows = pl.BlockSpec((BACKWARD_ROWS, c), lambda i: (i, 0))
-    total = _like(x, jax.ShapeDtypeStruct((c, c), jnp.float32))
+    total = jax.ShapeDtypeStruct((c, c), jnp.float32)
     gx, gw1, gw2 = pl.pallas_call(
         partial(_backward_kernel, n),
         grid=(pl.cdiv(n, BACKWARD_ROWS),),
         in_specs=[rows, rows, _whole(c), _whole(c)],
         out_specs=[rows, _whole(c), _whole(c)],
-        out_shape=[_like(x, x), total, total],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), total, total],
         compiler_params=_compiler_params("arbitrary"),  # blocks in turn: they add to the gradients of the weights
         cost_estimate=_cost(x, products=8, activations=4, arrays=3),
         interpret=interpret,
@@ -100,11 +100,6 @@ fused_residual.defvjp(_save, _backward)
 def _whole(c: int) -> pl.BlockSpec:
     """A [c, c] array that stays in VMEM for the whole grid."""
     return pl.BlockSpec((c, c), lambda i: (0, 0))
-
-
-def _like(x: jax.Array, shape) -> jax.ShapeDtypeStruct:
-    """A result of that shape and dtype that varies over the same mesh axes as x."""
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, vma=jax.typeof(x).vma)
 
 
 def _compiler_params(semantics: str) -> pltpu.CompilerParams:

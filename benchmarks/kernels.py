@@ -1,6 +1,7 @@
 """Each kernel beside XLA's own code for the same thing, on whatever device there is: seconds and largest difference.
 
     python -m benchmarks.kernels --out benchmarks/results/kernels.jsonl
+    python -m benchmarks.kernels --compile-for v5e:2x2    # no TPU needed: what the compiler says of both sides
 
 Forward alone, and forward with gradients as training takes them. A kernel that the device cannot compile is
 interpreted, on at most `--rows` rows: its line says so, and its time means nothing but that it ran. A kernel stays in
@@ -8,6 +9,7 @@ use only where it is more than 15 % faster than XLA on a named workload on hardw
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,20 +20,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import records
+from experiments.compile_for import find_topology
 from jaxatoms.models.dense_chain import residual_pair
 from jaxatoms.models.layers import Precision
+from jaxatoms.ops.target import compiling_for
 from kernels.fused_residual import CASES, Case, fused_residual
 
 
-def measure(case: Case, kind: str, interpret: bool, reps: int) -> dict:
-    """Both sides of one case; `kind` is forward or gradient."""
-    arrays = case.arrays()
+def both_sides(kind: str, interpret: bool) -> dict[str, Callable]:
+    """The jitted functions of (x, w1, w2); `kind` is forward or gradient."""
     wrap = gradient if kind == "gradient" else jax.jit
-    sides = {
+    return {
         "kernel": wrap(lambda x, w1, w2: fused_residual(x, w1, w2, interpret)),
         "xla": wrap(partial(residual_pair, Precision(matmul="bfloat16").dot)),
     }
-    results = {name: timed(function, arrays, reps) for name, function in sides.items()}
+
+
+def measure(case: Case, kind: str, interpret: bool, reps: int) -> dict:
+    """Both sides of one case, timed."""
+    arrays = case.arrays()
+    results = {name: timed(function, arrays, reps) for name, function in both_sides(kind, interpret).items()}
     (ours, kernel_s), (xla, xla_s) = results["kernel"], results["xla"]
     return {
         "kernel": "fused_residual",
@@ -42,6 +50,38 @@ def measure(case: Case, kind: str, interpret: bool, reps: int) -> dict:
         "ratio": kernel_s / xla_s,
         "largest_difference": max(map(difference, jax.tree.leaves(ours), jax.tree.leaves(xla))),
         **records.about("kernels"),
+    }
+
+
+def compile_case(case: Case, kind: str, topology: str) -> list[dict]:
+    """Both sides of one case compiled for one chip of a TPU topology: arithmetic, traffic, memory, seconds."""
+    mesh = jax.sharding.Mesh(np.array(find_topology(topology).devices[:1]), ("data",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x = jax.ShapeDtypeStruct((case.n, case.c), case.dtype, sharding=whole)
+    w = jax.ShapeDtypeStruct((case.c, case.c), jnp.float32, sharding=whole)
+    return [
+        {
+            **{"case": case.name, "n": case.n, "c": case.c, "dtype": jnp.dtype(case.dtype).name, "pass": kind},
+            **{"kernel": "fused_residual", "side": side, "topology": topology, **compiled(function, x, w)},
+            **records.about("kernels"),
+            "benchmark": "kernel_compilation",
+        }
+        for side, function in both_sides(kind, False).items()
+    ]
+
+
+def compiled(function: Callable, x, w) -> dict:
+    """What the compiler says of function(x, w, w)."""
+    with compiling_for("tpu"):
+        lowered = function.lower(x, w, w)
+    began, cpu = time.perf_counter(), time.process_time()
+    program = lowered.compile()
+    seconds = {"compile_s": time.perf_counter() - began, "compile_cpu_s": time.process_time() - cpu}
+    cost, memory = program.cost_analysis(), program.memory_analysis()
+    return seconds | {
+        "gflop": cost["flops"] / 1e9,
+        "gbyte": cost["bytes accessed"] / 1e9,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
     }
 
 
@@ -67,12 +107,26 @@ def difference(one: jax.Array, two: jax.Array) -> float:
     return float(np.abs(one - two).max() / np.abs(two).max())
 
 
+def compile_all(topology: str, out: Path | None):
+    """Every case, compiled and printed."""
+    for case, kind in itertools.product(CASES, ("forward", "gradient")):
+        lines = compile_case(case, kind, topology)
+        for line in lines:
+            cost = f"{line['gflop']:7.1f} GFLOP {line['gbyte']:6.3f} GB {line['temporary_mib']:6.1f} MiB"
+            print(f"{case.name:32} {kind:8} {line['side']:6} {cost}  {line['compile_cpu_s']:.1f} CPU s", flush=True)
+        records.append(lines, out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1024, help="at most so many where the kernel is interpreted")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines to this file")
+    parser.add_argument("--compile-for", metavar="TOPOLOGY", help="compile for TPU chips such as v5e:2x2; time nothing")
     args = parser.parse_args()
+    if args.compile_for:
+        compile_all(args.compile_for, args.out)
+        return
     interpret = jax.default_backend() != "tpu"
     cases = [case._replace(n=min(case.n, args.rows)) for case in CASES] if interpret else CASES
     for case in dict.fromkeys(cases):

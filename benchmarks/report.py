@@ -60,6 +60,16 @@ KERNEL_COLUMNS = {
     "ratio": lambda r: "" if r["interpreted"] else f"{r['ratio']:.2f}",
     "largest difference": lambda r: f"{r['largest_difference']:.1e}",
 }
+COMPILATION_COLUMNS = {
+    "kernel": lambda r: r["kernel"],
+    "case": lambda r: f"{r['case']}: {r['n']} x {r['c']} {r['dtype']}, {r['pass']}",
+    "side": lambda r: r["side"],
+    "chip": lambda r: r["topology"],
+    "GFLOP": lambda r: f"{r['gflop']:.1f}",
+    "GB accessed": lambda r: f"{r['gbyte']:.3f}",
+    "temporary MiB": lambda r: f"{r['temporary_mib']:.0f}",
+    "CPU s to compile": lambda r: f"{r['compile_cpu_s']:.1f}",
+}
 FEED_COLUMNS = {
     "data": lambda r: r["case"],
     "batch": lambda r: f"{r['batch_edges']} edges" if r["batch_edges"] else f"{r['batch_size']} structures",
@@ -104,6 +114,12 @@ KINDS = {
         "Where a kernel was interpreted its time says nothing.",
         ("kernel", "n", "c", "dtype", "pass", "interpreted"),
         KERNEL_COLUMNS,
+    ),
+    "kernel_compilation": Kind(
+        "Kernels compiled for TPU without one",
+        "What the compiler says of one chip's program; nothing was run.",
+        ("kernel", "n", "c", "dtype", "pass", "side", "topology"),
+        COMPILATION_COLUMNS,
     ),
 }
 

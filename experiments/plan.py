@@ -35,7 +35,8 @@ def print_plan(setup, out: TextIO):
     real, slots = np.sum([loader.occupancy(batch) for batch in sample], axis=0)
     say(f"occupancy   {real / slots:.1%} of edge slots real (20 batches)")
     compiled = compile_step(setup, sample[0])
-    memory, flops = compiled.memory_analysis(), compiled.cost_analysis().get("flops", float("nan"))
+    memory = compiled.memory_analysis()
+    flops = config.accumulate * compiled.cost_analysis().get("flops", float("nan"))  # a loop's body is counted once
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     say(f"memory      {total / 2**30:.2f} GiB for the step ({memory.temp_size_in_bytes / 2**30:.2f} of it temporary)")
     rate = matmul_rate()

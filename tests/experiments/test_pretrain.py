@@ -148,7 +148,9 @@ CALLS = ["--steps-per-call", "4", "--accumulate", "2", "--batch-size", "5", "--v
 
 def test_calls_of_several_steps_give_the_losses_of_single_ones(whole, called):
     assert list(_losses(called)) == list(range(1, 13)) and list(_losses(called, "val")) == [0, 6, 12]
-    np.testing.assert_allclose(list(_losses(called).values()), list(_losses(whole).values()), rtol=1e-4)
+    # Scale factors are fitted on validation batches, here of five, so the runs begin with slightly different models;
+    # equality to 1e-6 is tested in tests/training.
+    np.testing.assert_allclose(list(_losses(called).values()), list(_losses(whole).values()), rtol=1e-3)
     assert _summary(called)["samples_seen"] == 120 and _summary(called)["compiled_shapes"] == 2  # calls of 4, and of 1
 
 

@@ -24,6 +24,7 @@ SETTINGS = {
     "--forces": ["direct"],  # gradient forces are better and take a minute to compile
     "--test-samples": ["200"],
     "--csi-n": ["150"],
+    "--jobs": ["2"],
 }
 
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from experiments import cli
-from jaxatoms.data.readers.checks import MIN_ATOMS
+from jaxatoms.data.readers.checks import FREE_ATOM_ENERGY, MIN_ATOMS
 from jaxatoms.types import InputError
 from jaxatoms.units import KCAL_PER_MOL
 
@@ -113,8 +113,10 @@ def _reactions(root: Path) -> Iterator[tuple[str, np.ndarray, tuple[np.ndarray, 
                 rows = n_atoms == n
                 for numbers in np.unique(data["Z"][rows, :n], axis=0):
                     own = np.flatnonzero(rows)[(data["Z"][rows, :n] == numbers).all(axis=1)]
-                    energies, forces = data["E"].ravel()[own], data["F"][own, :n]
-                    arrays = (data["R"][own, :n], energies * KCAL_PER_MOL, forces * KCAL_PER_MOL)
+                    # These energies are relative to free atoms, those of Transition1x are total.
+                    free = sum(FREE_ATOM_ENERGY[z] for z in numbers.tolist())
+                    energies, forces = data["E"].ravel()[own] * KCAL_PER_MOL + free, data["F"][own, :n] * KCAL_PER_MOL
+                    arrays = (data["R"][own, :n], energies, forces)
                     yield f"{_formula(numbers)}/h2combustion_{path.stem}_{''.join(map(str, numbers))}", numbers, arrays
 
 

@@ -40,7 +40,8 @@ def root(tmp_path) -> Path:
     with h5py.File(tmp_path / "ani1x_made/ani1x_made.h5", "w") as file:
         group(file, "CH4", METHANE, ANI, frames(rng, 3, METHANE, HARTREE))
     with h5py.File(tmp_path / "ani1x_like/ani1x_like.h5", "w") as file:
-        group(file, "CH4", METHANE[::-1], ANI, frames(rng, 3, METHANE, HARTREE), source=np.array([b"3BPA", b"s66x8/a", b"3BPA"]))
+        source = np.array([b"3BPA", b"s66x8/a", b"3BPA"])
+        group(file, "CH4", METHANE[::-1], ANI, frames(rng, 3, METHANE, HARTREE), source=source)
         group(file, "H2O2", PEROXIDE, ANI, frames(rng, 1, PEROXIDE, HARTREE), source=np.array([b"3BPA"]))
     with h5py.File(tmp_path / "transition1x_like/transition1x_like.h5", "w") as file:
         group(file, "data/CH4/rxn0", METHANE, TRANSITION1X, frames(rng, 9, METHANE))

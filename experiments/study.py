@@ -10,6 +10,7 @@ on every task; CSI with the mixture as extractor. Writes results.json and result
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ class StudyConfig:
     model: str = "gemnet_oc_tiny"
     pretrain_batch: int = 20
     pretrain_lr: float = 1e-3
+    pretrain_shapes: int = 2
+    """Padded batch shapes of pretraining; one compiles faster, more waste less."""
     finetune_steps: int = 1000
     finetune_batch: int = 4
     finetune_lr: float = 1e-3
@@ -81,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.study`."""
     config = cli.parse(StudyConfig, argv, description=__doc__, prog="python -m experiments.study")
     out = cli.resolve_run_dir(config.out)
+    share_programs(out)
     run_chain(make_steps(config, out), out, jobs=config.jobs)
     results = collect(config, out)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -88,6 +92,13 @@ def main(argv: list[str] | None = None) -> int:
     print(tell(results))
     print(f"-> {out}/results.md, results.json")
     return 0
+
+
+def share_programs(out: Path) -> None:
+    """Let the runs take compiled programs from each other: fine-tuning on one task compiles once, not once a run."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "xla"))
+    # XLA:CPU calls every program loaded on the machine that compiled it a mismatch; errors of ours are exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def label_of(name: str) -> str:
@@ -124,7 +135,8 @@ def make_steps(config: StudyConfig, out: Path) -> list[Step]:
 def _pretrain(config: StudyConfig, out: Path, label: str, upstream: str, seed: int, places) -> Step:
     run = out / "pretrain" / f"{label}-s{seed}"
     argv = ("experiments.pretrain", "--upstream", upstream, "--n", config.n, "--epochs", str(config.epochs),
-            "--model", config.model, "--batch-size", str(config.pretrain_batch), "--batch-shapes", "2",
+            "--model", config.model, "--batch-size", str(config.pretrain_batch),
+            "--batch-shapes", str(config.pretrain_shapes),
             "--lr", str(config.pretrain_lr), "--val-samples", "100", "--val-every", str(config.epochs),
             "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
     for name in ("cutoff", "max_neighbors"):

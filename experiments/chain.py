@@ -17,6 +17,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -67,10 +68,34 @@ def is_done(step: Step) -> bool:
     return not (isinstance(record, dict) and record.get("finished") is False)
 
 
+class _Relayed(subprocess.Popen):
+    """A process whose stderr is passed on, but for XLA:CPU's complaint about every program it loads from a cache.
+
+    It takes tuning preferences for missing features of the very machine that compiled the program (openxla/xla#44565).
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, stderr=subprocess.PIPE, **options)
+        self._relay = threading.Thread(target=self._pass_on, daemon=True)
+        self._relay.start()
+
+    def _pass_on(self):
+        for line in self.stderr:
+            if b"cpu_aot_loader.cc" not in line:
+                sys.stderr.write(line.decode(errors="replace"))
+                sys.stderr.flush()
+
+    def poll(self):
+        code = super().poll()
+        if code is not None:
+            self._relay.join()  # its last words before ours
+        return code
+
+
 def start_process(argv: Sequence[str], slot: int, jobs: int) -> subprocess.Popen:
     """Start `python -m ...`; of several jobs at a time, each is confined to its share of the cores."""
     share = functools.partial(_take_cores, slot, jobs) if jobs > 1 and hasattr(os, "sched_setaffinity") else None
-    return subprocess.Popen([sys.executable, "-m", *argv], preexec_fn=share)
+    return _Relayed([sys.executable, "-m", *argv], preexec_fn=share)
 
 
 def _take_cores(slot: int, jobs: int) -> None:

@@ -97,8 +97,6 @@ def main(argv: list[str] | None = None) -> int:
 def share_programs(out: Path) -> None:
     """Let the runs take compiled programs from each other: fine-tuning on one task compiles once, not once a run."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "xla"))
-    # XLA:CPU calls every program loaded on the machine that compiled it a mismatch; errors of ours are exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def label_of(name: str) -> str:

@@ -92,6 +92,18 @@ def test_a_step_is_a_process_of_its_own(tmp_path):
     assert chain.start_process(["json.tool", str(tmp_path / "nowhere")], 0, 1).wait() != 0
 
 
+def test_what_a_step_says_is_passed_on_but_for_the_noise_of_cached_programs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "speaker.py").write_text(
+        "import sys\n"
+        "print('E0 cpu_aot_loader.cc:195] Loading XLA:CPU AOT result', file=sys.stderr)\n"
+        "print('error: no such file', file=sys.stderr); sys.exit(2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="step s failed with exit code 2"):
+        run_chain([Step("s", ("speaker",), tmp_path / "s.json")], tmp_path, say=lambda _: None)
+    assert capsys.readouterr().err == "error: no such file\n"
+
+
 def test_steps_marked_together_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):
     # Each of the two waits for the other's file, so that one after the other would never end.
     (tmp_path / "meeting.py").write_text(

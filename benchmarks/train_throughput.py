@@ -69,14 +69,13 @@ def gradient_model(config, precision: Precision) -> PureModel:
     """A model with gradient forces under the interface of the multi-task models, as one task."""
     config = dataclasses.replace(config, direct_forces=False)
     model = nnx.jit(lambda: GradientModel(config, nnx.Rngs(0), precision))()
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    pure = split_model(model)
 
-    def apply(params, constants, batch, edge_dropout=0.0):
-        del edge_dropout  # that model has none
-        out = nnx.merge(graphdef, params, constants)(batch)
+    def apply(*args):
+        out = pure.apply(*args)
         return ModelOutput(out.energy[:, None], out.forces[..., None])
 
-    return PureModel(params, constants, apply)
+    return pure._replace(apply=apply)
 
 
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:

@@ -6,6 +6,7 @@ The recipe of each data set is the paper's; `--budget small` keeps everything bu
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, evaluation, finetune_model
+from experiments.passes import plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_recipe
 from experiments.runtime import prepare_process
@@ -122,6 +124,7 @@ class Setup:
     split: Split
     batches: loader.TrainBatches
     val: list
+    eval_shapes: list  # budgets of validation batches; the test's take them where they can
     model: models.PureModel
     model_config: GemNetOCConfig
     head: models.HeadSpec
@@ -157,7 +160,8 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         save_split(run_dir / "data" / "split.npz", split, corpus.store)
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
     val_samples = samples_of(0, split.val[: config.val_samples])
-    val = loader.eval_batches(corpus, val_samples, min(recipe.batch_size * 4, len(val_samples.record)))
+    eval_shapes: list = []
+    val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
     model, model_config, head, pretrained = _make_model(config, recipe, corpus, val)
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
@@ -166,8 +170,9 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         lr=recipe.lr, weight_decay=config.weight_decay, cosine_epochs=min(32, max(1, -(-total // per_epoch)))
     )
     return Setup(
-        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, pretrained
-    )
+        config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
+        pretrained,
+    )  # fmt: skip
 
 
 def open_data(config: FinetuneConfig) -> tuple[DownstreamCorpus, Split]:
@@ -321,9 +326,11 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
         _write_config(run_dir, setup)
         update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
-        errors = jax.jit(
-            lambda params, constants, batch: finetuning.error_sums(model.apply(params, constants, batch), batch)
-        )
+        # Compiled once for validation and test, which share their batch shapes.
+        apply, sums = jax.jit(model.apply), jax.jit(finetuning.error_sums)
+
+        def errors(params, constants, batch):
+            return sums(apply(params, constants, batch), batch)
 
         def lower_rate(step: int, metrics: dict):
             if step > setup.optim.cosine_epochs * setup.steps_per_epoch:
@@ -361,7 +368,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             log.write_summary(summary)
             log.write_curves()
     if done == setup.total_steps:
-        test_run(setup, run_dir, state.ema, constants)
+        test_run(setup, run_dir, apply, state.ema, constants)
     _closing_words(run_dir, setup, done)
 
 
@@ -371,14 +378,18 @@ def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
     return float(setup.optim.lr * plateau * finetuning.cosine_factor(step, 1.0, cosine_steps, setup.optim.final_lr))
 
 
-def test_run(setup: Setup, run_dir: Path, last_params, constants) -> dict:
-    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
+def test_run(setup: Setup, run_dir: Path, apply, last_params, constants) -> dict:
+    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots.
+
+    Args:
+      apply: the model's function, jitted.
+    """
     best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
     test = evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
-    model = setup.model._replace(constants=constants)
     result: dict = {"split": "test", "n_structure": len(test), "of": len(setup.split.test)}
     for name, params in (("last_ema", last_params), ("best_ema", best["ema"])):
-        data = evaluation.predict_split(model, params, setup.corpus, test)
+        forward = functools.partial(apply, params, constants)
+        data = evaluation.predict_split(forward, setup.corpus, test, setup.eval_shapes)
         result[name] = evaluation.report(data, setup.corpus.facts)
         if name == "last_ema":
             evaluation.plot(run_dir, data, setup.corpus.facts, f"{setup.config.downstream} from {setup.upstream}")

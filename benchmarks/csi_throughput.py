@@ -14,10 +14,17 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from experiments.extraction import Request, choose_records, classes_of, extract, opened
+from experiments.extractors import Extractor
+from experiments.passes import plan_pass
 from jaxatoms.csi.frechet import frechet_distances
 from jaxatoms.csi.moments import covariance, empty_moments, moments_of_rows, to_host, update
 from jaxatoms.csi.sampling import sample_balanced
 from jaxatoms.csi.selection import distance_of, prepare_candidates, select_structures
+from jaxatoms.data.corpus import samples_of
+from jaxatoms.data.store import open_dataset
+from jaxatoms.models.layers import Precision
+from jaxatoms.models.registry import feature_width, find_config, make_model, split_model
 
 
 def moments_against_numpy(n_row: int, mean: float) -> Iterator[dict]:
@@ -131,6 +138,41 @@ def sampling_rate(n_row: int) -> Iterator[dict]:
     yield {"what": "balanced", "rows": n_row, "seconds": round(time.perf_counter() - start, 2)}
 
 
+def extraction_against_forward(dataset: str, n: int, model: str = "gemnet_oc_s") -> Iterator[dict]:
+    """Rate of feature extraction, from store to moments, as a fraction of the forward pass alone."""
+    pure = split_model(make_model(find_config(model), 1, 0, Precision()))
+    params, constants = jax.device_put((pure.params, pure.constants))
+    compiled = jax.jit(pure.node_features)
+    extractor = Extractor("random weights", feature_width(find_config(model)), 120,
+                          lambda batch: compiled(params, constants, batch), [])  # fmt: skip
+    request, batch_edges = Request(dataset=dataset, n=str(n)), 4096
+    extract(request, extractor, keep=False, batch_edges=batch_edges, quiet=True)  # compiles, converts
+    start = time.perf_counter()
+    info = extract(request, extractor, keep=False, batch_edges=batch_edges, quiet=True).info
+    seconds = time.perf_counter() - start
+
+    spec, store = open_dataset(dataset)
+    corpus, train = opened(dataset, spec, store, nearest=False)
+    records, _ = choose_records(store, train, classes_of(spec, store)[train], request, 120)
+    stream = plan_pass(corpus, samples_of(0, records), batch_edges, extractor.shapes)
+    batches = [jax.device_put(stream.batch(step)) for step in range(len(stream.groups))]
+    jax.block_until_ready(extractor.features(batches[0]))
+    start = time.perf_counter()
+    jax.block_until_ready([extractor.features(batch) for batch in batches])
+    forward = time.perf_counter() - start
+    yield {
+        "what": "extraction",
+        "dataset": dataset,
+        "model": model,
+        "structures": info["n_structure"],
+        "atoms": info["n_atom"],
+        "atoms_per_s": round(info["n_atom"] / seconds, 1),
+        "forward_s": round(forward, 2),
+        "extraction_s": round(seconds, 2),
+        "fraction_of_forward": round(forward / seconds, 3),
+    }
+
+
 SUITES: dict[str, Callable[[], Iterator[dict]]] = {
     "moments": lambda: moments_against_numpy(1_000_000, 0.0),
     "moments_far": lambda: moments_against_numpy(1_000_000, 1e4),
@@ -138,6 +180,8 @@ SUITES: dict[str, Callable[[], Iterator[dict]]] = {
     "frechet": lambda: frechet_pairs(256, 4, 6),
     "frechet_3200": lambda: frechet_pairs(3200, 2, 2),
     "selection": lambda: selection_against_random(100_000, 10_000),
+    "extraction_molecules": lambda: extraction_against_forward("demo:organic", 400),
+    "extraction_slabs": lambda: extraction_against_forward("demo:slab", 100),
     "sampling": lambda: sampling_rate(2_000_000),
 }
 

@@ -1,22 +1,23 @@
-"""Lines of `benchmarks.train_throughput` -> the table in RESULTS.md: `python -m benchmarks.report FILE.jsonl ...`.
+"""Lines of the benchmarks -> the tables in RESULTS.md: `python -m benchmarks.report FILE.jsonl ...`.
 
+Read are lines of `train_throughput`, `inference_throughput`, `feed_rate` and `kernels`; a file may hold several kinds.
 The newest line of each case on each machine is shown; older ones stay in the JSON files.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 OUT = Path(__file__).with_name("RESULTS.md")
-HEAD = """# Training steps
+HEAD = """# Measurements
 
-Written by `python -m benchmarks.report`; what the columns mean is in `benchmarks/train_throughput.py`. Peak memory is
-that of the whole process. Ratios are ours / peer, below 1 in our favour: time of the step (the peer's graph building
-taken off), the same with graph building on both sides, peak memory.
-
+Written by `python -m benchmarks.report`; what the columns mean is in the module that each command names.
 """
-KEY = ("case", "forces", "who", "malloc_tuned", "model", "precision", "structures")
-COLUMNS = {
+TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer, below 1 in our favour: time of the
+step (the peer's graph building taken off), the same with graph building on both sides, peak memory."""
+TRAIN_COLUMNS = {
     "case": lambda r: f"{r['case']}, {r['forces']} forces",
     "code": lambda r: f"{r['who']}{'' if r['malloc_tuned'] else ', default malloc'}",
     "model, dtype": lambda r: f"{r['model']}, {r['precision']}",
@@ -27,34 +28,125 @@ COLUMNS = {
     "GFLOP/s": lambda r: _optional(r, "gflop_per_s", "{:.0f}"),
     "of GEMM peak": lambda r: _optional(r, "gemm_fraction", "{:.0%}"),
     "compile s": lambda r: _optional(r, "compile_s", "{:.0f}"),
-    "peak GiB": lambda r: ", ".join(f"{v:.2f} {k}" for k, v in r["peak_gib"].items()),
+    "peak GiB": lambda r: _peak(r),
     "time": lambda r: _ratio(r, "time"),
     "with graphs": lambda r: _ratio(r, "time_with_graphs"),
     "memory": lambda r: _ratio(r, "memory"),
+}
+ORIGIN_COLUMNS = {
     "machine": lambda r: _machine(r),
     "versions": lambda r: ", ".join(f"{n} {r['versions'][n]}" for n in ("jaxlib", "torch") if n in r["versions"]),
     "date": lambda r: r["run"][:10],
     "commit": lambda r: _commit(r),
     "command": lambda r: f"`{r['command']}`",
 }
+INFERENCE_COLUMNS = {
+    "case": lambda r: f"{r['case']}, {r['forces']} forces",
+    "model, dtype": lambda r: f"{r['model']}, {r['precision']}",
+    "s (min to max)": lambda r: f"{r['step_s']:.3f} ({min(r['step_s_all']):.3f} to {max(r['step_s_all']):.3f})",
+    "structures/s": lambda r: f"{r['structures_per_s']:.2f}",
+    "with graphs": lambda r: f"{r['structures_per_s_with_graphs']:.2f}",
+    "atoms/s": lambda r: f"{r['atoms_per_s']:.1f}",
+    "GFLOP": lambda r: f"{r['gflop']:.0f}",
+    "compile s": lambda r: f"{r['compile_s']:.0f}",
+    "temporary GiB": lambda r: f"{r['temporary_gib']:.2f}",
+    "peak GiB": lambda r: _peak(r),
+}
+KERNEL_COLUMNS = {
+    "kernel": lambda r: r["kernel"] + (", INTERPRETED" if r["interpreted"] else ""),
+    "case": lambda r: f"{r['case']}: {r['n']} x {r['c']} {r['dtype']}, {r['pass']}",
+    "kernel s": lambda r: f"{r['kernel_s']:.5f}",
+    "XLA s": lambda r: f"{r['xla_s']:.5f}",
+    "ratio": lambda r: "" if r["interpreted"] else f"{r['ratio']:.2f}",
+    "largest difference": lambda r: f"{r['largest_difference']:.1e}",
+}
+COMPILATION_COLUMNS = {
+    "kernel": lambda r: r["kernel"],
+    "case": lambda r: f"{r['case']}: {r['n']} x {r['c']} {r['dtype']}, {r['pass']}",
+    "side": lambda r: r["side"],
+    "chip": lambda r: r["topology"],
+    "GFLOP": lambda r: f"{r['gflop']:.1f}",
+    "GB accessed": lambda r: f"{r['gbyte']:.3f}",
+    "temporary MiB": lambda r: f"{r['temporary_mib']:.0f}",
+    "CPU s to compile": lambda r: f"{r['compile_cpu_s']:.1f}",
+}
+FEED_COLUMNS = {
+    "data": lambda r: r["case"],
+    "batch": lambda r: f"{r['batch_edges']} edges" if r["batch_edges"] else f"{r['batch_size']} structures",
+    "workers": lambda r: r["workers"],
+    "batches/s": lambda r: f"{r['batches_per_s']:.1f}",
+    "structures/s": lambda r: f"{r['structures_per_s']:.0f}",
+    "edges/s": lambda r: f"{r['edges_per_s']:.2e}",
+    "MiB per batch": lambda r: f"{r['batch_mib']:.2f}",
+}
 
 
-def read_lines(files: list[Path]) -> list[dict]:
-    """The newest line of each case, code, setting and machine, in the order of first appearance."""
-    newest = {}
+class Kind(NamedTuple):
+    """How the lines of one benchmark become a table."""
+
+    title: str
+    note: str
+    key: tuple[str, ...]  # what distinguishes cases
+    columns: dict[str, Callable]
+
+
+KINDS = {
+    "train_throughput": Kind(
+        "Training steps",
+        TRAIN_NOTE,
+        ("case", "forces", "who", "malloc_tuned", "model", "precision", "structures"),
+        TRAIN_COLUMNS,
+    ),
+    "inference_throughput": Kind(
+        "Prediction",
+        "Forward passes with random weights; graphs are made on one core of the host.",
+        ("case", "forces", "model", "precision", "structures"),
+        INFERENCE_COLUMNS,
+    ),
+    "feed_rate": Kind(
+        "Loader",
+        "Batches that reach the training process, with 0 (a thread) or more worker processes.",
+        ("case", "batch_size", "batch_edges", "workers"),
+        FEED_COLUMNS,
+    ),
+    "kernels": Kind(
+        "Kernels beside XLA",
+        "Where a kernel was interpreted its time says nothing.",
+        ("kernel", "n", "c", "dtype", "pass", "interpreted"),
+        KERNEL_COLUMNS,
+    ),
+    "kernel_compilation": Kind(
+        "Kernels compiled for TPU without one",
+        "What the compiler says of one chip's program; nothing was run.",
+        ("kernel", "n", "c", "dtype", "pass", "side", "topology"),
+        COMPILATION_COLUMNS,
+    ),
+}
+
+
+def read_lines(files: list[Path]) -> dict[str, list[dict]]:
+    """Of each benchmark the newest line of each case and machine, in the order of first appearance."""
+    newest: dict[str, dict] = {kind: {} for kind in KINDS}
     for file in files:
         for record in map(json.loads, file.read_text().splitlines()):
-            key = (*(record[name] for name in KEY), _machine(record))
-            if key not in newest or record["run"] >= newest[key]["run"]:
-                newest[key] = record
-    return list(newest.values())
+            kind = record.get("benchmark", "train_throughput")
+            key = (*(record[name] for name in KINDS[kind].key), _machine(record))
+            if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
+                newest[kind][key] = record
+    return {kind: list(lines.values()) for kind, lines in newest.items()}
 
 
-def table(records: list[dict]) -> str:
-    """A Markdown table with one row per record."""
-    rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    rows += [[str(cell(record)) for cell in COLUMNS.values()] for record in records]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def section(kind: Kind, records: list[dict]) -> str:
+    """A heading and a Markdown table with one row per record."""
+    columns = kind.columns | ORIGIN_COLUMNS
+    rows = [list(columns), ["---"] * len(columns)]
+    rows += [[str(cell(record)) for cell in columns.values()] for record in records]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"\n## {kind.title}\n\n{kind.note}\n\n{table}"
+
+
+def _peak(record: dict) -> str:
+    return ", ".join(f"{value:.2f} {key}" for key, value in record["peak_gib"].items())
 
 
 def _optional(record: dict, name: str, form: str) -> str:
@@ -83,7 +175,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    args.out.write_text(HEAD + table(read_lines(args.files)))
+    lines = read_lines(args.files)
+    args.out.write_text(HEAD + "".join(section(KINDS[kind], found) for kind, found in lines.items() if found))
 
 
 if __name__ == "__main__":

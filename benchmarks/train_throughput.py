@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
@@ -69,14 +69,13 @@ def gradient_model(config, precision: Precision) -> PureModel:
     """A model with gradient forces under the interface of the multi-task models, as one task."""
     config = dataclasses.replace(config, direct_forces=False)
     model = nnx.jit(lambda: GradientModel(config, nnx.Rngs(0), precision))()
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    pure = split_model(model)
 
-    def apply(params, constants, batch, edge_dropout=0.0):
-        del edge_dropout  # that model has none
-        out = nnx.merge(graphdef, params, constants)(batch)
+    def apply(*args):
+        out = pure.apply(*args)
         return ModelOutput(out.energy[:, None], out.forces[..., None])
 
-    return PureModel(params, constants, apply)
+    return pure._replace(apply=apply)
 
 
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
@@ -146,7 +145,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "memory_gib": memory
         | {"xla_temp": analysis.temp_size_in_bytes / 2**30, "xla_arguments": analysis.argument_size_in_bytes / 2**30},
         "loss": losses[-1],
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "load": round(load, 2)},
+        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "load": round(load, 2)},
         **origin,
     }
 
@@ -215,14 +214,6 @@ def _run_peer(command: list[str], tuned: bool) -> dict | None:
     except ChildError as error:
         print(f"PEER FAILED ({'tuned' if tuned else 'default'} malloc): {error}", file=sys.stderr, flush=True)
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def summary(line: dict) -> str:

@@ -10,13 +10,18 @@ instead of passing for this one.
 """
 
 import dataclasses
+import functools
+import itertools
 import json
+import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import cli
 from jaxatoms.types import InputError
@@ -34,6 +39,7 @@ class Step:
       proof: the file that shows it is done.
       begun: the file that shows that an earlier try began; then `resume` is added to the arguments.
       places: more arguments, which do not enter the result and may change between tries (where data lie).
+      together: steps in a row that share this word do not need each other and may run at the same time.
     """
 
     name: str
@@ -42,6 +48,7 @@ class Step:
     begun: Path | None = None
     resume: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    together: str = ""
 
     def command(self) -> str:
         """What one would type."""
@@ -61,48 +68,116 @@ def is_done(step: Step) -> bool:
     return not (isinstance(record, dict) and record.get("finished") is False)
 
 
+class _Relayed(subprocess.Popen):
+    """A process whose stderr is passed on, but for XLA:CPU's complaint about every program it loads from a cache.
+
+    It takes tuning preferences for missing features of the very machine that compiled the program (openxla/xla#44565).
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, stderr=subprocess.PIPE, **options)
+        self._relay = threading.Thread(target=self._pass_on, daemon=True)
+        self._relay.start()
+
+    def _pass_on(self):
+        for line in self.stderr:
+            if b"cpu_aot_loader.cc" not in line:
+                sys.stderr.write(line.decode(errors="replace"))
+                sys.stderr.flush()
+
+    def poll(self):
+        code = super().poll()
+        if code is not None:
+            self._relay.join()  # its last words before ours
+        return code
+
+
+def start_process(argv: Sequence[str], slot: int, jobs: int) -> subprocess.Popen:
+    """Start `python -m ...`; of several jobs at a time, each is confined to its share of the cores."""
+    share = functools.partial(_take_cores, slot, jobs) if jobs > 1 and hasattr(os, "sched_setaffinity") else None
+    return _Relayed([sys.executable, "-m", *argv], preexec_fn=share)
+
+
+def _take_cores(slot: int, jobs: int) -> None:
+    # Without this every process starts as many threads as there are cores, and they wait for each other.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[slot::jobs] or cores)
+
+
 def run_chain(
-    steps: Sequence[Step], folder: Path, run: Callable[[Sequence[str]], int] | None = None, say=print
+    steps: Sequence[Step],
+    folder: Path,
+    start: Callable[[Sequence[str], int, int], Any] | None = None,
+    say: Callable[[str], None] = print,
+    jobs: int = 1,
 ) -> None:
-    """Run the steps that are not done, in order.
+    """Run the steps that are not done, in order, each in a process of its own, which frees its memory at the end.
 
     Args:
       folder: of chain.json; must exist.
-      run: arguments -> exit code; default: a process of its own for each step, which frees its memory at the end.
+      start: (arguments, slot, jobs) -> process with `poll` and `terminate`; default: `start_process`.
+      jobs: steps that run at the same time where they are marked `together`.
 
     Raises:
       InputError: a step failed or was stopped (run the chain again to go on), or was done with other settings.
     """
     check_settings(steps, folder)
-    for i, step in enumerate(steps):
-        label = f"[{i + 1}/{len(steps)}] {step.name}"
-        if is_done(step):
-            say(f"{label}: done already")
-            continue
-        say(f"{label}: {step.command()}")
-        _note(step, folder)
-        resumed = step.begun is not None and step.begun.exists()
-        began = time.perf_counter()
-        code = (run or run_process)([*step.argv, *step.places, *(step.resume if resumed else ())])
-        if code or not is_done(step):
-            what = "was stopped" if code > 128 else f"failed with exit code {code}" if code else "ended early"
-            raise InputError(f"step {step.name} {what}: no {step.proof} yet; the same command goes on from here")
-        say(f"{label}: {time.perf_counter() - began:.0f} s")
+    numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
+    for group in _groups(numbered):
+        _run_group(group, folder, start or start_process, say, jobs)
 
 
-def run_process(argv: Sequence[str]) -> int:
-    """Run `python -m ...` in a process of its own; a signal to stop is passed on so that the step can save."""
-    process = subprocess.Popen([sys.executable, "-m", *argv])
-    passed_on = False
+def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]]:
+    """Steps in a row that share a non-empty `together`; every other step alone."""
+    groups = []
+    for word, members in itertools.groupby(numbered, lambda pair: pair[1].together):
+        found = list(members)
+        groups += [found] if word else [[pair] for pair in found]
+    return groups
+
+
+def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: int) -> None:
+    """Run steps that do not need each other, `jobs` at a time; after a failure no more are begun."""
+    waiting, running, ended, told = list(group), {}, [], False
     with cli.StopFlag() as stop:
-        while True:
-            try:
-                code = process.wait(timeout=0.5)
-                return 128 + int(stop.signal) if stop.signal else code
-            except subprocess.TimeoutExpired:
-                if stop and not passed_on:
-                    process.terminate()
-                    passed_on = True
+        while running or (waiting and not stop and not _failures(ended)):
+            while waiting and len(running) < jobs and not stop and not _failures(ended):
+                label, step = waiting.pop(0)
+                if is_done(step):
+                    say(f"{label}: done already")
+                    continue
+                slot = min(set(range(jobs)) - set(running))
+                running[slot] = (label, step, _begin(label, step, folder, start, say, slot, jobs), time.perf_counter())
+            if stop and not told:
+                told = True
+                for _, _, process, _ in running.values():
+                    process.terminate()  # a training step saves and ends
+            for slot, (label, step, process, began) in list(running.items()):
+                if (code := process.poll()) is not None:
+                    del running[slot]
+                    ended.append((step, 128 + int(stop.signal) if stop.signal else code))
+                    say(f"{label}: {time.perf_counter() - began:.0f} s")
+            if running:
+                time.sleep(0.1)
+    for step, what in _failures(ended):
+        raise InputError(f"step {step.name} {what}: no {step.proof} yet; the same command goes on from here")
+
+
+def _begin(label: str, step: Step, folder: Path, start, say, slot: int, jobs: int):
+    """Announce, note and start a step, with its arguments to resume where an earlier try began."""
+    say(f"{label}: {step.command()}")
+    _note(step, folder)
+    resumed = step.begun is not None and step.begun.exists()
+    return start([*step.argv, *step.places, *(step.resume if resumed else ())], slot, jobs)
+
+
+def _failures(ended: Sequence[tuple[Step, int]]) -> list[tuple[Step, str]]:
+    """Steps that left no proof or a bad exit code, with what happened in words."""
+    return [
+        (step, "was stopped" if code > 128 else f"failed with exit code {code}" if code else "ended early")
+        for step, code in ended
+        if code or not is_done(step)
+    ]
 
 
 def check_settings(steps: Sequence[Step], folder: Path) -> None:

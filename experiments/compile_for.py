@@ -19,6 +19,7 @@ from jaxatoms.data import loader, shards
 from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
 from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.ops.target import compiling_for
 from jaxatoms.training import parallel
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -104,7 +105,8 @@ def compile_for(name: str, setup, budget: BatchBudget, structures: float) -> Com
     """
     devices = find_topology(name).devices
     mesh = jax.sharding.Mesh(np.array(devices), (parallel.AXIS,))
-    lowered = _lower(setup, mesh, budget)
+    with compiling_for("tpu"):  # the model is written differently for CPUs
+        lowered = _lower(setup, mesh, budget)
     began = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - began

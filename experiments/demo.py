@@ -17,6 +17,7 @@ SETTINGS = {
     "--n": ["240"],
     "--epochs": ["8"],
     "--pretrain-lr": ["2e-3"],
+    "--pretrain-shapes": ["1"],
     "--finetune-steps": ["120"],
     "--finetune-lr": ["2e-3"],
     "--n-train": ["100"],
@@ -24,6 +25,7 @@ SETTINGS = {
     "--forces": ["direct"],  # gradient forces are better and take a minute to compile
     "--test-samples": ["200"],
     "--csi-n": ["150"],
+    "--jobs": ["2"],
 }
 
 

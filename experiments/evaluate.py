@@ -6,9 +6,11 @@ Reports the last and the best averaged weights; writes <split>.json, parity.png 
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from experiments import cli, evaluation
@@ -54,9 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     corpus, split = open_data(run_config, model_config)
     records = evaluation.draw(getattr(split, config.split), parse_count(config.samples))
     result: dict = {"split": config.split, "n_structure": len(records), "of": len(getattr(split, config.split))}
+    shapes, apply = [], None
     for name in ("last", "best"):
         model = load(run_dir / "checkpoints" / name)
-        data = evaluation.predict_split(model, model.params, corpus, records, config.batch_edges)
+        apply = apply or jax.jit(model.apply)  # both have one architecture: compiled once
+        forward = functools.partial(apply, model.params, model.constants)
+        data = evaluation.predict_split(forward, corpus, records, shapes, config.batch_edges)
         result[f"{name}_ema"] = evaluation.report(data, corpus.facts)
         if name == "last":
             evaluation.plot(run_dir, data, corpus.facts, f"{run_config.downstream}, {config.split}")

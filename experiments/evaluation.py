@@ -1,8 +1,9 @@
 """Errors of a fine-tuned model on a split, in the paper's units: overall, per component, element and size."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from experiments.passes import plan_pass
 from jaxatoms.data.corpus import samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.downstream_corpus import DownstreamCorpus
-from jaxatoms.models.registry import PureModel
 
+BATCH_EDGES = 4096  # of a validation or test batch
 SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
 
 
@@ -27,14 +28,18 @@ class Predictions(NamedTuple):
 
 
 def predict_split(
-    model: PureModel, params: Any, corpus: DownstreamCorpus, records: np.ndarray, batch_edges: int = 4096
+    forward: Callable, corpus: DownstreamCorpus, records: np.ndarray, shapes: list, batch_edges: int = BATCH_EDGES
 ) -> Predictions:
-    """Predictions for the records of a data set, padding left out."""
-    plan = plan_pass(corpus, samples_of(0, records), batch_edges, [])
-    apply = jax.jit(lambda params, constants, batch: model.apply(params, constants, batch))
+    """Predictions for the records of a data set, padding left out.
+
+    Args:
+      forward: batch -> ModelOutput, jitted.
+      shapes: budgets that `forward` was compiled for, to be used again; grows.
+    """
+    plan = plan_pass(corpus, samples_of(0, records), batch_edges, shapes)
     rows = []
     for batch in plan.batches():
-        out = jax.device_get(apply(params, model.constants, batch))
+        out = jax.device_get(forward(batch))
         size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
         rows.append(_force_rows(out, batch, size, corpus) if out.forces is not None
                     else _scalar_rows(out, batch, size, corpus))

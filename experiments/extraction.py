@@ -73,7 +73,7 @@ def extract(
       InputError: unknown data set or strategy, too few structures, features that are not finite.
     """
     spec, store = open_dataset(request.dataset, data_root, cache_dir)
-    corpus, train = _opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
+    corpus, train = opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
     classes = classes_of(spec, store)
     records, replaced = choose_records(store, train, classes[train], request, extractor.num_elements)
     samples = samples_of(0, records)
@@ -130,7 +130,7 @@ def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
     return known & (store.n_node[records] >= MIN_ATOMS)
 
 
-def _opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root, cache_dir):
+def opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root=None, cache_dir=None):
     """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
     if spec.family in PUBLISHED:
         corpus, split = open_downstream(name, data_root, cache_dir)

@@ -6,6 +6,7 @@ The recipe of each data set is the paper's; `--budget small` keeps everything bu
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, evaluation, finetune_model
+from experiments.passes import plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
 from experiments.runtime import prepare_process
@@ -123,6 +125,7 @@ class Setup:
     split: Split
     batches: loader.TrainBatches
     val: list
+    eval_shapes: list  # budgets of validation batches; the test's take them where they can
     model: models.PureModel
     model_config: models.ModelConfig
     head: models.HeadSpec
@@ -160,15 +163,17 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         save_split(run_dir / "data" / "split.npz", split, corpus.store)
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
     val_samples = samples_of(0, split.val[: config.val_samples])
-    val = loader.eval_batches(corpus, val_samples, min(recipe.batch_size * 4, len(val_samples.record)))
+    eval_shapes: list = []
+    val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
     model, model_config, head = _make_model(config, recipe, corpus, val, *init[:2])
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
     optim = _make_optim(recipe, per_epoch, total, batches.total_steps)
     return Setup(
-        config, recipe, corpus, split, batches, val, model, model_config, head, optim, per_epoch, total, init[2]
-    )
+        config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
+        init[2],
+    )  # fmt: skip
 
 
 def _make_optim(recipe: Recipe, per_epoch: int, total: int, whole: int) -> FinetuneOptim:
@@ -345,9 +350,11 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
         _write_config(run_dir, setup)
         update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
-        errors = jax.jit(
-            lambda params, constants, batch: finetuning.error_sums(model.apply(params, constants, batch), batch)
-        )
+        # Compiled once for validation and test, which share their batch shapes.
+        apply, sums = jax.jit(model.apply), jax.jit(finetuning.error_sums)
+
+        def errors(params, constants, batch):
+            return sums(apply(params, constants, batch), batch)
 
         def lower_rate(step: int, metrics: dict):
             if step > setup.optim.cosine_epochs * setup.steps_per_epoch:
@@ -370,7 +377,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
                 session.validate(0, state)
             state, done, meter = session.run(
                 state,
-                loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers),
+                loader.prefetch(setup.batches.batch, range(first, setup.total_steps), config.workers),
                 lambda state, constants, batch: update(
                     state, constants, batch, plateau=jnp.float32(plateau[0].factor)
                 ),
@@ -385,7 +392,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             log.write_summary(summary)
             log.write_curves()
     if done == setup.total_steps:
-        test_run(setup, run_dir, state.ema, constants)
+        test_run(setup, run_dir, apply, state.ema, constants)
     _closing_words(run_dir, setup, done)
 
 
@@ -401,14 +408,18 @@ def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
     return float(setup.optim.lr * plateau * finetuning.rate_factor(setup.optim, step, 1.0, setup.steps_per_epoch))
 
 
-def test_run(setup: Setup, run_dir: Path, last_params, constants) -> dict:
-    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
+def test_run(setup: Setup, run_dir: Path, apply, last_params, constants) -> dict:
+    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots.
+
+    Args:
+      apply: the model's function, jitted.
+    """
     best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
     test = evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
-    model = setup.model._replace(constants=constants)
     result: dict = {"split": "test", "n_structure": len(test), "of": len(setup.split.test)}
     for name, params in (("last_ema", last_params), ("best_ema", best["ema"])):
-        data = evaluation.predict_split(model, params, setup.corpus, test)
+        forward = functools.partial(apply, params, constants)
+        data = evaluation.predict_split(forward, setup.corpus, test, setup.eval_shapes)
         result[name] = evaluation.report(data, setup.corpus.facts)
         if name == "last_ema":
             evaluation.plot(run_dir, data, setup.corpus.facts, f"{setup.config.downstream} from {setup.upstream}")

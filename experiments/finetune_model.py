@@ -38,7 +38,7 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
 
 def make(config: ModelConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
     """A freshly initialised model, compiled: eager initialisation dispatches thousands of small programs."""
-    return nnx.jit(lambda: build_finetuned(config, head, nnx.Rngs(seed), precision))()
+    return build_finetuned(config, head, nnx.Rngs(seed), precision)
 
 
 def record(config: ModelConfig, head: HeadSpec) -> dict:

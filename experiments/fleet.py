@@ -78,25 +78,27 @@ class Fleet:
     mesh: Mesh | None
     shard_optimizer: bool = False
 
-    def share(self, whole: loader.TrainBatches, sizes, edges, *, batch_edges, shapes: int, headroom: float):
-        """The run's batches in parts, one per device of this process; as they are for a single device.
+    def share(self, whole: loader.TrainBatches, sizes, edges, *, batch_edges, shapes: int, headroom: float,
+              accumulate: int, alike: int):
+        """The run's batches in parts for the devices of this process; as they are for a single device and part.
 
         Args:
           sizes: `structure_sizes` of a sample; edges: [n] expected main edges of all samples.
+          accumulate: parts of each device; alike: steps whose parts share a shape.
         """
-        if self.mesh is None:
+        n = parallel.n_parts(self.mesh)
+        if n * accumulate == 1:
             return whole
-        n = self.mesh.size
-        if batch_edges is None and whole.batch_size < n:
+        if batch_edges is None and whole.batch_size < n * accumulate:
             raise InputError(f"--batch-size {whole.batch_size} leaves some of {n} devices empty; lower --devices")
         groups = shards.drawn_groups(sizes, whole.batch_size, batch_edges, whole.seed)
         largest = int(whole.corpus.n_node(whole.samples).max())
-        budgets = shards.part_budgets(sizes, groups, n, largest, shapes, headroom)
-        return shards.ShardedBatches(whole, edges, budgets, n, parallel.own_parts(self.mesh))
+        budgets = shards.part_budgets(sizes, groups, n * accumulate, largest, shapes, headroom, alike)
+        return shards.ShardedBatches(whole, edges, budgets, n, parallel.own_parts(self.mesh), accumulate)
 
-    def place(self, batch: Any) -> GraphBatch:
-        """A step's host batch (its list of parts) onto the devices."""
-        return jax.device_put(batch) if self.mesh is None else parallel.place_batch(batch, self.mesh)
+    def place(self, batch: Any, axis: int = 0) -> GraphBatch:
+        """A host batch (its list of parts) onto the devices, whose axis is put at `axis`."""
+        return parallel.place_batch(batch if isinstance(batch, list) else [batch], self.mesh, axis)
 
     def place_state(self, state, constants) -> tuple[Any, Any, Any]:
         """(state, constants, shardings of the state) on all devices; process 0's values count."""

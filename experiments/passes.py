@@ -27,7 +27,7 @@ class Pass(NamedTuple):
 
     def batches(self):
         """All batches, built ahead by a thread."""
-        return loader.prefetch(self.batch, 0, len(self.groups))
+        return loader.prefetch(self.batch, range(len(self.groups)))
 
 
 def plan_pass(

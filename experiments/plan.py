@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxatoms.data import loader
 from jaxatoms.models import registry as models
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -30,10 +31,12 @@ def print_plan(setup, out: TextIO):
     shapes = ", ".join(f"{b.n_main}" for b in batches.budgets)
     say(f"batches     {len(batches.budgets)} shapes of {shapes} edges")
     sample = [batches.batch(step) for step in range(min(20, setup.total_steps))]
-    edges = [(b.main.in_table < len(b.swap)).sum() for b in sample]
-    say(f"occupancy   {np.sum(edges) / np.sum([len(b.swap) for b in sample]):.1%} of edge slots real (20 batches)")
+    sample = [batch[0] if isinstance(batch, list) else batch for batch in sample]  # accumulated parts, stacked
+    real, slots = np.sum([loader.occupancy(batch) for batch in sample], axis=0)
+    say(f"occupancy   {real / slots:.1%} of edge slots real (20 batches)")
     compiled = compile_step(setup, sample[0])
-    memory, flops = compiled.memory_analysis(), compiled.cost_analysis().get("flops", float("nan"))
+    memory = compiled.memory_analysis()
+    flops = config.accumulate * compiled.cost_analysis().get("flops", float("nan"))  # a loop's body is counted once
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     say(f"memory      {total / 2**30:.2f} GiB for the step ({memory.temp_size_in_bytes / 2**30:.2f} of it temporary)")
     rate = matmul_rate()
@@ -54,6 +57,7 @@ def compile_step(setup, batch):
         setup.loss_scales,
         ema_decay=setup.config.ema_decay,
         edge_dropout=setup.config.edge_dropout,
+        accumulate=setup.config.accumulate,
     )
     return step.lower(state, model.constants, batch).compile()
 

@@ -5,7 +5,9 @@
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from experiments.plan import print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
-from jaxatoms.data import loader, packing, shards
+from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
@@ -37,7 +39,7 @@ SCALE_FIT_BATCHES = 16
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
     "resume", "plan", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
-    "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id", "compile_for",
+    "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id", "compile_for", "steps_per_call",
 )  # fmt: skip
 
 
@@ -63,6 +65,10 @@ class PretrainConfig:
     """Structures per step."""
     batch_edges: int | None = None
     """Throughput mode: fill batches up to this many edges instead of counting structures."""
+    accumulate: int = 1
+    """Batches per step, one after another: the step of a batch so many times as large, in the memory of one."""
+    steps_per_call: int = 1
+    """Steps of one compiled call: less overhead for small batches; their batches share a shape."""
     batch_shapes: int = 4
     """Padded batch sizes, 1 to 4, each compiled once; more of them waste fewer edge slots."""
     lr: float = 1e-4
@@ -82,6 +88,8 @@ class PretrainConfig:
     """Scale factors: fit (on validation batches) or shipped (JMP's values; S and L only)."""
     precision: str = "float32"
     """Matmuls: float32, tf32 or bfloat16. Everything else is float32."""
+    fused_residual: bool = False
+    """Residual layers by a TPU kernel that has not been measured on hardware yet; with --precision bfloat16."""
     remat: bool = False
     """Recompute blocks in the backward pass: less memory, one more forward pass."""
     seed: int = 0
@@ -131,7 +139,8 @@ class PretrainConfig:
         if self.subset is not None and "," in self.upstream:
             raise InputError("--subset belongs to one data set; give one --upstream")
         parse_count(self.n)
-        for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every"):
+        for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every",
+                     "accumulate", "steps_per_call"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
@@ -144,6 +153,8 @@ class PretrainConfig:
         _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
         _one_of("--scales", self.scales, ("fit", "shipped"))
         _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
+        if self.fused_residual and self.precision != "bfloat16":
+            raise InputError("--fused-residual multiplies in bfloat16; add --precision bfloat16")
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]):
@@ -188,8 +199,10 @@ def main(argv: list[str] | None = None) -> int:
         report_for(config)
         return 0
     if config.plan:
-        print_plan(prepare(dataclasses.replace(config, devices=1), None), sys.stdout)
+        print_plan(prepare(dataclasses.replace(config, devices=1, steps_per_call=1), None), sys.stdout)
         return 0
+    if config.fused_residual and jax.default_backend() != "tpu":
+        raise InputError("--fused-residual is a kernel for TPU; leave it out here")
     run_dir = cli.resolve_run_dir(config.run_dir)
     resumed = check_run_dir(run_dir, config, RESUMABLE)
     fleet.wait_for_all("run folder checked")
@@ -209,7 +222,8 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
-    model = models.make_model(model_config, len(data), config.seed, Precision(matmul=config.precision))
+    precision = Precision(matmul=config.precision, fused_residual=config.fused_residual)
+    model = models.make_model(model_config, len(data), config.seed, precision)
     if fit and models.has_scale_factors(model_config):
         set_scale_factors(config, model, model_config, val)
     total = min(batches.total_steps, config.max_steps or batches.total_steps)
@@ -246,6 +260,8 @@ def prepare_data(config: PretrainConfig, run_dir: Path | None) -> list[tasks.Tas
 
 def report_for(config: PretrainConfig):
     """`--compile-for`: the step compiled for a TPU topology, and its roofline."""
+    if config.accumulate * config.steps_per_call > 1:
+        raise InputError("--compile-for compiles a plain step; drop --accumulate and --steps-per-call")
     n_device = len(find_topology(config.compile_for).devices)
     setup = prepare(dataclasses.replace(config, devices=1), None)
     shape = part_shape(config, setup.batches.corpus, setup.batches.samples, n_device)
@@ -258,15 +274,29 @@ def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
     largest = int(corpus.n_node(samples).max())
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
-    parts = dict(batch_edges=config.batch_edges, shapes=config.batch_shapes, headroom=config.part_headroom)
-    if config.batch_edges is None:
-        steps = len(samples.record) * config.epochs // config.batch_size
-        budgets = packing.fixed_budgets(sizes, config.batch_size, largest, steps, config.seed, config.batch_shapes)
-        whole = loader.TrainBatches(budgets=budgets, batch_size=config.batch_size, **args)
+    batch_size = config.batch_size * config.accumulate
+    capacity = None if config.batch_edges is None else config.batch_edges * config.accumulate
+    parts = dict(batch_edges=capacity, shapes=config.batch_shapes, headroom=config.part_headroom,
+                 accumulate=config.accumulate, alike=config.steps_per_call)
+    if capacity is None:
+        steps = max(1, len(samples.record) * config.epochs // batch_size)
+        budgets = packing.fixed_budgets(
+            sizes, batch_size, largest, steps, config.seed, config.batch_shapes, config.steps_per_call
+        )
+        whole = loader.TrainBatches(budgets=budgets, batch_size=batch_size, **args)
         return devices.share(whole, sizes, shards.expected_edges(sizes, corpus.n_node(samples)), **parts)
     weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
-    budgets = packing.packed_budgets(sizes, config.batch_edges, largest, weights)
+    budgets = packing.packed_budgets(sizes, capacity, largest, weights)
     return devices.share(loader.TrainBatches(budgets=budgets, weights=weights, **args), sizes, weights, **parts)
+
+
+def stream(setup: Setup, first: int, validate_every: int) -> Iterator:
+    """Host batches of the calls from step `first` on."""
+    config = setup.config
+    if config.steps_per_call == 1:
+        return loader.prefetch(setup.batches.batch, range(first, setup.total_steps), config.workers)
+    plan = calls.plan_calls(first, setup.total_steps, validate_every, config.steps_per_call)
+    return loader.prefetch(calls.StackedBatches(setup.batches).batch, plan, config.workers)
 
 
 def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
@@ -313,7 +343,10 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             free_only=config.force_atoms == "free",
             mesh=devices.mesh,
             shardings=shardings,
+            accumulate=config.accumulate,
+            steps_per_call=config.steps_per_call,
         )
+        validate_every = max(1, round(config.val_every * setup.steps_per_epoch))
         eval_step = make_eval_step(model.apply, scales, devices.mesh, config.force_atoms == "free")
         schedule = warmup_cosine(setup.optim, setup.total_steps)
         # A run killed before its first checkpoint starts afresh: step 0 drops its records.
@@ -325,8 +358,8 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
                 metrics=lambda params: physical(
                     evaluate(devices.whole(params), constants, val, eval_step, devices.place), setup.data
                 ),
-                place=devices.place,
-                agree=devices.agreement(config.log_every),
+                place=functools.partial(devices.place, axis=int(config.steps_per_call > 1)),
+                agree=devices.agreement(max(1, config.log_every // config.steps_per_call)),
                 meta=lambda: checkpoint_meta(setup),
                 save_every=setup.steps_per_epoch,
             )
@@ -335,12 +368,12 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
                 session.validate(0, state)
             state, done, meter = session.run(
                 state,
-                loader.prefetch(setup.batches.batch, first, setup.total_steps, config.workers),
+                stream(setup, first, validate_every),
                 train_step,
                 first=first,
                 total=setup.total_steps,
                 log_every=config.log_every,
-                validate_every=max(1, round(config.val_every * setup.steps_per_epoch)),
+                validate_every=validate_every,
                 learning_rate=lambda step: float(schedule(step)),
             )
             summary = summarise(setup, session, state, done, meter, train_step)
@@ -423,7 +456,7 @@ def mean_force_baseline(val: list, data: list[tasks.TaskData], free_only: bool =
 
 def _samples_seen(setup: Setup, done: int) -> int:
     if setup.config.batch_edges is None:
-        return done * setup.config.batch_size
+        return done * setup.config.batch_size * setup.config.accumulate
     return sum(len(setup.batches.indices(step)) for step in range(done))
 
 

@@ -8,7 +8,9 @@ on every task; CSI with the mixture as extractor. Writes results.json and result
 """
 
 import dataclasses
+import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,8 @@ class StudyConfig:
     model: str = "gemnet_oc_tiny"
     pretrain_batch: int = 20
     pretrain_lr: float = 1e-3
+    pretrain_shapes: int = 2
+    """Padded batch shapes of pretraining; one compiles faster, more waste less."""
     finetune_steps: int = 1000
     finetune_batch: int = 4
     finetune_lr: float = 1e-3
@@ -43,17 +47,30 @@ class StudyConfig:
     n_val: int | None = None
     forces: str = "auto"
     test_samples: str = "500"
+    csi: bool = True
+    """Rank the candidates by CSI."""
     csi_n: str = "1000"
+    """Structures per set for CSI."""
+    mix: str = "balanced"
+    """Shares of candidates that name several sets (LABEL=NAME,NAME) and of the mixture."""
+    cutoff: float | None = None
+    """A, of pretraining; default: the data set's."""
+    max_neighbors: int | None = None
+    """K of pretraining; default 30."""
     seeds: int = 1
     mixed: bool = True
+    """Also pretrain on the balanced mixture of the candidates."""
     scratch: bool = True
+    """Also fine-tune without pretraining."""
+    jobs: int = 1
+    """Commands that run at the same time, each on its share of the cores."""
     out: str = "runs/study"
     data_root: str | None = None
     cache_dir: str | None = None
     quiet: bool = False
 
     def __post_init__(self):
-        for name in ("epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch"):
+        for name in ("epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch", "jobs"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         for names in (self.upstream, self.downstream):
@@ -67,13 +84,19 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.study`."""
     config = cli.parse(StudyConfig, argv, description=__doc__, prog="python -m experiments.study")
     out = cli.resolve_run_dir(config.out)
-    run_chain(make_steps(config, out), out)
+    share_programs(out)
+    run_chain(make_steps(config, out), out, jobs=config.jobs)
     results = collect(config, out)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(as_markdown(results))
     print(tell(results))
     print(f"-> {out}/results.md, results.json")
     return 0
+
+
+def share_programs(out: Path) -> None:
+    """Let the runs take compiled programs from each other: fine-tuning on one task compiles once, not once a run."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "xla"))
 
 
 def label_of(name: str) -> str:
@@ -98,25 +121,29 @@ def make_steps(config: StudyConfig, out: Path) -> list[Step]:
         word for name in ("data_root", "cache_dir") if getattr(config, name) is not None
         for word in (f"--{name.replace('_', '-')}", getattr(config, name))
     ) + (("--quiet",) if config.quiet else ())
-    steps = []
-    for seed in range(config.seeds):
-        for label, upstream in candidates(config).items():
-            steps.append(_pretrain(config, out, label, upstream, seed, places))
-        if seed == 0:
-            steps.append(_csi(config, out, places))
-        for task in config.downstream:
-            labels = [*candidates(config), *([SCRATCH] if config.scratch else [])]
-            steps += [_finetune(config, out, label, task, seed, places) for label in labels]
-    return steps
+    seeds, pools = range(config.seeds), candidates(config)
+    labels = [*pools, *([SCRATCH] if config.scratch else [])]
+    first = [_pretrain(config, out, label, pools[label], seed, places) for seed in seeds for label in pools]
+    csi = [_csi(config, out, places)] if config.csi else []
+    grid = itertools.product(seeds, config.downstream, labels)
+    then = [_finetune(config, out, label, task, seed, places) for seed, task, label in grid]
+    return first + csi + then
 
 
 def _pretrain(config: StudyConfig, out: Path, label: str, upstream: str, seed: int, places) -> Step:
     run = out / "pretrain" / f"{label}-s{seed}"
     argv = ("experiments.pretrain", "--upstream", upstream, "--n", config.n, "--epochs", str(config.epochs),
-            "--model", config.model, "--batch-size", str(config.pretrain_batch), "--batch-shapes", "2",
+            "--model", config.model, "--batch-size", str(config.pretrain_batch),
+            "--batch-shapes", str(config.pretrain_shapes),
             "--lr", str(config.pretrain_lr), "--val-samples", "100", "--val-every", str(config.epochs),
             "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
-    return Step(f"pretrain {label} seed {seed}", argv, run / "summary.json", run / "config.json", ("--resume",), places)
+    for name in ("cutoff", "max_neighbors"):
+        if getattr(config, name) is not None:
+            argv += (f"--{name.replace('_', '-')}", str(getattr(config, name)))
+    if "," in upstream:
+        argv += ("--mix", "balanced" if label == MIXED else config.mix)
+    name = f"pretrain {label} seed {seed}"
+    return Step(name, argv, run / "summary.json", run / "config.json", ("--resume",), places, "pretrain")
 
 
 def _csi(config: StudyConfig, out: Path, places) -> Step:
@@ -128,7 +155,7 @@ def _csi(config: StudyConfig, out: Path, places) -> Step:
 
 
 def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, places) -> Step:
-    run = out / "finetune" / label_of(task).replace("/", "_").replace(":", "_") / f"{label}-s{seed}"
+    run = out / "finetune" / _slug(task) / f"{label}-s{seed}"
     init = SCRATCH if label == SCRATCH else str(out / "pretrain" / f"{label}-s{seed}")
     argv = ["experiments.finetune", "--downstream", _target(task), "--init", init, "--model", config.model,
             "--budget", "small", "--max-steps", str(config.finetune_steps), "--batch-size",
@@ -138,34 +165,45 @@ def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, 
     if config.n_train is not None:
         argv += ["--n-train", str(config.n_train), "--n-val", str(config.n_val)]
     name = f"fine-tune {label_of(task)} from {label} seed {seed}"
-    return Step(name, tuple(argv), run / "test.json", run / "config.json", ("--resume",), places)
+    return Step(name, tuple(argv), run / "test.json", run / "config.json", ("--resume",), places, "fine-tune")
 
 
 def collect(config: StudyConfig, out: Path) -> dict:
     """Errors and CSI of every pair, from the runs' files."""
-    ranking = json.loads((out / "csi" / "csi.json").read_text())["ranking"]
-    targets = [_target(name) for name in config.upstream]
-    by_csi = {csi.short_names(targets)[_target(name)]: label_of(name) for name in config.upstream}
-    csi_names = csi.short_names([_target(name) for name in config.downstream])
     tasks = {}
     for task in config.downstream:
-        folder = out / "finetune" / label_of(task).replace("/", "_").replace(":", "_")
+        folder = out / "finetune" / _slug(task)
         labels = [*candidates(config), *([SCRATCH] if config.scratch else [])]
         reports = {
             label: [json.loads((folder / f"{label}-s{seed}" / "test.json").read_text())["last_ema"]
                     for seed in range(config.seeds)]
             for label in labels
         }
-        order = ranking[csi_names[_target(task)]]
         tasks[label_of(task)] = {
             "unit": reports[labels[0]][0]["unit"],
             "mae": {label: [r["mae"] for r in own] for label, own in reports.items()},
             "mean_baseline": reports[labels[0]][0]["mean_baseline_mae"],
-            "csi": {by_csi[e["upstream"]]: e["csi"] for e in order},
-            "probability_best": {by_csi[e["upstream"]]: e["probability_best"] for e in order},
         }
+    if config.csi:
+        _add_csi(tasks, config, out)
     budget = {"n": config.n, "epochs": config.epochs, "finetune_steps": config.finetune_steps, "seeds": config.seeds}
-    return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks)}
+    return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks) if config.csi else None}
+
+
+def _add_csi(tasks: dict, config: StudyConfig, out: Path) -> None:
+    ranking = json.loads((out / "csi" / "csi.json").read_text())["ranking"]
+    upstream = csi.short_names([_target(name) for name in config.upstream])
+    by_csi = {upstream[_target(name)]: label_of(name) for name in config.upstream}
+    names = csi.short_names([_target(name) for name in config.downstream])
+    for task in config.downstream:
+        order = ranking[names[_target(task)]]
+        tasks[label_of(task)] |= {
+            field: {by_csi[e["upstream"]]: e[field] for e in order} for field in ("csi", "probability_best")
+        }
+
+
+def _slug(task: str) -> str:
+    return label_of(task).replace("/", "_").replace(":", "_")
 
 
 def rank_correlation(tasks: dict, n_resample: int = 2000, seed: int = 0) -> dict | None:
@@ -205,6 +243,8 @@ def as_markdown(results: dict) -> str:
         cells = [_cell(t["mae"][label]) for t in tasks.values()]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines.append("| (mean of the labels) | " + " | ".join(f"{t['mean_baseline']:.4g}" for t in tasks.values()) + " |")
+    if "csi" not in first:
+        return "\n".join(lines) + "\n"
     lines += ["", "| CSI to | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for label in first["csi"]:
         lines.append(f"| {label} | " + " | ".join(f"{t['csi'][label]:.4g}" for t in tasks.values()) + " |")
@@ -220,13 +260,16 @@ def tell(results: dict) -> str:
     """What came out, in words: the ranking, the errors, whether the pick was right."""
     lines = []
     for name, task in results["tasks"].items():
-        order = sorted(task["csi"], key=task["csi"].get)
         mae = {label: float(np.mean(v)) for label, v in task["mae"].items()}
-        winner = min(order, key=mae.get)
-        lines.append(f"\n{name}: CSI ranks " + " < ".join(f"{u} ({task['csi'][u]:.3g})" for u in order))
+        order = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
+        ranks = ": CSI ranks " + " < ".join(f"{u} ({task['csi'][u]:.3g})" for u in order) if order else ""
+        lines.append(f"\n{name}{ranks}")
         for label in sorted(mae, key=mae.get):
             lines.append(f"  pretrained on {label:12s} test MAE {_cell(task['mae'][label])} {task['unit']}")
         lines.append(f"  predicting the mean     test MAE {task['mean_baseline']:.4g} {task['unit']}")
+        if not order:
+            continue
+        winner = min(order, key=lambda label: mae[label])
         verdict = "and it was the best single choice" if winner == order[0] else f"but {winner} did better"
         lines.append(f"  CSI picked {order[0]}, {verdict}")
     rank = results["spearman"]

@@ -9,8 +9,9 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from jaxatoms.graphs.batch import (
 from jaxatoms.graphs.dropout import structure_keys
 from jaxatoms.types import Graphs, InputError, SystemBatch
 
+Built = tuple[SystemBatch, Graphs, Targets]
 SAMPLE = 2048  # structures whose graphs are measured to choose budgets
 
 
@@ -78,19 +80,18 @@ class TrainBatches:
         return np.array([_permutation(self.seed, e, n)[i] for e, i in zip(epochs.tolist(), (place % n).tolist())])
 
     def batch(self, step: int) -> GraphBatch:
-        """The padded batch of a step, in the smallest budget that holds it.
+        """The padded batch of a step, in the smallest budget that holds it."""
+        return self.alike([step])[0]
+
+    def alike(self, steps: Sequence[int]) -> list[GraphBatch]:
+        """The padded batches of some steps, all in the smallest budget that holds every one.
 
         A batch that outgrows every budget, which is rare by design, gets one of its own: a slow step, no lost run.
         """
-        parts = self.build(step, self.indices(step))
-        try:
-            return collate_smallest(*parts, self.budgets)
-        except BudgetOverflow as error:
-            text = f"step {step}: {error.name}={error.need}, over {error.have}; one more shape is compiled"
-            warnings.warn(text, stacklevel=2)
-            return collate(*parts, packing.grown_budget(packing.whole_size(*parts[:2]), self.budgets[-1]))
+        built = [self.build(step, self.indices(step)) for step in steps]
+        return collate_alike(built, self.budgets, f"step {steps[0]}")
 
-    def build(self, step: int, index: np.ndarray) -> tuple[SystemBatch, Graphs, Targets]:
+    def build(self, step: int, index: np.ndarray) -> Built:
         """(systems, graphs, targets) of some of a step's structures, the same in whichever company they are built."""
         index = index[np.argsort(self.samples.task[index], kind="stable")]  # the order of Corpus.build
         keys = structure_keys(self.seed, step, index)
@@ -112,13 +113,35 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def collate_smallest(systems, graphs, targets, budgets: Sequence[BatchBudget]) -> GraphBatch:
-    """`collate` under the first (smallest) of the ascending budgets that holds the batch."""
-    for budget in budgets[:-1]:
+    """`collate` under the first (smallest) of the ascending budgets that holds the batch.
+
+    Raises:
+      BudgetOverflow: none does.
+    """
+    return collate_alike([(systems, graphs, targets)], budgets, "", grow=False)[0]
+
+
+def collate_alike(built: Sequence[Built], budgets: Sequence[BatchBudget], what: str, grow: bool = True):
+    """Each `collate`d, all under the first of the ascending budgets that holds every one.
+
+    Args:
+      what: for messages.
+      grow: make a budget where none holds them, with a warning: one more shape is compiled.
+
+    Raises:
+      BudgetOverflow: none holds them, and `grow` is off.
+    """
+    for budget in budgets:
         try:
-            return collate(systems, graphs, targets, budget)
-        except BudgetOverflow:
-            continue
-    return collate(systems, graphs, targets, budgets[-1])
+            return [collate(*parts, budget) for parts in built]
+        except BudgetOverflow as overflow:
+            error = overflow
+    if not grow:
+        raise error
+    warnings.warn(f"{what}: {error.name}={error.need}, over {error.have}; one more shape is compiled", stacklevel=3)
+    sizes = [packing.whole_size(*parts[:2]) for parts in built if len(parts[0].n_node)]
+    need = {name: max(size[name] for size in sizes) for name in sizes[0]}
+    return [collate(*parts, packing.grown_budget(need, budgets[-1])) for parts in built]
 
 
 def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0, limit: int | None = SAMPLE):
@@ -150,25 +173,25 @@ def grouped(batches: Sequence[GraphBatch], n_part: int, own: Sequence[int]) -> l
 
 
 def occupancy(batch: GraphBatch) -> tuple[int, int]:
-    """(real, padded) main edges of a batch."""
-    return int((batch.main.in_table < len(batch.swap)).sum()), len(batch.swap)
+    """(real, padded) main edges of a batch, or of a stack of them."""
+    return int((batch.main.in_table < batch.swap.shape[-1]).sum()), batch.swap.size
 
 
-_worker: Callable[[int], GraphBatch] | None = None
+_worker: Callable[[Any], Any] | None = None
 
 
-def _set_worker(build: Callable[[int], GraphBatch]):
+def _set_worker(build: Callable[[Any], Any]):
     global _worker
     _worker = build
 
 
-def _work(step: int) -> GraphBatch:
+def _work(step: Any) -> Any:
     assert _worker is not None
     return _worker(step)
 
 
-def prefetch(build: Callable[[int], GraphBatch], start: int, stop: int, workers: int = 0) -> Iterator[GraphBatch]:
-    """build(start), ..., build(stop - 1) in order, built ahead by a thread (workers=0) or by processes.
+def prefetch(build: Callable[[Any], Any], steps: Iterable, workers: int = 0) -> Iterator[Any]:
+    """build(step) of the steps in order, built ahead by a thread (workers=0) or by processes.
 
     An exception in a worker is raised here, at the step it belongs to.
     """
@@ -183,7 +206,7 @@ def prefetch(build: Callable[[int], GraphBatch], start: int, stop: int, workers:
         submit, depth = (lambda step: pool.submit(build, step)), 3
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
-        for step in range(start, stop):
+        for step in steps:
             pending.append(submit(step))
             if len(pending) >= depth:
                 yield pending.popleft().result()

@@ -85,7 +85,13 @@ def exact_budget(batches: Sequence[Mapping[str, int]]) -> BatchBudget:
 
 
 def fixed_budgets(
-    sizes: Mapping[str, np.ndarray], batch_size: int, largest: int, steps: int, seed: int = 0, shapes: int = MAX_SHAPES
+    sizes: Mapping[str, np.ndarray],
+    batch_size: int,
+    largest: int,
+    steps: int,
+    seed: int = 0,
+    shapes: int = MAX_SHAPES,
+    alike: int = 1,
 ) -> list[BatchBudget]:
     """Budgets, ascending, for `steps` random batches of `batch_size` structures.
 
@@ -96,6 +102,7 @@ def fixed_budgets(
       sizes: `structure_sizes` of a sample.
       largest: atoms of the largest structure of the whole set, which the sample may have missed.
       shapes: how many, 1 to 4; each is compiled once, more of them waste fewer edge slots.
+      alike: consecutive batches that must share a budget.
     """
     rng = np.random.default_rng(seed)
     groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
@@ -103,7 +110,13 @@ def fixed_budgets(
     last = {name: sum_bound(sizes[name], batch_size, OVERFLOW / steps) for name in ADDITIVE}
     last |= {name: np.ceil(sizes[name].max() * HEADROOM) + 2 * (sizes[name].max() > 0) for name in MAXIMA}
     last |= {"n_graph": batch_size, "n_per_graph": largest}
-    return level_budgets(batches, last, shapes)
+    return level_budgets(largest_of(batches, alike), last, shapes)
+
+
+def largest_of(batches: Mapping[str, np.ndarray], alike: int) -> dict[str, np.ndarray]:
+    """Sizes that hold each `alike` consecutive batches of these sizes ([n_batch] each)."""
+    whole = {name: values[: max(len(values) // alike, 1) * alike] for name, values in batches.items()}
+    return {name: values.reshape(-1, min(alike, len(values))).max(1) for name, values in whole.items()}
 
 
 def level_budgets(batches: Mapping[str, np.ndarray], last: Mapping[str, float], shapes: int) -> list[BatchBudget]:

@@ -1,4 +1,6 @@
-"""One step's structures cut into parts, one per device, that cost about the same and share one padded shape.
+"""One step's structures cut into parts that cost about the same and share one padded shape.
+
+There is a part per device, or several which it works on one after another, adding up their gradients.
 
 Who gets which structure is a pure function of the step's indices, so every process cuts alike and builds only the
 parts of its own devices. The step itself (which structures, which edges are dropped) does not depend on the cut.
@@ -6,18 +8,16 @@ parts of its own devices. The step itself (which structures, which edges are dro
 
 import dataclasses
 import heapq
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from jaxatoms.data import packing
-from jaxatoms.data.loader import TrainBatches
-from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, Targets, collate, empty_structures
-from jaxatoms.types import Graphs, InputError, SystemBatch
+from jaxatoms.data.loader import Built, TrainBatches, collate_alike
+from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, empty_structures, stack
+from jaxatoms.types import InputError
 
 SIMULATED = 1000  # batches drawn to choose the budgets of parts
-Built = tuple[SystemBatch, Graphs, Targets]
 
 
 def balanced_parts(weights: np.ndarray, n_part: int) -> list[np.ndarray]:
@@ -51,6 +51,7 @@ def part_budgets(
     largest: int,
     shapes: int,
     headroom: float = packing.HEADROOM,
+    alike: int = 1,
 ) -> list[BatchBudget]:
     """Budgets, ascending, that hold every part of batches like `groups`; each must suit all parts of a step.
 
@@ -59,12 +60,13 @@ def part_budgets(
       largest: atoms of the largest structure of the whole set.
       shapes: how many, 1 to 4.
       headroom: of the last budget over the largest part seen.
+      alike: as in `packing.fixed_budgets`.
     """
     steps = [packing.group_sizes(sizes, _cut(group, sizes["n_main"], n_part)) for group in groups]
     need = {name: np.array([step[name].max() for step in steps]) for name in steps[0]}
     last = {name: np.ceil(values.max() * headroom) for name, values in need.items()}
     last |= {"n_graph": last["n_graph"] + 1, "n_per_graph": largest}
-    return packing.level_budgets(need, last, shapes)
+    return packing.level_budgets(packing.largest_of(need, alike), last, shapes)
 
 
 def _cut(group: np.ndarray, weights: np.ndarray, n_part: int) -> list[np.ndarray]:
@@ -84,16 +86,18 @@ def drawn_groups(sizes: Mapping[str, np.ndarray], batch_size: int, capacity: int
 
 @dataclasses.dataclass
 class ShardedBatches:
-    """The batches of a run, each a list of parts: one per device of this process, all of one shape.
+    """The batches of a run, each a list over this process's devices, all of one shape.
 
+    A device gets one part, or `accumulate` of them stacked along a leading axis.
     With several processes there is one budget only, since none knows what the others' parts need.
     """
 
     whole: TrainBatches
     edges: np.ndarray  # [n] expected main edges per sample
     budgets: list[BatchBudget]  # of one part
-    n_part: int
-    own: Sequence[int]  # parts built here
+    n_part: int  # devices
+    own: Sequence[int]  # devices whose parts are built here
+    accumulate: int = 1  # parts of each device
 
     def __post_init__(self):
         if not self.alone:
@@ -114,9 +118,9 @@ class ShardedBatches:
         return self.whole.indices(step)
 
     def parts(self, step: int) -> list[np.ndarray]:
-        """The same, cut into `n_part` parts."""
+        """The same, cut into `n_part * accumulate` parts, those of a device one after another."""
         index = self.indices(step)
-        return [index[part] for part in balanced_parts(self.edges[index], self.n_part)]
+        return [index[part] for part in balanced_parts(self.edges[index], self.n_part * self.accumulate)]
 
     def batch(self, step: int) -> list[GraphBatch]:
         """This process's parts of a step, in the smallest budget that holds all of them.
@@ -124,19 +128,20 @@ class ShardedBatches:
         Raises:
           InputError: a part outgrows every budget and other processes could not know.
         """
-        parts = self.parts(step)
-        built = [self.whole.build(step, parts[i]) if len(parts[i]) else empty_structures() for i in self.own]
-        for budget in self.budgets:
-            try:
-                return [collate(*part, budget) for part in built]
-            except BudgetOverflow as overflow:
-                error = overflow
-        if not self.alone:
-            raise InputError(f"step {step}: {error}; resume with a larger --part-headroom")
-        warnings.warn(f"step {step}: {error.name}={error.need}, over {error.have}; one more shape", stacklevel=2)
-        return [collate(*part, self._grown(built)) for part in built]
+        return self.alike([step])[0]
 
-    def _grown(self, built: list[Built]) -> BatchBudget:
-        sizes = [packing.whole_size(*part[:2]) for part in built if len(part[0].n_node)]
-        need = {name: max(size[name] for size in sizes) for name in sizes[0]}
-        return packing.grown_budget(need, self.budgets[-1])
+    def alike(self, steps: Sequence[int]) -> list[list[GraphBatch]]:
+        """The same for some steps, all in the smallest budget that holds every part of every step."""
+        built = [part for step in steps for part in self._build(step)]
+        try:
+            flat = collate_alike(built, self.budgets, f"step {steps[0]}", grow=self.alone)
+        except BudgetOverflow as error:
+            raise InputError(f"step {steps[0]}: {error}; resume with a larger --part-headroom") from error
+        m, n = self.accumulate, len(self.own)
+        devices = flat if m == 1 else [stack(flat[i : i + m]) for i in range(0, len(flat), m)]
+        return [devices[i : i + n] for i in range(0, len(devices), n)]
+
+    def _build(self, step: int) -> list[Built]:
+        parts, m = self.parts(step), self.accumulate
+        mine = [part for device in self.own for part in parts[m * device : m * (device + 1)]]
+        return [self.whole.build(step, part) if len(part) else empty_structures() for part in mine]

@@ -10,6 +10,7 @@ are always padding; padding edges connect the last node to itself.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ class Targets(NamedTuple):
 
 
 class GraphBatch(NamedTuple):
-    """A padded batch. Shapes follow from the `BatchBudget` alone."""
+    """A padded batch. Shapes follow from the `BatchBudget` alone; `stack` puts axes before them."""
 
     atomic_numbers: Array  # [n_node] int32, 0 = padding
     positions: Array  # [n_node, 3] float32, A
@@ -101,7 +102,7 @@ class GraphBatch(NamedTuple):
     @property
     def graph_mask(self):
         """[n_graph] bool, True = a real structure."""
-        return self.node_table[:, 0] < self.atomic_numbers.shape[0]
+        return self.node_table[..., 0] < self.atomic_numbers.shape[-1]
 
 
 def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: BatchBudget) -> GraphBatch:
@@ -141,6 +142,17 @@ def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: Batc
         force_mask=_pad(has_forces, n, False),
         task=_pad(targets.task.astype(np.int32), budget.n_graph, 0),
     )
+
+
+def stack(batches: Sequence[GraphBatch]) -> GraphBatch:
+    """Batches of one shape -> one with a new leading axis."""
+
+    def join(*values):
+        if isinstance(values[0], tuple):
+            return type(values[0])(*map(join, *values))
+        return None if values[0] is None else np.stack(values)
+
+    return join(*batches)
 
 
 def empty_structures() -> tuple[SystemBatch, Graphs, Targets]:

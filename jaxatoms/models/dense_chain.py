@@ -10,6 +10,8 @@ from functools import partial
 
 import jax
 
+from jaxatoms.ops.target import platform
+
 GAIN = 1 / 0.6  # keeps unit variance (GemNet, arXiv 2106.08903)
 HALF = 0.5**0.5
 
@@ -21,7 +23,7 @@ def settled(x: jax.Array) -> jax.Array:
     hundred arrays each (28 GB a step where 3 GB suffice). It never duplicates a division, and drops optimization
     barriers before it fuses; so this divides by a 1 that the compiler cannot know to be 1.
     """
-    return x / _opaque_one(x) if jax.default_backend() == "cpu" else x
+    return x / _opaque_one(x) if platform() == "cpu" else x
 
 
 def _opaque_one(x: jax.Array) -> jax.Array:
@@ -30,7 +32,7 @@ def _opaque_one(x: jax.Array) -> jax.Array:
 
 def _later(x: jax.Array, after: jax.Array) -> jax.Array:
     """x, but so that what is computed from it is not shared with the forward pass and starts when `after` exists."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return x / _opaque_one(after)
     return jax.lax.optimization_barrier((x, after))[0]
 

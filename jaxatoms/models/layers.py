@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxatoms.models import initializers
 from jaxatoms.models.dense_chain import residual_pair, scaled_silu
+from jaxatoms.ops.residual import fused_residual
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,11 @@ class Precision:
     """
 
     matmul: str = "float32"
+    fused_residual: bool = False  # residual layers by one kernel, in bfloat16; not measured on hardware yet
 
     def __post_init__(self):
+        if self.fused_residual and self.matmul != "bfloat16":
+            raise ValueError("fused_residual multiplies in bfloat16; choose matmul precision bfloat16")
         if self.matmul not in ("float32", "tf32", "bfloat16"):
             raise ValueError(f"matmul precision must be float32, tf32 or bfloat16, got {self.matmul!r}")
 
@@ -64,6 +68,8 @@ class Residual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         first, second = self.dense_mlp
+        if first.precision.fused_residual:
+            return fused_residual(x, first.kernel[...], second.kernel[...])
         return residual_pair(first.precision.dot, x, first.kernel[...], second.kernel[...])
 
 

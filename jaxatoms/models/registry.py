@@ -191,8 +191,7 @@ def build_recorded(meta: dict, precision: Precision) -> nnx.Module:
 
 def make_model(config: ModelConfig, n_task: int, seed: int, precision: Precision) -> nnx.Module:
     """A freshly initialised model for pretraining, with the energy reductions of the paper."""
-    # jit: eager initialisation dispatches thousands of small programs.
-    return nnx.jit(lambda: build_model(config, default_reductions(config, n_task), nnx.Rngs(seed), precision))()
+    return build_model(config, default_reductions(config, n_task), nnx.Rngs(seed), precision)
 
 
 def default_reductions(config: ModelConfig, n_task: int) -> tuple[str, ...]:

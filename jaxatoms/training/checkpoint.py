@@ -320,11 +320,18 @@ def _to_host(path: str, leaf: Any, copy: bool) -> np.ndarray:
     return array
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax for this process alone; by default it waits for all processes of a run, of which only one writes."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
 def _write_arrays(directory: Path, flat: dict[str, np.ndarray]) -> None:
     """Orbax refuses arrays without elements; those live in the marker's table alone."""
     solid = {path: array for path, array in flat.items() if array.size}
     if solid:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(directory.absolute(), solid)
 
 
@@ -333,7 +340,7 @@ def _read_arrays(directory: Path, table: dict[str, list], paths: Iterable[str]) 
     flat = {path: np.empty(table[path][1], table[path][0]) for path in paths}
     args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path, array in flat.items() if array.size}
     if args:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             request = ocp.args.PyTreeRestore(
                 item=dict.fromkeys(args, 0), restore_args=args, partial_restore=True
             )

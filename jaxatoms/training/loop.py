@@ -4,7 +4,6 @@ Knows no model and no data set: it is given a compiled step, an iterator of host
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,18 +28,18 @@ class Meter:
     shares: int = 1  # processes of which this one is typical
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def add_step(self, parts: Sequence[GraphBatch]):
-        """Count the real content of a step's host batches."""
-        self.steps += 1
+    def add_call(self, parts: Sequence[GraphBatch], steps: int):
+        """Count the real content of a call's host batches."""
+        self.steps += steps
         for batch in parts:
             self.add(batch)
 
     def add(self, batch: GraphBatch):
-        """Count the real content of one host batch."""
+        """Count the real content of one host batch, or of a stack of them."""
         self.structures += int(batch.graph_mask.sum())
         self.atoms += int(batch.node_mask.sum())
-        self.edges += int((batch.main.in_table < len(batch.swap)).sum())
-        self.edge_slots += len(batch.swap)
+        self.edges += int((batch.main.in_table < batch.swap.shape[-1]).sum())
+        self.edge_slots += batch.swap.size
 
     def rates(self) -> dict[str, float]:
         """Structures, atoms and steps per second, and real edges per edge slot."""
@@ -78,11 +77,12 @@ def train(
 ) -> tuple[TrainState, int, Meter]:
     """Run steps first_step .. total_steps - 1, or until `hooks.should_stop`.
 
-    The loop never waits for the step it has just dispatched: metrics are read one step later, while the device
-    already works on the next.
+    The loop never waits for the call it has just dispatched: metrics are read one call later, while the device
+    already works on the next. A call makes one step, or as many as its metrics are long.
 
     Args:
-      batches: host batches, or for each step the list of this process's parts of one shape.
+      batches: host batches of each call, or the list of this process's parts of one shape; no call may go past a
+        multiple of `hooks.validate_every` or `total_steps`.
       place: puts one of these onto the devices.
       n_process: processes that each see about the same share of every step; rates count all of them.
 
@@ -98,12 +98,11 @@ def train(
         fresh = parts[0].main.senders.shape not in shapes
         shapes.add(parts[0].main.senders.shape)
         state, metrics = train_step(state, constants, place(batch))
-        done += 1
-        meter.add_step(parts)
+        before, done = done, done + max(1, metrics["loss"].size)
+        meter.add_call(parts, done - before)
         _report(waiting, hooks, meter)
-        waiting = None
-        if done % hooks.log_every == 0 or done == total_steps:
-            waiting = (done, metrics)
+        steps = [s for s in range(before + 1, done + 1) if s % hooks.log_every == 0 or s == total_steps]
+        waiting = (done, metrics, steps) if steps else None
         if fresh:  # compilation must not count as throughput
             jax.block_until_ready(metrics)
             meter = Meter(shares=n_process)
@@ -122,20 +121,28 @@ def train(
     return state, done, meter
 
 
-def _report(waiting: tuple[int, dict] | None, hooks: Hooks, meter: Meter) -> None:
-    """Fetch and log metrics of an earlier step."""
+def _report(waiting: tuple[int, dict, list[int]] | None, hooks: Hooks, meter: Meter) -> None:
+    """Fetch an earlier call's metrics, and log those of some of its steps."""
     if waiting is None:
         return
-    step, metrics = waiting
-    _check_finite(step, metrics)
-    hooks.log(step, {name: float(value) for name, value in metrics.items()} | meter.rates())
+    done, metrics, steps = waiting
+    _check_finite(done, metrics)
+    fetched = {name: np.atleast_1d(value) for name, value in metrics.items()}
+    for step in steps:
+        hooks.log(step, {name: float(values[step - done - 1]) for name, values in fetched.items()} | meter.rates())
 
 
-def _check_finite(step: int, metrics: dict) -> None:
-    """A state that was spoilt at any step up to this one shows here: the loss or the gradient is not finite."""
+def _check_finite(done: int, metrics: dict) -> None:
+    """A state that was spoilt at any step up to `done` shows here: the loss or the gradient is not finite.
+
+    Args:
+      metrics: of the call whose last step is the `done`-th.
+    """
     for name, word in (("loss", "loss"), ("grad_norm", "gradient norm")):
-        value = float(metrics[name])
-        if not math.isfinite(value):
+        values = np.atleast_1d(metrics[name])
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            value, step = values[bad[0]], done - len(values) + 1 + bad[0]
             raise InputError(f"the {word} is {value} at step {step}; lower --lr or check the labels of the data")
 
 

@@ -1,6 +1,5 @@
 """Pretraining loss and evaluation metrics over padded multi-task batches."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,13 @@ class LossScales(NamedTuple):
     forces: jax.Array  # [T]
 
 
+class LabelCounts(NamedTuple):
+    """What the two terms of the loss are means over."""
+
+    energy: jax.Array  # [] structures with an energy
+    forces: jax.Array  # [] structures with a force on some atom
+
+
 def own_task(values: jax.Array, task: jax.Array) -> jax.Array:
     """values [n, ..., T] -> [n, ...], each row's entry of its own task (by a mask, so that no scatter is needed)."""
     mask = jax.nn.one_hot(task, values.shape[-1], dtype=values.dtype)
@@ -33,12 +39,22 @@ def atom_weights(mask: jax.Array, batch: GraphBatch) -> tuple[jax.Array, jax.Arr
     return jnp.where(mask, 1 / jnp.maximum(count, 1)[batch.node_graph], 0), count > 0
 
 
+def label_counts(batch: GraphBatch, free_only: bool = False) -> LabelCounts:
+    """Labelled structures of a batch; `free_only` as in `pretraining_loss`."""
+    _, labelled = atom_weights(_learnt_atoms(batch, free_only), batch)
+    return LabelCounts(jnp.sum(batch.energy_mask), jnp.sum(labelled))
+
+
+def _learnt_atoms(batch: GraphBatch, free_only: bool) -> jax.Array:
+    return batch.force_mask & batch.free if free_only else batch.force_mask
+
+
 def pretraining_loss(
     energy,
     forces,
     batch: GraphBatch,
     scales: LossScales,
-    total: Callable = lambda count: count,
+    counts: LabelCounts | None = None,
     free_only: bool = False,
 ) -> tuple[jax.Array, dict]:
     """Masked energy L1 plus structure-wise force L2, in normalised units.
@@ -49,28 +65,25 @@ def pretraining_loss(
 
     Args:
       energy: [n_graph, T]; forces: [n_node, 3, T] normalised predictions.
-      total: sums a count over the devices that share the batch; the results of all devices then add up to the loss
-        of the whole batch.
+      counts: of the whole step, where this is one of several batches that it consists of (on other devices, or one
+        after another): their results then add up to the loss of one large batch. Default: of this batch.
       free_only: leave fixed atoms out of L_F, the released code's `train_on_free_atoms_only`.
 
     Returns:
       (loss, {"energy_loss", "force_loss"}).
     """
+    counts = label_counts(batch, free_only) if counts is None else counts
     e_error = jnp.abs(own_task(energy, batch.task) - batch.energy) * scales.energy[batch.task]
-    energy_loss = _masked_mean(e_error, batch.energy_mask, total)
+    energy_loss = jnp.sum(jnp.where(batch.energy_mask, e_error, 0)) / jnp.maximum(counts.energy, 1)
     difference = own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS
     # Mask before the norm: padding would be fine here, but a missing label must not reach the square root.
-    mask = batch.force_mask & batch.free if free_only else batch.force_mask
+    mask = _learnt_atoms(batch, free_only)
     difference = jnp.where(mask[:, None], difference, 1.0)
     norms = jnp.sqrt(jnp.sum(difference**2, axis=-1))
-    weights, labelled = atom_weights(mask, batch)
+    weights, _ = atom_weights(mask, batch)
     weights = weights * scales.forces[batch.task[batch.node_graph]]
-    force_loss = jnp.sum(norms * weights) / jnp.maximum(total(jnp.sum(labelled)), 1)
+    force_loss = jnp.sum(norms * weights) / jnp.maximum(counts.forces, 1)
     return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
-
-
-def _masked_mean(values: jax.Array, mask: jax.Array, total: Callable) -> jax.Array:
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(total(jnp.sum(mask)), 1)
 
 
 def error_sums(energy, forces, batch: GraphBatch, n_task: int) -> dict[str, jax.Array]:

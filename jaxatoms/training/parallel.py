@@ -58,22 +58,44 @@ def total_over(mesh: Mesh | None) -> Callable:
     return (lambda value: value) if mesh is None else lambda value: jax.lax.psum(value, AXIS)
 
 
-def global_gradient(loss_fn: Callable, mesh: Mesh | None) -> Callable:
-    """(params, constants, batch, step) -> ((loss, parts), gradient) of the sum of `loss_fn` over all devices.
+def global_gradient(loss_fn: Callable, mesh: Mesh | None, count_fn: Callable | None = None, accumulate: int = 1):
+    """(params, constants, batch, step) -> ((loss, parts), gradient) of the sum of `loss_fn` over a step's batches.
+
+    They are on the devices of the mesh, and on each one after another where `accumulate` > 1. Sums are float32.
 
     Args:
-      loss_fn: as for `make_update`; over a mesh it returns this device's share of the loss and its parts.
+      loss_fn, count_fn, accumulate: as for `make_update`.
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    if mesh is None:
-        return gradient
+    gradient, total = jax.value_and_grad(loss_fn, has_aux=True), total_over(mesh)
 
     def local(params, constants, batch, step):
-        return jax.lax.psum(gradient(params, constants, _first(batch), step), AXIS)
+        batch = batch if mesh is None else _first(batch)
+        if accumulate > 1:
+            return total(_accumulated(gradient, count_fn, total, params, constants, batch, step))
+        counts = () if count_fn is None else (total(count_fn(batch)),)
+        return total(gradient(params, constants, batch, step, *counts))
+
+    if mesh is None:
+        return local
 
     # check_vma off: the gradient is that of the local share, and its sum is written out above.
     specs = (P(), P(), P(AXIS), P())
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+
+
+def _accumulated(gradient, count_fn, total, params, constants, parts, step):
+    """The sum of `gradient` over the batches of `parts` [accumulate, ...], computed one after another."""
+    n = jax.tree.leaves(parts)[0].shape[0]
+    # Counts first: they need labels alone, and every part's loss is divided by those of the whole step.
+    counts = total(jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(count_fn)(parts)))
+
+    def add(sums, numbered):
+        i, part = numbered
+        return jax.tree.map(jnp.add, sums, gradient(params, constants, part, step * n + i, counts)), None
+
+    shapes = jax.eval_shape(gradient, params, constants, _first(parts), step, counts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (jnp.arange(n), parts))[0]
 
 
 def global_sums(sums_fn: Callable, mesh: Mesh | None) -> Callable:
@@ -92,16 +114,21 @@ def _first(batch):
     return jax.tree.map(lambda x: x[0], batch)
 
 
-def place_batch(parts: Sequence[GraphBatch], mesh: Mesh | None) -> GraphBatch:
-    """This process's parts of one shape -> the global batch `[n_device, ...]` on the devices."""
+def place_batch(parts: Sequence[GraphBatch], mesh: Mesh | None, axis: int = 0) -> GraphBatch:
+    """This process's parts of one shape -> the global batch on the devices.
+
+    Args:
+      axis: where the new axis of the devices goes: `[n_device, ...]`, or 1 for `[n_step, n_device, ...]`.
+    """
     if mesh is None:
         (batch,) = parts
         return jax.device_put(batch)
-    sharding, devices = NamedSharding(mesh, P(AXIS)), mesh.local_devices
+    sharding, devices = NamedSharding(mesh, P(*(None,) * axis, AXIS)), mesh.local_devices
 
     def spread(*leaves):
-        own = [jax.device_put(np.asarray(x)[None], d) for x, d in zip(leaves, devices, strict=True)]
-        return jax.make_array_from_single_device_arrays((mesh.size, *leaves[0].shape), sharding, own)
+        own = [jax.device_put(np.expand_dims(x, axis), d) for x, d in zip(leaves, devices, strict=True)]
+        shape = (*leaves[0].shape[:axis], mesh.size, *leaves[0].shape[axis:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, own)
 
     return jax.tree.map(spread, *parts)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxatoms.training.losses import LossScales, error_sums, pretraining_loss
-from jaxatoms.training.parallel import global_gradient, global_sums, replicated, total_over
+from jaxatoms.training.losses import LossScales, error_sums, label_counts, pretraining_loss
+from jaxatoms.training.parallel import global_gradient, global_sums, replicated
 
 ApplyFn = Callable[..., Any]  # (params, constants, batch, edge_dropout) -> ModelOutput
 
@@ -39,6 +39,8 @@ def make_train_step(
     free_only: bool = False,
     mesh=None,
     shardings=None,
+    accumulate: int = 1,
+    steps_per_call: int = 1,
 ):
     """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics).
 
@@ -46,29 +48,52 @@ def make_train_step(
       dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
     """
 
-    total = total_over(mesh)
-
-    def loss_fn(params, constants, batch, step):
+    def loss_fn(params, constants, batch, step, counts):
         # The key depends on the step alone, so that a resumed run draws the same numbers.
         random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
         out = apply(params, constants, batch, edge_dropout, **random)
-        return pretraining_loss(out.energy, out.forces, batch, scales, total, free_only)
+        return pretraining_loss(out.energy, out.forces, batch, scales, counts, free_only)
 
-    return make_update(loss_fn, optimizer, ema_decay=ema_decay, mesh=mesh, shardings=shardings)
+    return make_update(
+        loss_fn,
+        optimizer,
+        ema_decay=ema_decay,
+        mesh=mesh,
+        shardings=shardings,
+        count_fn=lambda batch: label_counts(batch, free_only),
+        accumulate=accumulate,
+        steps_per_call=steps_per_call,
+    )
 
 
-def make_update(loss_fn: Callable, optimizer, *, ema_decay: float, mesh=None, shardings=None):
+def make_update(
+    loss_fn: Callable,
+    optimizer,
+    *,
+    ema_decay: float,
+    mesh=None,
+    shardings=None,
+    count_fn: Callable | None = None,
+    accumulate: int = 1,
+    steps_per_call: int = 1,
+):
     """update(state, constants, batch, **extra) -> (state, metrics); the old state's buffers are donated.
 
+    The batch's leaves are [n_step, n_device, accumulate, ...], each axis there only if its setting asks for it.
+
     Args:
-      loss_fn: (params, constants, batch, step) -> (loss, parts); step counts the updates done. Over a mesh they are
-        this device's shares, and batch is stacked [n_device, ...].
+      loss_fn: (params, constants, batch, step) -> (loss, parts); step counts the batches before this one. Of a step
+        of several batches, over a mesh or accumulated, they are this batch's shares, and `counts` comes as fifth.
       optimizer: receives `extra` as keyword arguments.
       mesh: devices that share each step's batch; None: one device.
       shardings: of the state over the mesh (`state_shardings`); default: whole everywhere.
+      count_fn: batch -> tree of counts, which are summed over all batches of a step for `loss_fn`.
+      accumulate: batches per update, one after another on each device; needs `count_fn`.
+      steps_per_call: above 1, a call makes as many updates as the batch's leading axis is long, the same ones as
+        single calls would; metrics are [n_step] then.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    gradient = global_gradient(loss_fn, mesh)
+    gradient = global_gradient(loss_fn, mesh, count_fn, accumulate)
 
     def update(state: TrainState, constants, batch, **extra):
         (loss, parts), grads = gradient(state.params, constants, batch, state.step)
@@ -78,10 +103,14 @@ def make_update(loss_fn: Callable, optimizer, *, ema_decay: float, mesh=None, sh
         metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
+    def updates(state: TrainState, constants, batches, **extra):
+        return jax.lax.scan(lambda state, batch: update(state, constants, batch, **extra), state, batches)
+
+    call = update if steps_per_call == 1 else updates
     if mesh is None:
-        return jax.jit(update, donate_argnums=0)
+        return jax.jit(call, donate_argnums=0)
     whole = replicated(mesh)
-    return jax.jit(update, donate_argnums=0, out_shardings=(whole if shardings is None else shardings, whole))
+    return jax.jit(call, donate_argnums=0, out_shardings=(whole if shardings is None else shardings, whole))
 
 
 def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None, free_only: bool = False):

@@ -160,7 +160,7 @@ def test_a_batch_larger_than_the_data_is_refused(organic, sizes):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_prefetch_keeps_the_order_with_a_thread_and_with_processes(organic, sizes, workers):
     batches = _fixed(organic, sizes, 60, 10, 2)
-    got = list(loader.prefetch(batches.batch, 3, 11, workers))
+    got = list(loader.prefetch(batches.batch, range(3, 11), workers))
     assert len(got) == 8
     for step, batch in zip(range(3, 11), got, strict=True):
         _assert_equal(batch, batches.batch(step))
@@ -180,7 +180,7 @@ def _die_at_two(step):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_exception_in_a_worker_surfaces_at_its_step_with_its_own_message(workers):
-    stream, seen = loader.prefetch(_fail_at_five, 0, 100, workers), []
+    stream, seen = loader.prefetch(_fail_at_five, range(100), workers), []
     with pytest.raises(InputError, match=r"^record 5 is broken$"):
         for step in stream:
             seen.append(step)
@@ -190,14 +190,14 @@ def test_an_exception_in_a_worker_surfaces_at_its_step_with_its_own_message(work
 def test_a_killed_worker_process_ends_the_stream_instead_of_hanging():
     began = time.monotonic()
     with pytest.raises(Exception, match="terminated abruptly"):
-        list(loader.prefetch(_die_at_two, 0, 50, 1))
+        list(loader.prefetch(_die_at_two, range(50), 1))
     assert time.monotonic() - began < 60
 
 
 def test_a_stream_left_early_lets_the_program_end():
     code = (
         "from jaxatoms.data.loader import prefetch\nimport time\n"
-        "stream = prefetch(lambda s: time.sleep(0.05) or s, 0, 10**6, 0)\n"
+        "stream = prefetch(lambda s: time.sleep(0.05) or s, range(10**6))\n"
         "print(next(stream), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -205,7 +205,7 @@ def test_a_stream_left_early_lets_the_program_end():
 
 
 def test_a_range_without_steps_gives_no_batches():
-    assert list(loader.prefetch(_fail_at_five, 4, 4, 0)) == []
+    assert list(loader.prefetch(_fail_at_five, range(0))) == []
 
 
 def test_evaluation_batches_have_one_shape_and_all_samples_in_order(organic):

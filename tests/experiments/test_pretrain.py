@@ -135,6 +135,37 @@ def test_sigterm_saves_and_the_printed_command_continues_bit_exactly(whole, stop
     assert _summary(run_dir)["finished"] and _summary(run_dir)["samples_seen"] == 120
 
 
+@pytest.fixture(scope="module")
+def called(settings):
+    """The folder of a run with calls of four steps, of which two accumulated batches make one."""
+    folder, options = settings
+    assert pretrain.main([*options, *CALLS, "--run-dir", str(folder / "called")]) == 0
+    return folder / "called"
+
+
+CALLS = ["--steps-per-call", "4", "--accumulate", "2", "--batch-size", "5", "--val-every", "1"]
+
+
+def test_calls_of_several_steps_give_the_losses_of_single_ones(whole, called):
+    assert list(_losses(called)) == list(range(1, 13)) and list(_losses(called, "val")) == [0, 6, 12]
+    # Scale factors are fitted on validation batches, here of five, so the runs begin with slightly different models;
+    # equality to 1e-6 is tested in tests/training.
+    np.testing.assert_allclose(list(_losses(called).values()), list(_losses(whole).values()), rtol=1e-3)
+    assert _summary(called)["samples_seen"] == 120 and _summary(called)["compiled_shapes"] == 2  # calls of 4, and of 1
+
+
+def test_a_run_with_calls_resumes_bit_exactly(settings, called, tmp_path, monkeypatch):
+    options = [*settings[1], *CALLS, "--run-dir", str(tmp_path / "run")]
+    polls = iter([False, True])
+    monkeypatch.setattr(cli.StopFlag, "__bool__", lambda self: next(polls, True))
+    assert pretrain.main(options) == 0
+    assert _summary(tmp_path / "run")["steps"] == 5  # a call of four and a single step
+    monkeypatch.undo()
+    assert pretrain.main([*options, "--resume"]) == 0
+    assert _losses(tmp_path / "run") == _losses(called)
+    _assert_same_arrays(tmp_path / "run", called)
+
+
 def test_a_resumed_run_still_reports_the_validation_before_training(whole, stopped):
     summary = _summary(stopped[0])
     assert summary["finished"] and summary["validation_before"] == _summary(whole)["validation_before"]
@@ -231,6 +262,9 @@ def test_settings_that_do_not_enter_the_result_may_change_on_resume():
         (["--loss-scales", "none"], ["--loss-scales", "jmp"]),
         (["--val-every", "0"], ["--val-every"]),
         (["--lr", "-1"], ["--lr", "positive"]),
+        (["--accumulate", "0"], ["--accumulate", "positive"]),
+        (["--steps-per-call", "0"], ["--steps-per-call", "positive"]),
+        (["--steps-per-call", "2", "--compile-for", "v5e:4x4"], ["--compile-for", "--steps-per-call"]),
         (["--model", "/nowhere.json"], ["/nowhere.json"]),
     ],
 )

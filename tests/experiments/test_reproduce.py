@@ -24,19 +24,29 @@ def step(folder: Path, name: str, *words: str) -> Step:
     return Step(name, ("stub", name, *words), folder / f"{name}.json", folder / f"{name}.begun", ("--resume",))
 
 
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+    def poll(self):
+        return self.code
+
+
 class Stub:
     """Stands in for processes: writes the proof of the step that it is called for."""
 
     def __init__(self, folder: Path, fail: str = ""):
         self.folder, self.fail, self.calls = folder, fail, []
 
-    def __call__(self, argv):
+    def __call__(self, argv, slot, jobs):
         self.calls.append(list(argv))
         if argv[1] == self.fail:
             (self.folder / f"{argv[1]}.begun").touch()
-            return 1
+            return Ended(1)
         (self.folder / f"{argv[1]}.json").write_text('{"finished": true}')
-        return 0
+        return Ended(0)
 
 
 # --- chains -----------------------------------------------------------------------------------------
@@ -66,7 +76,7 @@ def test_an_unfinished_or_damaged_proof_is_none(tmp_path):
 
 def test_a_step_that_ends_without_proof_stops_the_chain(tmp_path):
     with pytest.raises(InputError, match="step a ended early"):
-        run_chain([step(tmp_path, "a")], tmp_path, lambda argv: 0, say=lambda _: None)
+        run_chain([step(tmp_path, "a")], tmp_path, lambda *_: Ended(0), say=lambda _: None)
 
 
 def test_other_settings_are_refused_and_other_places_are_not(tmp_path):
@@ -78,8 +88,46 @@ def test_other_settings_are_refused_and_other_places_are_not(tmp_path):
 
 
 def test_a_step_is_a_process_of_its_own(tmp_path):
-    assert chain.run_process(["json.tool", "--help"]) == 0
-    assert chain.run_process(["json.tool", str(tmp_path / "nowhere")]) != 0
+    assert chain.start_process(["json.tool", "--help"], 0, 1).wait() == 0
+    assert chain.start_process(["json.tool", str(tmp_path / "nowhere")], 0, 1).wait() != 0
+
+
+def test_what_a_step_says_is_passed_on_but_for_the_noise_of_cached_programs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "speaker.py").write_text(
+        "import sys\n"
+        "print('E0 cpu_aot_loader.cc:195] Loading XLA:CPU AOT result', file=sys.stderr)\n"
+        "print('error: no such file', file=sys.stderr); sys.exit(2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="step s failed with exit code 2"):
+        run_chain([Step("s", ("speaker",), tmp_path / "s.json")], tmp_path, say=lambda _: None)
+    assert capsys.readouterr().err == "error: no such file\n"
+
+
+def test_steps_marked_together_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):
+    # Each of the two waits for the other's file, so that one after the other would never end.
+    (tmp_path / "meeting.py").write_text(
+        "import json, os, pathlib, sys, time\n"
+        "me, other = sys.argv[1:]\n"
+        "pathlib.Path(me).touch(); end = time.time() + 60\n"
+        "while not pathlib.Path(other).exists() and time.time() < end: time.sleep(0.01)\n"
+        "pathlib.Path(me + '.json').write_text(json.dumps({'cores': sorted(os.sched_getaffinity(0))}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    steps = [Step(me, ("meeting", me, other), tmp_path / f"{me}.json", together="all") for me, other in ("ab", "ba")]
+    before = os.sched_getaffinity(0)
+    run_chain(steps, tmp_path, say=lambda _: None, jobs=2)
+    cores = [set(json.loads((tmp_path / f"{me}.json").read_text())["cores"]) for me in "ab"]
+    assert set.union(*cores) == before and (len(before) == 1 or not cores[0] & cores[1])
+    assert os.sched_getaffinity(0) == before
+
+
+def test_after_a_failure_the_rest_of_a_group_is_not_begun(tmp_path):
+    steps = [Step(n, ("stub", n), tmp_path / f"{n}.json", together="all") for n in "abc"]
+    broken = Stub(tmp_path, fail="b")
+    with pytest.raises(InputError, match="step b failed"):
+        run_chain(steps, tmp_path, broken, say=lambda _: None)
+    assert [call[1] for call in broken.calls] == ["a", "b"]
 
 
 def test_a_signal_reaches_the_step(tmp_path, monkeypatch):
@@ -96,7 +144,8 @@ def test_a_signal_reaches_the_step(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    assert chain.run_process(["sleeper"]) == 128 + signal.SIGTERM
+    with pytest.raises(InputError, match="step s was stopped"):
+        run_chain([Step("s", ("sleeper",), tmp_path / "s.json")], tmp_path, say=lambda _: None)
     assert Path("saved").exists()
 
 
@@ -177,7 +226,7 @@ def test_bad_options(argv, message, tmp_path, capsys):
 # --- a whole row, with stubs ------------------------------------------------------------------------
 
 
-def stub_process(argv):
+def stub_process(argv, *_):
     """Leaves what the command would leave."""
     words = dict(zip(argv[1::2], argv[2::2], strict=False))
     if argv[0] == "experiments.pretrain":
@@ -189,11 +238,11 @@ def stub_process(argv):
         seed = int(words["--seed"])
         finetuning(Path(words["--run-dir"]), words["--init"], words["--downstream"], 100.0 + 2 * seed,
                    upstream="demo:organic", model="gemnet_oc_tiny", seed=seed, max_steps=int(words["--max-steps"]))
-    return 0
+    return Ended(0)
 
 
 def test_a_scaled_row_from_end_to_end(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(chain, "run_process", stub_process)
+    monkeypatch.setattr(chain, "start_process", stub_process)
     argv = ["--table", "1", "--row", "ani1x", "--scale", "1e-3", "--model", "gemnet_oc_tiny", "--seeds", "0", "1",
             "--upstream", "ani1x=demo:organic", "--downstream", "rmd17:aspirin=demo:aspirin", "--out", str(tmp_path)]
     assert reproduce.main(argv) == 0

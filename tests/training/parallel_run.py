@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import fleet
 from experiments.tasks import make_corpus, prepare_task
-from jaxatoms.data import loader, packing, shards
+from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.layers import Precision
@@ -42,13 +42,13 @@ def make_batches(args: dict, mesh):
     budgets = packing.fixed_budgets(sizes, BATCH_SIZE, 20, 100, shapes=2)
     whole = loader.TrainBatches(corpus, train, budgets, 5, 0, 0.1, BATCH_SIZE)
     evaluation = loader.eval_batches(corpus, val, 7)
-    if mesh is None:
+    n, accumulate = parallel.n_parts(mesh), args.get("accumulate", 1)
+    if n * accumulate == 1:
         return whole, evaluation
-    n = parallel.n_parts(mesh)
     groups = shards.drawn_groups(sizes, BATCH_SIZE, None)
     edges = shards.expected_edges(sizes, corpus.n_node(train))
-    parts = shards.part_budgets(sizes, groups, n, 20, shapes=2)
-    return shards.ShardedBatches(whole, edges, parts, n, parallel.own_parts(mesh)), evaluation
+    parts = shards.part_budgets(sizes, groups, n * accumulate, 20, shapes=2)
+    return shards.ShardedBatches(whole, edges, parts, n, parallel.own_parts(mesh), accumulate), evaluation
 
 
 def run(args: dict) -> dict:
@@ -61,22 +61,27 @@ def run(args: dict) -> dict:
     pure = split_model(model)
     optimizer = make_optimizer(OptimConfig(lr=args.get("lr", 1e-3), warmup_steps=0), 100)
     state, constants, shardings = init_state(pure.params, optimizer), pure.constants, None
-    place = functools.partial(parallel.place_batch, mesh=mesh) if mesh else jax.device_put
+    per_call = args.get("steps_per_call", 1)
+    devices = fleet.Fleet(mesh)
+    place = functools.partial(devices.place, axis=int(per_call > 1))
     if mesh is not None:
         shardings = parallel.state_shardings(state, mesh, args.get("zero", False))
         state = parallel.place_state(state, shardings)
         constants = parallel.place_state(constants, parallel.replicated(mesh))
     step = make_train_step(
-        pure.apply, optimizer, scales, ema_decay=0.99, edge_dropout=0.1, mesh=mesh, shardings=shardings
-    )
+        pure.apply, optimizer, scales, ema_decay=0.99, edge_dropout=0.1, mesh=mesh, shardings=shardings,
+        accumulate=args.get("accumulate", 1), steps_per_call=per_call,
+    )  # fmt: skip
+    build = calls.StackedBatches(batches).batch if per_call > 1 else lambda call: batches.batch(call.first)
     losses = []
-    for i in range(args["steps"]):
-        state, metrics = step(state, constants, place(batches.batch(i)))
-        losses.append({name: float(value) for name, value in metrics.items()})
+    for call in calls.plan_calls(0, args["steps"], args["steps"], per_call):
+        state, metrics = step(state, constants, place(build(call)))
+        values = {name: np.atleast_1d(value) for name, value in metrics.items()}
+        losses += [{name: float(value[i]) for name, value in values.items()} for i in range(call.length)]
     evaluate = make_eval_step(pure.apply, scales, mesh)
     groups = loader.grouped(evaluation, mesh.size, parallel.own_parts(mesh)) if mesh else evaluation
     ema = parallel.gather(state, mesh).ema
-    sums = [evaluate(ema, constants, place(group)) for group in groups]
+    sums = [evaluate(ema, constants, devices.place(group)) for group in groups]
     totals = {name: float(np.sum([np.asarray(s[name]) for s in sums])) for name in sums[0]}
     moment = max(jax.tree.leaves(state.opt_state), key=lambda x: x.size)
     return {

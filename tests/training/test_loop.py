@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxatoms.data import calls
 from jaxatoms.training.loop import Hooks, Meter, evaluate, train
 from jaxatoms.training.step import TrainState
 from jaxatoms.types import InputError
@@ -136,6 +137,42 @@ def test_throughput_counts_real_content_and_forgets_the_first_step_of_each_shape
     assert (meter.steps, meter.structures, meter.atoms) == (4, 8, 20)
     assert meter.rates()["occupancy"] == pytest.approx(12 / 24)
     assert set(meter.rates()) == {"structures_per_second", "atoms_per_second", "steps_per_second", "occupancy"}
+
+
+class _Calls(_Record):
+    """The same with calls of `length` steps."""
+
+    def call(self, state, constants, batch):
+        metrics = []
+        for _ in range(batch.length):
+            state, values = self.step(state, constants, batch)
+            metrics.append(values)
+        return state, {name: jnp.stack([m[name] for m in metrics]) for name in metrics[0]}
+
+    def run(self, first, total, length):
+        state = TrainState(jnp.int32(first), None, None, None)
+        batches = []
+        for call in calls.plan_calls(first, total, self.hooks.validate_every, length):
+            batches.append(_Batch())
+            batches[-1].length = call.length
+        place = {"place": lambda batch: batch}
+        return train(state, None, batches, self.call, self.hooks, first_step=first, total_steps=total, **place)
+
+
+def test_calls_of_several_steps_log_each_step_and_validate_on_time():
+    record = _Calls(log_every=2, validate_every=6)
+    state, done, _ = record.run(0, 15, 4)
+    assert done == int(state.step) == 15
+    assert {step: values["loss"] for step, values in record.logged.items()} == {
+        s: float(s) for s in (2, 4, 6, 8, 10, 12, 14, 15)
+    }
+    assert [e for e in record.events if e[0] == "validate"] == [("validate", s, s) for s in (6, 12, 15)]
+
+
+def test_a_loss_inside_a_call_that_is_not_finite_is_named_by_its_step():
+    record = _Calls(losses={6: float("nan")})
+    with pytest.raises(InputError, match="loss is nan at step 6;"):
+        record.run(0, 16, 4)
 
 
 def test_a_meter_that_saw_nothing_reports_zero():

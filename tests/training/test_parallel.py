@@ -66,6 +66,13 @@ def test_spread_optimiser_states_change_no_loss(one, cache):
 
 
 @pytest.mark.slow
+def test_accumulated_parts_and_calls_of_several_steps_give_the_same_losses_on_two_devices(one, cache):
+    many = _finish(_start(2, devices=2, steps=22, accumulate=3, steps_per_call=4, zero=True, cache=cache))
+    assert len(many["losses"]) == 22
+    _assert_same_run(one, many)
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(one, cache):
     with socket.socket() as free:
         free.bind(("localhost", 0))

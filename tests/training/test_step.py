@@ -1,5 +1,7 @@
 """One step: descends, averages, donates its input, compiles once per shape."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from experiments.tasks import make_corpus, prepare_task
-from jaxatoms.data import loader, packing
+from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
@@ -52,10 +54,10 @@ def _toy(params, constants, batch: GraphBatch, edge_dropout=0.0):
     return ModelOutput(energy[:, None], forces[..., None])
 
 
-def _toy_state(config=OptimConfig(lr=0.01, warmup_steps=0)):
+def _toy_state(config=OptimConfig(lr=0.01, warmup_steps=0), **options):
     params = {"energy": jnp.zeros(121), "force": jnp.zeros(3)}
     optimizer = make_optimizer(config, 100)
-    step = make_train_step(_toy, optimizer, SCALES, ema_decay=0.9, edge_dropout=0.0)
+    step = make_train_step(_toy, optimizer, SCALES, ema_decay=0.9, edge_dropout=0.0, **options)
     return init_state(params, optimizer), {"scale": jnp.ones(())}, step
 
 
@@ -126,6 +128,82 @@ def test_a_step_compiles_once_per_shape_and_never_again(batches):
         jax.monitoring.clear_event_listeners()
     assert step._cache_size() == len(shapes) and compiled == []
     assert np.isfinite(float(metrics["loss"]))
+
+
+def _stacked(batches, first, length):
+    return calls.StackedBatches(batches).batch(calls.Call(first, length))
+
+
+def test_a_call_of_several_steps_makes_the_updates_of_single_ones(batches):
+    batches = dataclasses.replace(batches, budgets=batches.budgets[-1:])
+    (single, constants, step), (state, _, many) = _toy_state(), _toy_state(steps_per_call=4)
+    losses = []
+    for i in range(8):
+        single, metrics = step(single, constants, batches.batch(i))
+        losses.append(metrics)
+    called = []
+    for first in (0, 4):
+        state, metrics = many(state, constants, _stacked(batches, first, 4))
+        called += [{name: values[i] for name, values in metrics.items()} for i in range(4)]
+    assert many._cache_size() == 1 and int(state.step) == 8
+    for one, two in zip(*map(jax.tree.leaves, ((single, losses), (state, called))), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-6, atol=1e-9)
+
+
+def test_calls_compile_once_per_shape(batches):
+    state, constants, many = _toy_state(steps_per_call=3)
+    shapes = set()
+    for first in range(0, 60, 3):
+        stacked = _stacked(batches, first, 3)
+        shapes.add(stacked.swap.shape)
+        state, _ = many(state, constants, stacked)
+    assert many._cache_size() == len(shapes) <= len(batches.budgets)
+
+
+def _in_parts(batches, accumulate):
+    """The same steps, each in `accumulate` parts on one device."""
+    corpus, samples = batches.corpus, batches.samples
+    sizes = loader.measure(corpus, samples, batches.edge_dropout)
+    groups = shards.drawn_groups(sizes, batches.batch_size, None)
+    budgets = shards.part_budgets(sizes, groups, accumulate, 20, 1)
+    edges = shards.expected_edges(sizes, corpus.n_node(samples))
+    return shards.ShardedBatches(batches, edges, budgets, 1, [0], accumulate)
+
+
+def test_accumulated_batches_are_one_large_batch(batches):
+    large = dataclasses.replace(batches, batch_size=12, budgets=batches.budgets[-1:])
+    large.budgets = packing.fixed_budgets(loader.measure(large.corpus, large.samples, 0.1), 12, 20, 100, shapes=1)
+    (whole, constants, step), (state, _, parts) = _toy_state(), _toy_state(accumulate=3)
+    for i in range(5):
+        whole, expected = step(whole, constants, large.batch(i))
+        (batch,) = _in_parts(large, 3).batch(i)
+        state, metrics = parts(state, constants, batch)
+        for name, value in expected.items():
+            assert float(metrics[name]) == pytest.approx(float(value), rel=1e-6), name
+    for one, two in zip(*map(jax.tree.leaves, (whole.params, state.params)), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_with_unequal_numbers_of_labels_count_by_structure(batches):
+    """A mean of the parts' means would be another number."""
+    large = dataclasses.replace(batches, batch_size=12)
+    (batch,) = _in_parts(large, 3).batch(0)
+    some = np.array(batch.energy_mask)
+    some[0] = False  # no energies in the first part
+    batch = batch._replace(energy_mask=some)
+    state, constants, step = _toy_state(accumulate=3)
+    _, metrics = step(state, constants, batch)
+    expected = np.abs(batch.energy[some]).sum() / some.sum()
+    assert float(metrics["energy_loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_calls_of_accumulated_steps(batches):
+    parts = _in_parts(dataclasses.replace(batches, batch_size=12), 3)
+    (single, constants, step), (state, _, many) = _toy_state(accumulate=3), _toy_state(accumulate=3, steps_per_call=2)
+    for i in range(2):
+        single, expected = step(single, constants, parts.batch(i)[0])
+    state, metrics = many(state, constants, calls.StackedBatches(parts).batch(calls.Call(0, 2))[0])
+    assert float(metrics["loss"][1]) == pytest.approx(float(expected["loss"]), rel=1e-6)
 
 
 def test_equal_states_and_batches_give_equal_results(batches):

@@ -1,0 +1,66 @@
+"""The report: each kind of line gets its table, the newest of a case wins, an interpreted kernel shows no ratio."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import report
+
+ORIGIN = {
+    "machine": {"cpu": "CPU", "cores": 2}, "device": {"kind": "cpu"}, "versions": {"jaxlib": "0.10.1"},
+    "commit": "0123456789abcdef", "dirty": False, "command": "python -m benchmarks.x", "run": "2026-01-01T00:00:00",
+}  # fmt: skip
+KERNEL = ORIGIN | {
+    "benchmark": "kernels", "kernel": "fused_residual", "case": "molecules", "n": 10, "c": 4, "dtype": "float32",
+    "pass": "forward", "kernel_s": 0.5, "xla_s": 0.25, "ratio": 2.0, "largest_difference": 1e-7, "interpreted": True,
+}  # fmt: skip
+FEED = ORIGIN | {
+    "benchmark": "feed_rate", "case": "ani1x", "batch_size": 20, "batch_edges": None, "workers": 4,
+    "batches_per_s": 10.0, "structures_per_s": 200.0, "edges_per_s": 1e5, "batch_mib": 0.5,
+}  # fmt: skip
+INFERENCE = ORIGIN | {
+    "benchmark": "inference_throughput", "case": "mol20", "forces": "direct", "model": "tiny", "precision": "float32",
+    "structures": 20, "step_s": 0.1, "step_s_all": [0.1, 0.2], "structures_per_s": 200.0,
+    "structures_per_s_with_graphs": 150.0, "atoms_per_s": 3000.0, "gflop": 3.0, "compile_s": 7.0,
+    "temporary_gib": 0.1, "peak_gib": {"host": 1.0},
+}  # fmt: skip
+TRAIN = ORIGIN | {
+    "who": "jaxatoms", "case": "mol20", "forces": "direct", "malloc_tuned": True, "model": "tiny",
+    "precision": "float32", "structures": 20, "step_s": 0.3, "step_s_all": [0.3], "atoms_per_s": 1.0,
+    "structures_per_s": 1.0, "peak_gib": {"host": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """RESULTS.md made of given lines in one file."""
+
+    def write(*records):
+        (tmp_path / "lines.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "lines.jsonl"), "--out", str(tmp_path / "out.md")])
+        report.main()
+        return (tmp_path / "out.md").read_text()
+
+    return write
+
+
+def test_each_kind_of_line_has_its_table(written):
+    text = written(KERNEL, FEED, INFERENCE, TRAIN)
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["Training steps", "Prediction", "Loader", "Kernels beside XLA"]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+    assert "## Loader" not in written(TRAIN)
+
+
+def test_the_newest_line_of_a_case_is_shown(written):
+    newer = FEED | {"run": "2026-01-02T00:00:00", "batches_per_s": 11.0}
+    text = written(newer, FEED, FEED | {"workers": 8, "batches_per_s": 12.0})
+    assert "11.0" in text and "12.0" in text and "| 10.0" not in text
+
+
+def test_an_interpreted_kernel_shows_no_ratio(written):
+    assert "INTERPRETED" in written(KERNEL) and "2.00" not in written(KERNEL)
+    assert "2.00" in written(KERNEL | {"interpreted": False})

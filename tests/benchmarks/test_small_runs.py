@@ -1,0 +1,40 @@
+"""Benchmarks on next to nothing: they finish, and their lines hold what the report reads."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import feed_rate, inference_throughput, report
+from benchmarks import kernels as kernel_benchmark
+from kernels.fused_residual import Case
+
+
+def _assert_reported(line: dict):
+    kind = report.KINDS[line["benchmark"]]
+    assert all(name in line for name in kind.key)
+    assert "|" in report.section(kind, [line])
+
+
+@pytest.mark.parametrize(("kind", "batch_edges", "workers"), [("ani1x", None, 0), ("oc20", 8000, 1)])
+def test_the_loader_is_measured_in_both_modes(tmp_path, kind, batch_edges, workers):
+    store = feed_rate.make_store(kind, 100, tmp_path)
+    batches = feed_rate.make_batches(store, feed_rate.KINDS[kind], batch_edges)
+    line = feed_rate.feed_rate(batches, workers, seconds=0.2)
+    assert line["structures_per_s"] >= line["batches_per_s"] > 0 and line["batch_mib"] > 0
+    about = feed_rate.records.about("feed_rate")
+    _assert_reported(line | about | {"case": kind, "workers": workers, "batch_size": 20, "batch_edges": batch_edges})
+
+
+@pytest.mark.parametrize("kind", ["forward", "gradient"])
+def test_the_kernel_and_xla_agree(kind):
+    line = kernel_benchmark.measure(Case("small", 40, 8), kind, interpret=True, reps=1)
+    assert line["largest_difference"] < 1e-2 and line["kernel_s"] > 0 and line["xla_s"] > 0
+    _assert_reported(line)
+
+
+@pytest.mark.slow
+def test_prediction_is_measured():
+    args = SimpleNamespace(model="gemnet_oc_tiny", precision="float32", copies=1, reps=1, warmup=1)
+    line = inference_throughput.measure("mol20", "direct", args)
+    assert line["structures"] == 20 and line["structures_per_s_with_graphs"] < line["structures_per_s"]
+    _assert_reported(line)

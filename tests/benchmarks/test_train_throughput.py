@@ -1,0 +1,22 @@
+"""The models that the training benchmark measures, traced on its workloads."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from fixtures.nano import NANO
+
+from benchmarks.train_throughput import direct_model, gradient_model, load_structures, make_workload
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.layers import Precision
+from jaxatoms.training.losses import LossScales
+from jaxatoms.training.optim import OptimConfig, make_optimizer
+from jaxatoms.training.step import init_state, make_train_step
+
+
+@pytest.mark.parametrize("make_model", [direct_model, gradient_model])
+def test_a_training_step_of_the_benchmark_traces(make_model):
+    model, work = make_model(GemNetOCConfig(**NANO), Precision()), make_workload(load_structures("aspirin4", 1))
+    optimizer, scales = make_optimizer(OptimConfig(), 100), LossScales(jnp.ones(1), jnp.ones(1))
+    step = make_train_step(model.apply, optimizer, scales, ema_decay=0.9, edge_dropout=0.0)
+    _, metrics = jax.eval_shape(step, init_state(model.params, optimizer), model.constants, work.batch)
+    assert metrics["loss"].shape == ()

@@ -94,6 +94,7 @@ def make_update(
     """
     optimizer = optax.with_extra_args_support(optimizer)
     gradient = global_gradient(loss_fn, mesh, count_fn, accumulate)
+    kept = None if mesh is None else shardings or replicated(mesh)
 
     def update(state: TrainState, constants, batch, **extra):
         (loss, parts), grads = gradient(state.params, constants, batch, state.step)
@@ -104,13 +105,17 @@ def make_update(
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     def updates(state: TrainState, constants, batches, **extra):
-        return jax.lax.scan(lambda state, batch: update(state, constants, batch, **extra), state, batches)
+        def one(state, batch):
+            state, metrics = update(state, constants, batch, **extra)
+            # A loop's state keeps its type, of which the spread is a part: gather what came from spread moments.
+            return (state if mesh is None else jax.sharding.reshard(state, kept)), metrics
+
+        return jax.lax.scan(one, state, batches)
 
     call = update if steps_per_call == 1 else updates
     if mesh is None:
         return jax.jit(call, donate_argnums=0)
-    whole = replicated(mesh)
-    return jax.jit(call, donate_argnums=0, out_shardings=(whole if shardings is None else shardings, whole))
+    return jax.jit(call, donate_argnums=0, out_shardings=(kept, replicated(mesh)))
 
 
 def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None, free_only: bool = False):

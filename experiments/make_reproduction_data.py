@@ -1,24 +1,29 @@
-"""The upstream sets of docs/reproduction.md, put together from public excerpts.
+"""The sets of docs/reproduction.md that are put together from, or converted from, public excerpts.
 
     python -m experiments.make_reproduction_data --data-root DATA --out DATA/reproduction
 
 Writes organic.h5 (ANI-1x layout: ani1x_made and the dimers of ani1x_like; 3BPA, a task of the study, stays out),
 reactions.h5 (Transition1x layout: the HORM sample, ethane dissociation, hydrogen combustion) and inorganic.extxyz
-(crystals of MPtrj and of finite temperature and pressure, at most 64 atoms). The catalysts are read where they are.
+(crystals of MPtrj and of finite temperature and pressure, at most 64 atoms), and the task c14h30.extxyz, whose native
+layout (QM-22) no reader knows. The catalysts and the other tasks are read where they are.
 """
 
 import dataclasses
+import io
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
 import ase.io
+import ase.units
 import h5py
 import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import cli
 from jaxatoms.data.readers.checks import FREE_ATOM_ENERGY, MIN_ATOMS
 from jaxatoms.types import InputError
-from jaxatoms.units import KCAL_PER_MOL
+from jaxatoms.units import BOHR, HARTREE, KCAL_PER_MOL
 
 INORGANIC = ("mptrj-random-1k.extxyz", "random-TP.extxyz", "mpf-TP.extxyz")
 MAX_ATOMS = 64  # of a crystal: a few large cells would take most of the study's time
@@ -53,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "organic.h5": write_organic(root, out / "organic.h5"),
         "reactions.h5": write_reactions(root, out / "reactions.h5", config),
         "inorganic.extxyz": write_inorganic(root, out / "inorganic.extxyz"),
+        "c14h30.extxyz": write_c14h30(root, out / "c14h30.extxyz"),
     }
     for name, count in counts.items():
         print(f"{out / name}: {count} structures")
@@ -128,9 +134,7 @@ def write_inorganic(root: Path, path: Path) -> int:
     """Crystals with energy and forces; returns their number."""
     frames = []
     for name in INORGANIC:
-        source = root / "mptrj_inorganic" / name
-        if not source.is_file():
-            raise InputError(f"{source} is missing; check --data-root")
+        source = _existing(root / "mptrj_inorganic" / name)
         frames += [atoms for atoms in ase.io.read(source, ":") if len(atoms) <= MAX_ATOMS]
     for atoms in frames:
         atoms.info = {}  # identifiers of several sources, not all of one kind
@@ -138,10 +142,32 @@ def write_inorganic(root: Path, path: Path) -> int:
     return len(frames)
 
 
+def write_c14h30(root: Path, path: Path) -> int:
+    """C14H30 with its energy (eV above the linear minimum) and forces; returns the number of structures.
+
+    Its text has an energy in cm^-1 as comment and per atom: symbol, position (A), gradient (Hartree/Bohr).
+    """
+    source = _existing(root / "qm22" / "c14.xyz.xz")
+    lines = lzma.decompress(source.read_bytes()).decode().splitlines()
+    block = int(lines[0]) + 2
+    energies = [float(comment) for comment in lines[1::block]]
+    lines[1::block] = ["Properties=species:S:1:pos:R:3:gradient:R:3"] * len(energies)
+    frames = ase.io.read(io.StringIO("\n".join(lines) + "\n"), ":", format="extxyz")
+    for atoms, energy in zip(frames, energies, strict=True):
+        forces = -atoms.arrays.pop("gradient") * HARTREE / BOHR
+        atoms.calc = SinglePointCalculator(atoms, energy=energy * ase.units.invcm, forces=forces)
+    ase.io.write(path, frames)
+    return len(frames)
+
+
 def _open(path: Path) -> h5py.File:
+    return h5py.File(_existing(path))
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path} is missing; check --data-root")
-    return h5py.File(path)
+    return path
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The upstream sets of the reproduction, put together from small files of the excerpts' layouts."""
 
+import lzma
 from pathlib import Path
 
 import ase.io
@@ -35,7 +36,7 @@ def group(file: h5py.File, name: str, numbers: np.ndarray, keys, arrays, **more)
 def root(tmp_path) -> Path:
     """A folder with every excerpt that the command reads, a few frames each."""
     rng = np.random.default_rng(0)
-    for folder in ("ani1x_made", "ani1x_like", "transition1x_like", "h2combustion", "mptrj_inorganic"):
+    for folder in ("ani1x_made", "ani1x_like", "transition1x_like", "h2combustion", "mptrj_inorganic", "qm22"):
         (tmp_path / folder).mkdir()
     with h5py.File(tmp_path / "ani1x_made/ani1x_made.h5", "w") as file:
         group(file, "CH4", METHANE, ANI, frames(rng, 3, METHANE, HARTREE))
@@ -55,6 +56,8 @@ def root(tmp_path) -> Path:
         for a in atoms:
             a.calc = SinglePointCalculator(a, energy=-1.0, forces=np.zeros((len(a), 3)))
         ase.io.write(tmp_path / "mptrj_inorganic" / name, atoms)
+    text = "2\n  8065.544\nC 0.0 0.0 0.0 0.1 0.0 0.0\nH 0.0 0.0 1.0 0.0 -0.2 0.0\n"
+    (tmp_path / "qm22/c14.xyz.xz").write_bytes(lzma.compress((text * 2).encode()))
     return tmp_path
 
 
@@ -91,3 +94,13 @@ def test_a_missing_excerpt_is_named(root, capsys):
     with pytest.raises(SystemExit):
         make(root)
     assert "ani1x_made.h5 is missing; check --data-root" in capsys.readouterr().err
+
+
+def test_c14h30_has_energies_in_ev_and_forces_against_its_gradient(root):
+    read = list(ase_file.read(make(root) / "c14h30.extxyz"))
+    assert [s.energy for s in read] == pytest.approx([1.0, 1.0], rel=1e-6)
+    np.testing.assert_array_equal(read[0].positions, [[0, 0, 0], [0, 0, 1]])
+    hartree_per_bohr = 27.211386 / 0.52917721
+    np.testing.assert_allclose(
+        read[1].forces, [[-0.1 * hartree_per_bohr, 0, 0], [0, 0.2 * hartree_per_bohr, 0]], rtol=1e-6
+    )

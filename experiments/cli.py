@@ -78,6 +78,34 @@ def parse_count(text: str) -> int:
     raise ValueError(f"expected a whole number such as 2000000 or 2e6, got {text!r}")
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse options that are set, and not above zero.
+
+    Raises:
+      InputError: naming the option and its value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise InputError(f"{option_of(name)} must be positive, got {value}")
+
+
+def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Refuse options whose value is none of those allowed: field -> values.
+
+    Raises:
+      InputError: naming the option, what is allowed and the value.
+    """
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(f"{option_of(name)} must be {' or '.join(allowed)}, got {getattr(config, name)!r}")
+
+
+def option_of(name: str) -> str:
+    """batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Decorator or context: an InputError becomes one line `error: ...` on stderr and exit code 2.

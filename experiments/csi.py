@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli, csi_report
-from experiments.extraction import Extracted, Request, extract, load_extracted, save_extracted
+from experiments.extraction import Extracted, Request, extract_for, load_extracted, save_extracted
 from experiments.extractors import Extractor, load_extractor
 from experiments.provenance import provenance
 from experiments.runtime import prepare_process
@@ -141,15 +141,7 @@ def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor, ou
         wanted = dataclasses.asdict(request) | {"extractor": extractor.identity}
         if all(found.info.get(k) == v for k, v in wanted.items()) and (found.features is not None or not config.store):
             return found
-    data = extract(
-        request,
-        extractor,
-        keep=config.store,
-        batch_edges=config.batch_edges,
-        data_root=config.data_root,
-        cache_dir=config.cache_dir,
-        quiet=config.quiet,
-    )
+    data = extract_for(config, request, extractor, config.store)
     save_extracted(path, data)
     return data
 

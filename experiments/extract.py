@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from experiments import cli
-from experiments.extraction import Extracted, Request, extract, save_extracted
+from experiments.extraction import Extracted, Request, extract_for, save_extracted
 from experiments.extractors import Extractor, load_extractor
 from experiments.runtime import prepare_process
 from jaxatoms.types import InputError
@@ -70,15 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         edge_dropout=0.1 if config.paper else config.edge_dropout,
         n_blocks=config.blocks,
     )
-    data = extract(
-        request,
-        extractor,
-        keep=config.store,
-        batch_edges=config.batch_edges,
-        data_root=config.data_root,
-        cache_dir=config.cache_dir,
-        quiet=config.quiet,
-    )
+    data = extract_for(config, request, extractor, config.store)
     save_extracted(Path(config.out), data)
     print(describe(data, time.perf_counter() - began))
     print(f"-> {config.out}")

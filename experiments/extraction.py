@@ -53,6 +53,12 @@ class Extracted(NamedTuple):
     features: FeatureSet | None = None  # every row, when kept
 
 
+def extract_for(config, request: Request, extractor: Extractor, keep: bool) -> Extracted:
+    """`extract` with the options that all commands share: batch_edges, data_root, cache_dir, quiet of `config`."""
+    shared = {name: getattr(config, name) for name in ("batch_edges", "data_root", "cache_dir", "quiet")}
+    return extract(request, extractor, keep=keep, **shared)
+
+
 def extract(
     request: Request,
     extractor: Extractor,

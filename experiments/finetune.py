@@ -94,16 +94,12 @@ class FinetuneConfig:
 
     def __post_init__(self):
         parse_count(self.test_samples)
-        for name in ("n_train", "n_val", "val_samples", "epochs", "batch_size", "lr", "max_steps", "log_every"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        cli.check_positive(
+            self, "n_train", "n_val", "val_samples", "epochs", "batch_size", "lr", "max_steps", "log_every"
+        )
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        cli.check_choices(self, _CHOICES)
 
 
 _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's

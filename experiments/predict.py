@@ -52,8 +52,7 @@ class PredictConfig:
     quiet: bool = False
 
     def __post_init__(self):
-        if self.batch_edges < 1:
-            raise InputError(f"--batch-edges must be positive, got {self.batch_edges}")
+        cli.check_positive(self, "batch_edges")
         if Path(self.out).suffix not in (*XYZ, *DATABASE):
             raise InputError(f"--out {self.out}: its suffix must be {', '.join((*XYZ, *DATABASE))}")
         if self.features is not None and Path(self.features).suffix != ".npz":

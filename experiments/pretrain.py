@@ -139,27 +139,24 @@ class PretrainConfig:
         if self.subset is not None and "," in self.upstream:
             raise InputError("--subset belongs to one data set; give one --upstream")
         parse_count(self.n)
-        for name in ("epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples", "log_every",
-                     "accumulate", "steps_per_call"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        cli.check_positive(self, "epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples",
+                           "log_every", "accumulate", "steps_per_call")  # fmt: skip
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
         if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
-        _one_of("--split", self.split, ("auto", "record"))
-        _one_of("--force-atoms", self.force_atoms, ("all", "free"))
-        _one_of("--loss-scales", self.loss_scales, ("ea", "jmp"))
-        _one_of("--scales", self.scales, ("fit", "shipped"))
-        _one_of("--precision", self.precision, ("float32", "tf32", "bfloat16"))
+        cli.check_choices(self, _CHOICES)
         if self.fused_residual and self.precision != "bfloat16":
             raise InputError("--fused-residual multiplies in bfloat16; add --precision bfloat16")
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]):
-    if value not in allowed:
-        raise InputError(f"{option} must be {' or '.join(allowed)}, got {value!r}")
+_CHOICES = {
+    "split": ("auto", "record"),
+    "force_atoms": ("all", "free"),
+    "loss_scales": ("ea", "jmp"),
+    "scales": ("fit", "shipped"),
+    "precision": ("float32", "tf32", "bfloat16"),
+}
 
 
 @dataclasses.dataclass

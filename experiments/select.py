@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli
-from experiments.extraction import Extracted, Request, extract
+from experiments.extraction import Extracted, Request, extract_for
 from experiments.extractors import load_extractor
 from experiments.runtime import prepare_process
 from jaxatoms.csi.features import FeatureSet
@@ -87,15 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 def _extract(config: SelectConfig) -> tuple[Extracted, Extracted]:
     extractor = load_extractor(config.checkpoint)
     return tuple(
-        extract(
-            Request(dataset=name, n=n, seed=config.seed, clamp=True),
-            extractor,
-            keep=True,
-            batch_edges=config.batch_edges,
-            data_root=config.data_root,
-            cache_dir=config.cache_dir,
-            quiet=config.quiet,
-        )
+        extract_for(config, Request(dataset=name, n=n, seed=config.seed, clamp=True), extractor, keep=True)
         for name, n in ((config.upstream, config.candidates), (config.downstream, config.task_n))
     )
 

@@ -70,9 +70,7 @@ class StudyConfig:
     quiet: bool = False
 
     def __post_init__(self):
-        for name in ("epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch", "jobs"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        cli.check_positive(self, "epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch", "jobs")
         for names in (self.upstream, self.downstream):
             labels = [label_of(name) for name in names]
             if len(set(labels)) < len(labels) or {MIXED, SCRATCH} & set(labels):

@@ -52,8 +52,7 @@ class TablesConfig:
             raise InputError(f"--table must be {', '.join(TABLES)}, got {self.table!r}")
         if self.figure is not None and self.figure not in figures.FIGURES:
             raise InputError(f"--figure must be {', '.join(figures.FIGURES)}, got {self.figure!r}")
-        if self.weights not in WEIGHTS:
-            raise InputError(f"--weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}")
+        cli.check_choices(self, {"weights": WEIGHTS})
 
 
 @cli.one_line_errors()

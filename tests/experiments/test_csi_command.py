@@ -63,7 +63,7 @@ def test_the_ranking_is_ascending_and_its_probabilities_add_up(table):
 def test_a_second_run_extracts_nothing_again(table, monkeypatch):
     out, options = table
     before = (out / "csi.csv").read_text()
-    monkeypatch.setattr(csi, "extract", None)  # calling it would fail
+    monkeypatch.setattr(csi, "extract_for", None)  # calling it would fail
     assert csi.main([*options, "--out", str(out), *FAST]) == 0
     assert (out / "csi.csv").read_text() == before
 

@@ -15,6 +15,10 @@ HEAD = """# Measurements
 
 Written by `python -m benchmarks.report`; what the columns mean is in the module that each command names.
 """
+NO_ACCELERATOR = """
+**No figure here was measured on a GPU or TPU.** One command measures them all on a GPU:
+`python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json`.
+"""
 TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer, below 1 in our favour: time of the
 step (the peer's graph building taken off), the same with graph building on both sides, peak memory."""
 TRAIN_COLUMNS = {
@@ -157,9 +161,12 @@ def _ratio(record: dict, name: str) -> str:
     return f"{record['ratios'][name]:.2f}" if "ratios" in record else ""
 
 
+def _device(record: dict) -> str:
+    return record["device"]["kind"] if isinstance(record["device"], dict) else record["device"]
+
+
 def _machine(record: dict) -> str:
-    device, machine = record["device"], record["machine"]
-    kind = device["kind"] if isinstance(device, dict) else device
+    kind, machine = _device(record), record["machine"]
     accelerator = "" if kind == "cpu" else f"{kind}, "
     return f"{accelerator}{machine['cpu']}, {machine['cores']} cores"
 
@@ -176,7 +183,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     lines = read_lines(args.files)
-    args.out.write_text(HEAD + "".join(section(KINDS[kind], found) for kind, found in lines.items() if found))
+    everywhere = [_device(record) for found in lines.values() for record in found]
+    head = HEAD + NO_ACCELERATOR * all(kind == "cpu" for kind in everywhere)
+    args.out.write_text(head + "".join(section(KINDS[kind], found) for kind, found in lines.items() if found))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def test_each_kind_of_line_has_its_table(written):
     assert "## Loader" not in written(TRAIN)
 
 
+def test_results_without_an_accelerator_say_so(written):
+    assert "No figure here was measured on a GPU" in written(TRAIN)
+    assert "No figure here" not in written(TRAIN, FEED | {"device": {"kind": "NVIDIA H200"}})
+
+
 def test_the_newest_line_of_a_case_is_shown(written):
     newer = FEED | {"run": "2026-01-02T00:00:00", "batches_per_s": 11.0}
     text = written(newer, FEED, FEED | {"workers": 8, "batches_per_s": 12.0})

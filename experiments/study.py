@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli, csi
+from experiments import cli, csi, study_report
 from experiments.chain import Step, run_chain
 from jaxatoms.types import InputError
 
@@ -86,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     run_chain(make_steps(config, out), out, jobs=config.jobs)
     results = collect(config, out)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "results.md").write_text(as_markdown(results))
-    print(tell(results))
-    print(f"-> {out}/results.md, results.json")
+    (out / "results.md").write_text(study_report.as_markdown(results))
+    study_report.plot(out / "results.png", results)
+    print(study_report.tell(results))
+    print(f"-> {out}/results.md, results.json, results.png")
     return 0
 
 
@@ -229,52 +230,6 @@ def _columns(task: dict, draw):
 def _spearman(x: list[float], y: list[float]) -> float:
     ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, y)]
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def as_markdown(results: dict) -> str:
-    """One table of test errors, one of CSI; columns are tasks."""
-    tasks = results["tasks"]
-    first = next(iter(tasks.values()))
-    lines = ["| pretrained on | " + " | ".join(f"{n} ({t['unit']})" for n, t in tasks.items()) + " |",
-             "|---|" + "---|" * len(tasks)]  # fmt: skip
-    for label in first["mae"]:
-        cells = [_cell(t["mae"][label]) for t in tasks.values()]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines.append("| (mean of the labels) | " + " | ".join(f"{t['mean_baseline']:.4g}" for t in tasks.values()) + " |")
-    if "csi" not in first:
-        return "\n".join(lines) + "\n"
-    lines += ["", "| CSI to | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
-    for label in first["csi"]:
-        lines.append(f"| {label} | " + " | ".join(f"{t['csi'][label]:.4g}" for t in tasks.values()) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ± {np.std(values):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4g}{spread}"
-
-
-def tell(results: dict) -> str:
-    """What came out, in words: the ranking, the errors, whether the pick was right."""
-    lines = []
-    for name, task in results["tasks"].items():
-        mae = {label: float(np.mean(v)) for label, v in task["mae"].items()}
-        order = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
-        ranks = ": CSI ranks " + " < ".join(f"{u} ({task['csi'][u]:.3g})" for u in order) if order else ""
-        lines.append(f"\n{name}{ranks}")
-        for label in sorted(mae, key=mae.get):
-            lines.append(f"  pretrained on {label:12s} test MAE {_cell(task['mae'][label])} {task['unit']}")
-        lines.append(f"  predicting the mean     test MAE {task['mean_baseline']:.4g} {task['unit']}")
-        if not order:
-            continue
-        winner = min(order, key=lambda label: mae[label])
-        verdict = "and it was the best single choice" if winner == order[0] else f"but {winner} did better"
-        lines.append(f"  CSI picked {order[0]}, {verdict}")
-    rank = results["spearman"]
-    if rank:
-        interval = f"[{rank['low']:.2f}, {rank['high']:.2f}]"
-        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} {interval}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

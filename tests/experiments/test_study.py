@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import study
+from experiments import study, study_report
 from experiments.study import StudyConfig
 from jaxatoms.types import InputError
 
@@ -36,11 +36,13 @@ def test_the_csi_step_stands_between_the_stages(tmp_path):
     assert steps[3].together == ""
 
 
-def test_results_without_csi_are_told_without_a_ranking():
+def test_results_without_csi_are_told_without_a_ranking(tmp_path):
     task = {"unit": "meV/A", "mae": {"a": [2.0, 4.0], "scratch": [9.0, 9.0]}, "mean_baseline": 20.0}
     results = {"tasks": {"t": task}, "spearman": None}
-    assert "CSI" not in study.as_markdown(results) + study.tell(results)
-    assert "| a | 3 ± 1 |" in study.as_markdown(results)
+    assert "CSI" not in study_report.as_markdown(results) + study_report.tell(results)
+    assert "| a | 3 ± 1.4 |" in study_report.as_markdown(results)
+    study_report.plot(tmp_path / "results.png", results)
+    assert (tmp_path / "results.png").stat().st_size > 1000
 
 
 def test_the_correlation_of_equal_and_of_opposite_orders():

@@ -19,7 +19,7 @@ class Cell:
     """One measured number.
 
     Attributes:
-      mean, std: over seeds, in the column's unit; std is the population's (divided by n), 0 for one seed.
+      mean, std: over seeds, in the column's unit; std is the sample's (divided by n - 1), 0 for one seed.
       seeds: fine-tuning/pretraining seed of each value, "0/1"; the first alone for runs from scratch.
       runs: folders.
     """
@@ -61,7 +61,7 @@ def make_cell(results: Sequence[Result], values: Sequence[float]) -> Cell:
     seeds = dict.fromkeys(seed_of(r) for r in results)
     return Cell(
         mean=float(np.mean(values)),
-        std=float(np.std(values)),
+        std=float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
         seeds=tuple(sorted(seeds)),
         runs=tuple(sorted(r.folder for r in results)),
         commits=tuple(sorted({r.commit for r in results})),

@@ -70,7 +70,7 @@ def test_downstream_aliases_and_backbones():
 # --- cells ------------------------------------------------------------------------------------------
 
 
-def test_mean_and_population_deviation_over_seeds(tmp_path):
+def test_mean_and_sample_deviation_over_seeds(tmp_path):
     pre = pretraining(tmp_path / "pre")
     for seed, mae in enumerate((5.0, 6.0, 7.0)):
         finetuning(tmp_path / f"ft{seed}", pre, "rmd17:aspirin", mae, seed=seed)
@@ -78,8 +78,8 @@ def test_mean_and_population_deviation_over_seeds(tmp_path):
     (row, column), cell = next(iter(cells.items()))
     assert (row, column.dataset, column.recipe) == (ANI, "rMD17", "")
     assert cell.mean == pytest.approx(6.0)
-    assert cell.std == pytest.approx((2 / 3) ** 0.5)
-    assert cell.text() == "6.00 ± 0.82 (3)"
+    assert cell.std == pytest.approx(1)
+    assert cell.text() == "6.00 ± 1.00 (3)"
     assert cell.seeds == ("0/0", "1/0", "2/0")
     assert passed == []
 

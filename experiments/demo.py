@@ -15,7 +15,9 @@ SETTINGS = {
     "--upstream": ["demo:organic", "demo:reaction", "demo:oxide"],
     "--downstream": ["demo:aspirin"],
     "--n": ["240"],
-    "--epochs": ["8"],
+    "--epochs": ["6"],
+    "--cutoff": ["8"],  # the oxides' default of 12 A and 30 neighbours would take twice as long
+    "--max-neighbors": ["20"],
     "--pretrain-lr": ["2e-3"],
     "--pretrain-shapes": ["1"],
     "--finetune-steps": ["120"],

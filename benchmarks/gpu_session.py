@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON]
 
-UNTESTED: it has not been run yet, on a GPU or elsewhere, so no figure of it exists. Each item runs in a process of its
+Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a process of its
 own under a time limit, and the file is written after each, so that a failure or the end of a lease costs one item.
 The workloads are those of `train_throughput` with copies that fill a large device.
 """

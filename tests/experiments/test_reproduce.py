@@ -247,11 +247,11 @@ def test_a_scaled_row_from_end_to_end(tmp_path, capsys, monkeypatch):
             "--upstream", "ani1x=demo:organic", "--downstream", "rmd17:aspirin=demo:aspirin", "--out", str(tmp_path)]
     assert reproduce.main(argv) == 0
     said = capsys.readouterr().out
-    assert "rMD17                    101.00 ± 1.00 (2) meV/A, paper 5.4 (ours on demo:aspirin)" in said
+    assert "rMD17                    101.00 ± 1.41 (2) meV/A, paper 5.4 (ours on demo:aspirin)" in said
     assert "--n 2000 --epochs 5" in said
     assert "--max-steps 143" in said
     page = (tmp_path / "tables" / "table1.md").read_text()
-    assert "| 10k | 2k | 5 | demo:organic | GemNet-OC-tiny | - | 101.00 ± 1.00 (2) |" in page
+    assert "| 10k | 2k | 5 | demo:organic | GemNet-OC-tiny | - | 101.00 ± 1.41 (2) |" in page
     reproduce.main(argv)
     assert capsys.readouterr().out.count("done already") == 5
     record = json.loads((tmp_path / "chain.json").read_text())

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON]
 
-Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a process of its
-own under a time limit, and the file is written after each, so that a failure or the end of a lease costs one item.
+Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a
+process of its own under a time limit, and the file is written after each, so that a failure or the end of a lease costs
+one item.
 The workloads are those of `train_throughput` with copies that fill a large device.
 """
 

@@ -23,7 +23,7 @@ TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer
 step (the peer's graph building taken off), the same with graph building on both sides, peak memory."""
 TRAIN_COLUMNS = {
     "case": lambda r: f"{r['case']}, {r['forces']} forces",
-    "code": lambda r: f"{r['who']}{'' if r['malloc_tuned'] else ', default malloc'}",
+    "code": lambda r: f"{r['who']}{'' if r['malloc_tuned'] else ', default malloc'}{', --remat' * r.get('remat', False)}",
     "model, dtype": lambda r: f"{r['model']}, {r['precision']}",
     "s/step (min to max)": lambda r: f"{r['step_s']:.3f} ({min(r['step_s_all']):.3f} to {max(r['step_s_all']):.3f})",
     "atoms/s (padded)": lambda r: f"{r['atoms_per_s']:.1f}{_optional(r, 'padded_atoms_per_s', ' ({:.1f})')}",
@@ -98,7 +98,7 @@ KINDS = {
     "train_throughput": Kind(
         "Training steps",
         TRAIN_NOTE,
-        ("case", "forces", "who", "malloc_tuned", "model", "precision", "structures"),
+        ("case", "forces", "who", "malloc_tuned", "model", "precision", "remat", "structures"),
         TRAIN_COLUMNS,
     ),
     "inference_throughput": Kind(
@@ -134,7 +134,7 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
     for file in files:
         for record in map(json.loads, file.read_text().splitlines()):
             kind = record.get("benchmark", "train_throughput")
-            key = (*(record[name] for name in KINDS[kind].key), _machine(record))
+            key = (*(record.get(name) for name in KINDS[kind].key), _machine(record))
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
                 newest[kind][key] = record
     return {kind: list(lines.values()) for kind, lines in newest.items()}

@@ -34,6 +34,7 @@ from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
+from experiments.runtime import return_compiler_memory
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel, ModelOutput
 from jaxatoms.models.registry import PureModel, count_params, find_config, make_model, split_model
@@ -81,8 +82,10 @@ def gradient_model(config, precision: Precision) -> PureModel:
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     """Everything the JSON line of one case holds."""
     origin, load = provenance(), os.getloadavg()[0]
+    return_compiler_memory()  # as every command does
     memory = {"start": peak_memory_gib()["host"]}
-    config, precision = find_config(args.model), Precision(matmul=args.precision)
+    config = dataclasses.replace(find_config(args.model), remat=args.remat)
+    precision = Precision(matmul=args.precision)
     work = make_workload(load_structures(case, args.copies))
     model = gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision)
     optim = OptimConfig()
@@ -120,6 +123,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "case": case,
         "forces": forces,
         "model": args.model,
+        "remat": args.remat,
         "precision": args.precision,
         "atoms": work.n_node,
         "structures": work.n_graph,
@@ -191,7 +195,8 @@ def same_edges(ours: dict, peer: dict) -> bool:
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
     names = ("reps", "warmup", "model", "precision", "copies")
-    return [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
+    words = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
+    return words + (["--remat"] if args.remat else [])
 
 
 def _run(command: list[str], tuned: bool) -> dict:
@@ -240,6 +245,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--model", default="gemnet_oc_s", help="preset or .json of dimensions")
     parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", action="store_true", help="ours recomputes blocks in the backward pass")
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
     parser.add_argument(
         "--malloc-tuned",

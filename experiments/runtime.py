@@ -1,6 +1,7 @@
 """Process-wide settings of a training process: memory allocator and compilation cache. Called by commands only."""
 
 import ctypes
+import functools
 import os
 import platform
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import jax
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+LONG = 1.0  # seconds; what shorter compilations leave behind is not worth a look
 
 
 def keep_freed_memory():
@@ -16,12 +19,31 @@ def keep_freed_memory():
     XLA:CPU allocates its temporaries anew at each step; fresh pages then cost a fault per 4 KiB, a tenth to a
     seventh of a step. Does nothing elsewhere, or where the user chose malloc settings.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+    if not _has_glibc() or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_ARENA_MAX, 1)
+
+
+@functools.cache
+def return_compiler_memory():
+    """After each long compilation give back what it freed, before the program's own memory comes on top of it.
+
+    A training step of variant S leaves 0.7 GiB that its temporaries, one block, do not fit into.
+    """
+    if _has_glibc():
+        jax.monitoring.register_event_duration_secs_listener(_after_compilation)
+
+
+def _after_compilation(event: str, seconds: float, **_):
+    if event == _COMPILED and seconds > LONG:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def use_compilation_cache():
@@ -33,6 +55,7 @@ def use_compilation_cache():
 
 
 def prepare_process():
-    """Both of the above."""
+    """All of the above."""
     keep_freed_memory()
+    return_compiler_memory()
     use_compilation_cache()

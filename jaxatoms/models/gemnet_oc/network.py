@@ -70,21 +70,34 @@ class GemNetOC(nnx.Module):
         m = self.bases.edge_emb(h, basis.radial, batch, indices)
         observe("emb", value=m)
         outputs = [self._output(0, h, m, basis, batch, edge_dropout, observe)]
-        for i in range(self.config.num_blocks):
-            h, m = self._block(i, h, m, basis, batch, indices, observe)
-            observe(f"block{i}", h=h, m=m)
-            outputs.append(self._output(i + 1, h, m, basis, batch, edge_dropout, observe))
+        if self.config.remat and observe is silent:
+            outputs += self._recomputed(h, m, basis, batch, indices, edge_dropout)
+        else:
+            for i, block in enumerate(self.int_blocks):
+                h, m = block(h, m, basis, batch, indices, _named(observe, f"int_blocks.{i}"))
+                observe(f"block{i}", h=h, m=m)
+                outputs.append(self._output(i + 1, h, m, basis, batch, edge_dropout, observe))
         x_e, x_f = zip(*outputs, strict=True)
         edge = None if self.out_mlp_F is None else self.out_mlp_F(list(x_f))
         return Features(self.out_mlp_E(list(x_e)), edge, basis.directions)
 
-    def _block(self, i, h, m, basis, batch, indices, observe):
-        named = _named(observe, f"int_blocks.{i}")
+    def _recomputed(self, h, m, basis, batch, indices, edge_dropout) -> list:
+        """The outputs after every block, each computed again in the backward pass.
 
-        def call(block, h, m, basis):
-            return block(h, m, basis, batch, indices, named)
+        The blocks run in a loop, whose passes come one after the other; written out, the recomputed blocks were all
+        alive together on CPU.
+        """
+        layers = list(zip(self.int_blocks, self.out_blocks[1:], strict=True))
+        definition = nnx.graphdef(layers[0])
 
-        return (nnx.remat(call) if self.config.remat else call)(self.int_blocks[i], h, m, basis)
+        def body(carry, variables):
+            block, out = nnx.merge(definition, variables)
+            h, m = block(*carry, basis, batch, indices)
+            return (h, m), out(h, m, basis, batch, edge_dropout)
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, layers))
+        _, (x_e, x_f) = jax.lax.scan(jax.checkpoint(body), (h, m), stacked)
+        return [(x_e[i], None if x_f is None else x_f[i]) for i in range(len(layers))]
 
     def _output(self, i, h, m, basis, batch, edge_dropout, observe):
         x = self.out_blocks[i](h, m, basis, batch, edge_dropout, _named(observe, f"out_blocks.{i}"))

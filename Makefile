@@ -24,11 +24,12 @@ check: .venv/installed  ## lint, types, import rules, fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 TPU ?= v5e:4x4
-check-tpu: .venv/installed  ## compile kernels and S for a TPU topology (libtpu, no TPU); make check-tpu TPU=v6e:4x4
+check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libtpu, no TPU; an hour or two on 2 cores); make check-tpu TPU=v6e:4x4
 	$(BIN)/python -m pip install --quiet libtpu
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.kernels --compile-for $(TPU)
-	for data in organic slab; do JAX_PLATFORMS=cpu $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all \
-	  --batch-edges 262144 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done
+	for model in gemnet_oc_s gemnet_oc_l; do for data in organic slab; do \
+	  JAX_PLATFORMS=cpu $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all --model $$model \
+	  --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done; done
 
 bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl

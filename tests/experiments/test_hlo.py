@@ -1,0 +1,48 @@
+"""What is read off the text of a compiled program."""
+
+from experiments import hlo
+
+COLLECTIVES = """
+  %all-reduce.1 = f32[512,512]{1,0:T(8,128)} all-reduce(%x), channel_id=1, to_apply=%add
+  %ar = (f32[10]{0}, bf16[4,2]{1,0}) all-reduce-start(%a, %b), channel_id=2
+  %done = f32[10]{0} all-reduce-done(%ar)
+  ROOT %gather = s32[16]{0} all-gather(%c), dimensions={0}
+"""
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_computation.1 (param_0: f32[64,8]) -> f32[64,8] {
+  %param_0 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  ROOT %neg = f32[64,8]{1,0:T(8,128)} negate(%param_0)
+}
+
+%body.2 (state: (f32[64,8])) -> (f32[64,8]) {
+  %state = (f32[64,8]{1,0:T(8,128)}) parameter(0)
+  %x = f32[64,8]{1,0:T(8,128)} get-tuple-element(%state), index=0
+  %inner = f32[64,8]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%fused_computation.1
+  ROOT %again = (f32[64,8]{1,0:T(8,128)}) tuple(%inner)
+}
+
+ENTRY %main (w: f32[64,8], i: s32[4]) -> f32[64,8] {
+  %w = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %i = s32[4]{0:T(128)} parameter(1)
+  %start = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:16], [0:8]}
+  %piece = f32[16,8]{1,0:T(8,128)S(1)} slice-done(%start)
+  %near = f32[16,8]{1,0:T(8,128)S(1)} fusion(%piece), kind=kLoop, calls=%fused_computation.1
+  %joined = f32[16,8]{1,0:T(8,128)S(1)} custom-call(%near), custom_call_target="ConcatBitcast"
+  %far = bf16[64,8]{1,0:T(8,128)(2,1)} fusion(%w, %joined), kind=kOutput, calls=%fused_computation.1
+  %t = (f32[64,8]{1,0:T(8,128)}) tuple(%w)
+  %loop = (f32[64,8]{1,0:T(8,128)}) while(%t), condition=%cond, body=%body.2
+  ROOT %out = f32[64,8]{1,0:T(8,128)} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_bytes_of_collectives_are_those_of_their_results_once():
+    assert hlo.collective_bytes(COLLECTIVES) == {"all-reduce": 4 * 512 * 512 + 40 + 16, "all-gather": 64}
+
+
+def test_main_memory_counts_pieces_of_copies_whole_arrays_of_fusions_and_bodies_of_loops():
+    piece = 16 * 8 * 4  # read by the copy; it is written to on-chip memory, where it is used
+    far = 64 * 8 * 4 + 64 * 8 * 2  # one array read, one written
+    body = 2 * 64 * 8 * 4
+    assert hlo.main_memory_bytes(PROGRAM) == piece + far + body

@@ -23,7 +23,7 @@ TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer
 step (the peer's graph building taken off), the same with graph building on both sides, peak memory."""
 TRAIN_COLUMNS = {
     "case": lambda r: f"{r['case']}, {r['forces']} forces",
-    "code": lambda r: r["who"] + ", default malloc" * (not r["malloc_tuned"]) + ", --remat" * r.get("remat", False),
+    "code": lambda r: r["who"] + ", default malloc" * (not r["malloc_tuned"]) + _remat(r),
     "model, dtype": lambda r: f"{r['model']}, {r['precision']}",
     "s/step (min to max)": lambda r: f"{r['step_s']:.3f} ({min(r['step_s_all']):.3f} to {max(r['step_s_all']):.3f})",
     "atoms/s (padded)": lambda r: f"{r['atoms_per_s']:.1f}{_optional(r, 'padded_atoms_per_s', ' ({:.1f})')}",
@@ -155,6 +155,12 @@ def _peak(record: dict) -> str:
 
 def _optional(record: dict, name: str, form: str) -> str:
     return form.format(record[name]) if name in record else ""
+
+
+def _remat(record: dict) -> str:
+    if not record.get("remat"):
+        return ""
+    return ", --remat" if record["who"] == "jaxatoms" else ", beside --remat"
 
 
 def _ratio(record: dict, name: str) -> str:

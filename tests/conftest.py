@@ -1,15 +1,25 @@
 """Puts this folder on the import path (pytest does so for the folder of a conftest): `fixtures`, `twins`.
 
 XLA compiles without LLVM's optimisations, here and in the processes that tests start: compiling is most of what the
-tests spend, and results do not depend on it beyond rounding.
+tests spend, and results do not depend on it beyond rounding. What takes more than a second to compile is kept for the
+test run, so that runs that resume, and processes of their own, load it.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of a test run; others inherit it
+    _programs = tempfile.mkdtemp(prefix="jaxatoms-test-programs-")
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,6 +1,5 @@
 """Pretraining from the command line where things go wrong; `test_resume.py` has the plain course of a run."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,12 +10,10 @@ import time
 from pathlib import Path
 
 import ase.io
-import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from fixtures.nano import NANO
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import cli, pretrain
 from jaxatoms.training.checkpoint import restore
@@ -27,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Options of a run of 12 steps that validates after each, one shape; compiled programs are kept."""
+    """Options of a run of 12 steps that validates after each, one shape."""
     folder = tmp_path_factory.mktemp("pretrain")
     (folder / "nano.json").write_text(json.dumps(NANO))
     pairs = {
@@ -37,19 +34,7 @@ def settings(tmp_path_factory):
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXATOMS_CACHE", str(folder / "cache"))
-        with _kept_programs(folder / "programs", patch):
-            yield folder, [word for pair in pairs.items() for word in pair] + ["--quiet"]
-
-
-@contextlib.contextmanager
-def _kept_programs(folder, patch):
-    """Runs of this module share compiled programs, also those in processes of their own."""
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+        yield folder, [word for pair in pairs.items() for word in pair] + ["--quiet"]
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_a_run_that_lost_a_process_resumes_bit_exactly(settings, whole, broken, 
     _assert_same_losses(run_dir, whole, rtol=0)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (2, 2)])
 def test_it_resumes_on_another_number_of_devices(settings, whole, broken, tmp_path, processes, devices):
     run_dir = shutil.copytree(broken[0], tmp_path / "run")
     _finish(_start([*settings[1], "--run-dir", str(run_dir), "--resume"], processes, devices))

@@ -146,7 +146,7 @@ def _row_order(row: RowKey):
 
 def to_markdown(table: Table) -> str:
     """The whole page."""
-    title = f"# Table {table.name} of {SOURCE}\n\nTest errors of `{table.weights}`: mean ± population standard "
+    title = f"# Table {table.name} of {SOURCE}\n\nTest errors of `{table.weights}`: mean ± sample standard "
     title += "deviation over seeds (number of seeds). `paper` is the published number, one seed; - is missing.\n"
     parts = [title, _published_part(table), _other_part(table), _runs_part(table)]
     return "\n".join(part for part in parts if part)

@@ -20,6 +20,7 @@ from benchmarks import records
 from benchmarks.train_throughput import direct_model, gradient_model
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.provenance import peak_memory_gib
+from experiments.runtime import prepare_process
 from jaxatoms.models.layers import Precision
 from jaxatoms.models.registry import count_params, find_config
 
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines to this file")
     args = parser.parse_args()
+    prepare_process()  # the allocator of the predict command
     for case, forces in [(c, "direct") for c in args.cases] + [(c, "gradient") for c in args.grad]:
         line = measure(case, forces, args)
         print(f"{case:9} {forces:8} {line['step_s']:.4f} s  {line['structures_per_s']:.1f} structures/s, "

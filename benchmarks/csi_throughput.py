@@ -23,7 +23,7 @@ from jaxatoms.csi.sampling import sample_balanced
 from jaxatoms.csi.selection import distance_of, prepare_candidates, select_structures
 from jaxatoms.data.corpus import samples_of
 from jaxatoms.data.store import open_dataset
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import feature_width, find_config, make_model, split_model
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import records
 from experiments.compile_for import find_topology
 from jaxatoms.models.dense_chain import residual_pair
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.ops.target import compiling_for
 from kernels.fused_residual import CASES, Case, fused_residual
 

@@ -23,7 +23,7 @@ from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import provenance
 from jaxatoms.models.gemnet_oc.indices import derive
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import find_config, make_model, split_model
 from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer

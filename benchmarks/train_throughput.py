@@ -35,8 +35,8 @@ from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import return_compiler_memory
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel, ModelOutput
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import PureModel, count_params, find_config, make_model, split_model
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -20,7 +20,7 @@ from experiments.runtime import prepare_process
 from experiments.session import write_record
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.types import InputError
 

@@ -29,7 +29,7 @@ from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry as models
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.training import finetuning
 from jaxatoms.training.checkpoint import CheckpointStore, restore
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau

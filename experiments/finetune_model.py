@@ -13,7 +13,7 @@ from flax import nnx
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.store import Store
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import (
     HeadSpec,
     ModelConfig,

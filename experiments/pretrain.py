@@ -26,7 +26,7 @@ from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.training import parallel
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales

@@ -17,8 +17,8 @@ from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
 from jaxatoms.graphs.neighbors import candidate_edges
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import GradientModel
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import (
     ModelConfig,
     build_recorded,

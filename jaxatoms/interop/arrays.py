@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.interop import equiformer_names, names
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import ModelConfig, build_model, default_reductions, uses_nearest_graph
 from jaxatoms.types import InputError
 

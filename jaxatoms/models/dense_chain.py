@@ -2,7 +2,8 @@
 
 Automatic differentiation would keep the input, the sigmoid and the output of every activation; of a residual layer
 that is six edge-sized arrays. Here the backward pass keeps the layer's input and its two pre-activations and computes
-the rest again. The rules consist of ordinary operations, so they differentiate further.
+the rest again. The rules consist of ordinary operations, so they differentiate further. Arrays keep their dtype;
+what lies between two of them is float32 at least.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import partial
 
 import jax
 
+from jaxatoms.models.precision import widened
 from jaxatoms.ops.target import platform
 
 GAIN = 1 / 0.6  # keeps unit variance (GemNet, arXiv 2106.08903)
@@ -38,10 +40,12 @@ def _later(x: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _silu(y: jax.Array) -> jax.Array:
+    y = widened(y)
     return y * jax.nn.sigmoid(y) * GAIN
 
 
 def _silu_slope(y: jax.Array) -> jax.Array:
+    y = widened(y)
     s = jax.nn.sigmoid(y)
     return s * (1 + y * (1 - s)) * GAIN
 
@@ -49,10 +53,12 @@ def _silu_slope(y: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def scaled_silu(y: jax.Array) -> jax.Array:
     """y * sigmoid(y) / 0.6; keeps y alone for the gradient."""
-    return _silu(y)
+    return _silu(y).astype(y.dtype)
 
 
-scaled_silu.defvjp(lambda y: (_silu(y), y), lambda y, g: (g * _silu_slope(_later(y, g)),))
+scaled_silu.defvjp(
+    lambda y: (_silu(y).astype(y.dtype), y), lambda y, g: ((g * _silu_slope(_later(y, g))).astype(y.dtype),)
+)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,7 +66,7 @@ def residual_pair(dot: Callable, x: jax.Array, w1: jax.Array, w2: jax.Array) -> 
     """(x + act(act(x w1) w2)) / sqrt(2) with scaled SiLU.
 
     Args:
-      dot: matmul [..., i] x [i, o] of the precision policy; static.
+      dot: matmul [..., i] x [i, o] of the precision policy, with the dtype of the result as third argument; static.
       x: [n, c]; w1, w2: [c, c].
     """
     return _residual_forward(dot, x, w1, w2)[0]
@@ -68,18 +74,18 @@ def residual_pair(dot: Callable, x: jax.Array, w1: jax.Array, w2: jax.Array) -> 
 
 def _residual_forward(dot, x, w1, w2):
     y1 = dot(x, w1)
-    y2 = dot(_silu(y1), w2)
-    return settled((x + _silu(y2)) * HALF), (x, w1, w2, y1, y2)
+    y2 = dot(_silu(y1).astype(x.dtype), w2)
+    return settled(((widened(x) + _silu(y2)) * HALF).astype(x.dtype)), (x, w1, w2, y1, y2)
 
 
 def _residual_backward(dot, kept, g):
     x, w1, w2, y1, y2 = kept
     y1, y2 = _later(y1, g), _later(y2, g)
-    through = g * HALF
-    g2 = through * _silu_slope(y2)
-    g1 = dot(g2, w2.T) * _silu_slope(y1)
-    gx = settled(through + dot(g1, w1.T))
-    return gx, dot(x.T, g1), dot(_silu(y1).T, g2)
+    through = widened(g) * HALF
+    g2 = (through * _silu_slope(y2)).astype(x.dtype)
+    g1 = (dot(g2, w2.T) * _silu_slope(y1)).astype(x.dtype)
+    gx = settled((through + dot(g1, w1.T)).astype(x.dtype))
+    return gx, dot(x.T, g1, w1.dtype), dot(_silu(y1).astype(x.dtype).T, g2, w2.dtype)
 
 
 residual_pair.defvjp(_residual_forward, _residual_backward)

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models import initializers
 from jaxatoms.models.indexing import sum_rows, take_rows
-from jaxatoms.models.layers import Dense, Precision
+from jaxatoms.models.layers import Dense
+from jaxatoms.models.precision import Precision, widened
 
 NUM_LAYERS = 5
 ATOMIC_MASSES = np.nan_to_num(ase.data.atomic_masses, nan=1.0)  # u; entry 0 is the padding element
@@ -30,7 +31,7 @@ class HeadMLP(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[..., n] -> [...] or, with n_out > 1, [..., n_out]; `key` switches the dropout between layers on."""
         for i, layer in enumerate(self.layers):
-            x = layer(x)
+            x = layer(x if i < NUM_LAYERS - 1 else widened(x))
             if self.dropout and key is not None and i < NUM_LAYERS - 1:
                 keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.dropout), 0)

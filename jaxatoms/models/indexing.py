@@ -10,6 +10,8 @@ An index equal to the number of rows means "none" and yields zeros.
 import jax
 import jax.numpy as jnp
 
+from jaxatoms.models.precision import widened
+
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0)
@@ -52,18 +54,18 @@ def sum_rows(x: jax.Array, table: jax.Array, index: jax.Array) -> jax.Array:
       index: [m] int32 the row of the output that each row of x is added to; n = none.
 
     Returns:
-      [n, ...].
+      [n, ...], float32 where x is narrower.
     """
-    return jnp.sum(_rows(x, table), axis=1)
+    return jnp.sum(widened(_rows(x, table)), axis=1)
 
 
 take_many.defvjp(
     lambda x, index, table: (take_many(x, index, table), (index, table)),
-    lambda res, g: (sum_rows(g, res[1], res[0]), None, None),
+    lambda res, g: (sum_rows(g, res[1], res[0]).astype(g.dtype), None, None),
 )
 sum_rows.defvjp(
-    lambda x, table, index: (sum_rows(x, table, index), (table, index)),
-    lambda res, g: (take_many(g, res[1], res[0]), None, None),
+    lambda x, table, index: (sum_rows(x, table, index), (table, index, x[:0])),
+    lambda res, g: (take_many(g.astype(res[2].dtype), res[1], res[0]), None, None),
 )
 
 

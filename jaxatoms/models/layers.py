@@ -1,6 +1,4 @@
-"""Layers shared by the models: bias-free dense maps, residuals, fitted scale factors and the precision policy."""
-
-import dataclasses
+"""Layers shared by the models: bias-free dense maps, residuals and fitted scale factors."""
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +6,8 @@ from flax import nnx
 
 from jaxatoms.models import initializers
 from jaxatoms.models.dense_chain import residual_pair, scaled_silu
+from jaxatoms.models.precision import Precision
 from jaxatoms.ops.residual import fused_residual
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Precision:
-    """How dense layers multiply. Parameters, geometry, reductions and losses stay float32 in every policy.
-
-    `float32`: full precision everywhere. `tf32`: 10-bit mantissa inputs where the hardware has them, float32 sums.
-    `bfloat16`: bfloat16 inputs, float32 sums and results.
-    """
-
-    matmul: str = "float32"
-    fused_residual: bool = False  # residual layers by one kernel, in bfloat16; not measured on hardware yet
-
-    def __post_init__(self):
-        if self.fused_residual and self.matmul != "bfloat16":
-            raise ValueError("fused_residual multiplies in bfloat16; choose matmul precision bfloat16")
-        if self.matmul not in ("float32", "tf32", "bfloat16"):
-            raise ValueError(f"matmul precision must be float32, tf32 or bfloat16, got {self.matmul!r}")
-
-    def dot(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        """[..., i] x [i, o] -> [..., o] under this policy, in the dtype of x."""
-        if self.matmul == "bfloat16":
-            dims = (((x.ndim - 1,), (0,)), ((), ()))
-            x16, w16 = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-            return jax.lax.dot_general(x16, w16, dims, preferred_element_type=x.dtype)
-        precision = "highest" if self.matmul == "float32" else "high"
-        return jnp.matmul(x, w, precision=precision)
 
 
 class ScaleFactorVar(nnx.Variable):
@@ -53,7 +25,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.precision.dot(x, self.kernel[...])
-        return self.activate(y if self.bias is None else y + self.bias[...])
+        return self.activate(y if self.bias is None else y + self.bias[...].astype(y.dtype))
 
     def activate(self, y: jax.Array) -> jax.Array:
         """The layer's activation, for callers that split the matmul."""

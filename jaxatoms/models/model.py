@@ -16,7 +16,7 @@ from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.network import Features, GemNetOC
 from jaxatoms.models.heads import HeadMLP, direct_forces, reduce_atoms, squared_distances
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 
 class ModelOutput(NamedTuple):

@@ -25,8 +25,8 @@ from jaxatoms.models.equiformer_v2.model import (
 from jaxatoms.models.gemnet_oc import config as gemnet
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.shared import gradient_divisors
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import DirectForceModel, GradientModel, MultiTaskModel, ScalarModel
+from jaxatoms.models.precision import Precision
 from jaxatoms.types import InputError
 
 ModelConfig = GemNetOCConfig | EquiformerV2Config

@@ -7,7 +7,7 @@ from fixtures.nano import NANO
 
 from benchmarks.train_throughput import direct_model, gradient_model, load_structures, make_workload
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step

@@ -9,7 +9,7 @@ import pytest
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
 from jaxatoms.models.equiformer_v2.config import TINY
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import has_dropout, make_model, shared_gradient_divisors, split_model, uses_nearest_graph
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer

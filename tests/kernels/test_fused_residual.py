@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxatoms.models.dense_chain import residual_pair
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 from kernels.fused_residual import CASES, Case, fused_residual, residual_gradients, residual_reference
 
 BF16 = Precision(matmul="bfloat16")

@@ -9,7 +9,7 @@ from fixtures.structures import GALLERY, pad
 from flax import nnx
 
 from jaxatoms.models.heads import HeadMLP, reduce_atoms, squared_distances
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from jaxatoms.interop.names import checkpoint_name, load_arrays, to_theirs
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.heads import HeadMLP, reduce_atoms
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import MultiTaskModel
+from jaxatoms.models.precision import Precision
 from jaxatoms.types import SystemBatch
 
 TOLERANCE = 1e-5

@@ -13,8 +13,8 @@ from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import ModelOutput
+from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import make_model, split_model
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer

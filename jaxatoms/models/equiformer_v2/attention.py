@@ -17,7 +17,7 @@ from jaxatoms.models.equiformer_v2.harmonics import degrees_with, edge_sphere_gr
 from jaxatoms.models.equiformer_v2.layers import LayerNorm, RadialNet, SO3Linear, Table
 from jaxatoms.models.equiformer_v2.so2 import SO2Convolution
 from jaxatoms.models.indexing import sum_rows, take_many
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 LEAK = 0.2
 TABLE_BOUND = 1e-3  # element tables of edges start almost at zero

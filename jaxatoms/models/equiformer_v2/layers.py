@@ -11,7 +11,7 @@ from flax import nnx
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.harmonics import degree_of_coefficient
 from jaxatoms.models.initializers import uniform_fan_in
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 EPS = 1e-5
 

@@ -16,8 +16,8 @@ from jaxatoms.models.equiformer_v2.edges import EdgeFrames
 from jaxatoms.models.equiformer_v2.feed_forward import FeedForward
 from jaxatoms.models.equiformer_v2.network import EquiformerV2, SphereFeatures
 from jaxatoms.models.heads import reduce_atoms, squared_distances
-from jaxatoms.models.layers import Precision
 from jaxatoms.models.model import ModelOutput
+from jaxatoms.models.precision import Precision
 
 
 class EnergyHead(nnx.Module):

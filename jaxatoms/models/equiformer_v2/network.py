@@ -20,7 +20,7 @@ from jaxatoms.models.equiformer_v2.feed_forward import FeedForward
 from jaxatoms.models.equiformer_v2.harmonics import degree_of_coefficient, truncation_scale
 from jaxatoms.models.equiformer_v2.layers import RadialNet, Table, make_norm
 from jaxatoms.models.indexing import sum_rows
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 
 class SphereFeatures(NamedTuple):

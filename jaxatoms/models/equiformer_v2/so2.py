@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxatoms.models.equiformer_v2.harmonics import degrees_with
 from jaxatoms.models.equiformer_v2.layers import Linear
-from jaxatoms.models.layers import Precision
+from jaxatoms.models.precision import Precision
 
 
 class OrderMap(nnx.Module):

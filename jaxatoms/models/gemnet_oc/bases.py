@@ -20,7 +20,8 @@ from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import sum_segments, take_many, take_rows
-from jaxatoms.models.layers import Dense, Precision
+from jaxatoms.models.layers import Dense
+from jaxatoms.models.precision import Precision
 
 
 class TripletBasis(NamedTuple):
@@ -33,7 +34,7 @@ class TripletBasis(NamedTuple):
 class QuadBasis(NamedTuple):
     """Fourier moments of d -> b around b -> a, and their projection onto each edge c -> a."""
 
-    circular: jax.Array  # [E_qint, k_main, n_cbf]
+    circular: jax.Array  # [E_qint, k_main, n_cbf] as the policy stores edge arrays
     phases: jax.Array  # [E_qint, k_main, n_moment] zero where masked
     project: jax.Array  # [n_node, k_main, n_sbf, k_qint * n_moment]
     self_weight: jax.Array  # [n_node, k_main, n_sbf, k_qint] weight of the excluded case c = d
@@ -42,7 +43,7 @@ class QuadBasis(NamedTuple):
 class BasisOutput(NamedTuple):
     """Everything geometric that the blocks read; E main edges, slots [n_node, k]."""
 
-    radial: jax.Array  # [E, n_radial]
+    radial: jax.Array  # [E, n_radial] as the policy stores edge arrays, and so are the gates
     gate_e2e: jax.Array  # [E, n_rbf]
     gate_quad: jax.Array  # [E, n_rbf]
     gate_e2a: jax.Array  # [E, n_rbf]
@@ -104,7 +105,7 @@ class Bases(nnx.Module):
         self.mlp_rbf_h = Dense(c.num_radial, c.emb_size_rbf, **args)
         self.mlp_rbf_out = Dense(c.num_radial, c.emb_size_rbf, **args)
         self.edge_emb = ConcatLayer(c.emb_size_atom, c.num_radial, c.emb_size_edge, args)
-        self.config = config
+        self.config, self.precision = config, precision
 
     def __call__(self, batch: GraphBatch, positions: jax.Array, indices: Indices) -> BasisOutput:
         """Bases of a batch at `positions` [n_node, 3] A."""
@@ -113,18 +114,19 @@ class Bases(nnx.Module):
             for name, edges in [("main", batch.main), ("a2ee2a", batch.a2ee2a), ("qint", batch.qint)]
         }
         radial = {name: self._radial(g.distance) for name, g in geometry.items()}
-        rad, count = radial["main"], self.config.num_spherical
+        rad, count, store = radial["main"], self.config.num_spherical, self.precision.store
+        stored = store(rad)
         main_v = self._to_slots(geometry["main"].direction, batch.main.in_table, indices.main_slot)
         a2ee2a_v = self._to_slots(geometry["a2ee2a"].direction, batch.a2ee2a.in_table, indices.a2ee2a_slot)
         main_y, a2ee2a_y = geo.harmonics(main_v, count), geo.harmonics(a2ee2a_v, count)
         return BasisOutput(
-            radial=rad,
-            gate_e2e=self.mlp_rbf_tint(rad),
-            gate_quad=self.mlp_rbf_qint(rad),
-            gate_e2a=self.mlp_rbf_eaint(rad),
-            gate_a2e=self.mlp_rbf_aeint(radial["a2ee2a"]),
-            gate_atom=self.mlp_rbf_h(rad),
-            gate_out=self.mlp_rbf_out(rad),
+            radial=stored,
+            gate_e2e=self.mlp_rbf_tint(stored),
+            gate_quad=self.mlp_rbf_qint(stored),
+            gate_e2a=self.mlp_rbf_eaint(stored),
+            gate_a2e=self.mlp_rbf_aeint(store(radial["a2ee2a"])),
+            gate_atom=self.mlp_rbf_h(stored),
+            gate_out=self.mlp_rbf_out(stored),
             pair=self._pair(batch, positions),
             main_harmonics=main_y,
             a2ee2a_harmonics=a2ee2a_y,
@@ -193,7 +195,7 @@ class Bases(nnx.Module):
         collinear = (indices.in_mask & inner.collinear)[..., None]
         phases = [jnp.where(regular, inner.phases, 0), collinear.astype(qint_v.dtype)]
         project, self_weight = self._quad_project(radial["main"], qint_v, first, second, main_v, batch, indices)
-        return QuadBasis(circular, jnp.concatenate(phases, axis=-1), project, self_weight)
+        return QuadBasis(self.precision.store(circular), jnp.concatenate(phases, axis=-1), project, self_weight)
 
     def _quad_project(self, radial, qint_v, first, second, main_v, batch, indices: Indices):
         """The spherical basis of c -> a, contracted with the Fourier expansion of P_l(cos theta)."""

@@ -79,7 +79,8 @@ class TripletEdge(SwapUp):
     def a2e(self, h, basis: BasisOutput, batch: GraphBatch, indices: Indices, observe=silent):
         """[E, emb_edge] from atom states h [n_node, emb_atom]."""
         table = batch.a2ee2a.in_table
-        x = take_many(self.dense_ba(h), batch.a2ee2a.senders, batch.a2ee2a.out_table)
+        x = self.dense_ba(h).astype(basis.gate_a2e.dtype)
+        x = take_many(x, batch.a2ee2a.senders, batch.a2ee2a.out_table)
         x = self._gate(x, basis.gate_a2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.a2ee2a_slot)
         same = take_rows(slots, indices.twin_a2ee2a, indices.twin_main)
@@ -93,7 +94,7 @@ class TripletEdge(SwapUp):
         return self.down_projection(self.scale_rbf(gated))
 
     def _finish(self, z, x, batch, indices, observe):
-        y = self.mlp_cbf(z.reshape(z.shape[0] * z.shape[1], -1))
+        y = self.mlp_cbf(z.reshape(z.shape[0] * z.shape[1], -1).astype(x.dtype))
         observe("scale_cbf_sum", value=y, reference=x)
         return self._up(self.scale_cbf_sum(y), batch, indices)
 
@@ -169,7 +170,7 @@ class Quadruplet(SwapUp):
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         same = same.reshape(n, k_q, k, -1)
         z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, same, precision="highest")
-        return z.reshape(n * k, -1)
+        return z.reshape(n * k, -1).astype(turned.dtype)
 
 
 class Pair(nnx.Module):

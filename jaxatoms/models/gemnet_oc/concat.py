@@ -18,7 +18,7 @@ class ConcatLayer(nnx.Module):
 
     def __call__(self, h, x, batch: GraphBatch, indices: Indices):
         n, kernel, dot = self.n_atom, self.dense.kernel[...], self.dense.precision.dot
-        by_atom = dot(h, jnp.concatenate([kernel[:n], kernel[n : 2 * n]], axis=1))
+        by_atom = dot(h, jnp.concatenate([kernel[:n], kernel[n : 2 * n]], axis=1)).astype(x.dtype)
         sent, received = jnp.split(by_atom, 2, axis=1)
         sent = take_many(sent, batch.main.senders, indices.main_out_table)
         received = take_many(received, batch.main.receivers, batch.main.in_table)

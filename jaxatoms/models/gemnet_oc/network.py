@@ -16,7 +16,8 @@ from jaxatoms.models.gemnet_oc.bases import Bases
 from jaxatoms.models.gemnet_oc.blocks import InteractionBlock, OutputBlock, _named, silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import derive
-from jaxatoms.models.layers import Dense, Precision, apply_all, residuals
+from jaxatoms.models.layers import Dense, apply_all, residuals
+from jaxatoms.models.precision import Precision
 
 
 class Features(NamedTuple):

@@ -12,6 +12,7 @@ from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import sum_rows, take_many, take_rows
 from jaxatoms.models.layers import Dense, ScaleFactor, apply_all, residuals
+from jaxatoms.models.precision import widened
 
 INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 
@@ -22,7 +23,7 @@ def silent(name: str, **arrays):
 
 def _moments(harmonics: jax.Array, x: jax.Array) -> jax.Array:
     """[n_node, n_lm, c] sums over incoming edges of harmonics [n_node, k, n_lm] times features [n_node, k, c]."""
-    return jnp.einsum("nkm,nkc->nmc", harmonics, x, precision="highest")
+    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision="highest")
 
 
 def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array) -> jax.Array:
@@ -120,7 +121,7 @@ class TripletAtom(nnx.Module):
         observe("scale_rbf", value=gated, reference=x)
         x = self.down_projection(self.scale_rbf(gated))
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = jnp.einsum("nki,nkc->nic", basis.e2a, slots, precision="highest")
+        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision="highest")
         y = self.mlp_cbf(z.reshape(z.shape[0], -1))
         observe("scale_cbf_sum", value=y, reference=x)
         return self.up_projection_ca(self.scale_cbf_sum(y))
@@ -162,14 +163,14 @@ class Quadruplet(SwapUp):
         """[n_node * k_main, n_sbf * c] projected sums over all d and b, the case c = d removed."""
         n, k, i, f = quad.project.shape
         k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[-1]
-        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, turned, precision="highest")
+        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision="highest")
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
         moments = moments.reshape(n, k_q * n_moment, -1)
         z = jnp.matmul(quad.project.reshape(n, k * i, f), moments, precision="highest")
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         same = same.reshape(n, k_q, k, -1)
-        z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, same, precision="highest")
+        z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision="highest")
         return z.reshape(n * k, -1).astype(turned.dtype)
 
 

@@ -81,6 +81,7 @@ class FinetuneConfig:
     max_neighbors: int | None = None
     batch_shapes: int = 2
     precision: str = "float32"
+    """As in experiments.pretrain."""
     remat: bool = False
     seed: int = 0
     workers: int = 0

@@ -87,7 +87,7 @@ class PretrainConfig:
     scales: str = "fit"
     """Scale factors: fit (on validation batches) or shipped (JMP's values; S and L only)."""
     precision: str = "float32"
-    """Matmuls: float32, tf32 or bfloat16. Everything else is float32."""
+    """Matmuls: float32, tf32, or bfloat16, which also keeps GemNet-OC's edge arrays so. Everything else is float32."""
     fused_residual: bool = False
     """Residual layers by a TPU kernel that has not been measured on hardware yet; with --precision bfloat16."""
     remat: bool = False

@@ -1,19 +1,19 @@
-"""Rates and errors of the CSI library: `python -m benchmarks.csi_throughput [suite ...]`.
+"""Rates and errors of the CSI library: `python -m benchmarks.csi_throughput [suite ...] --out FILE.jsonl`.
 
-Prints one JSON line per measurement. The sizes are the paper's (256 and 3200 features) unless stated.
+Prints the figures of every measurement. The sizes are the paper's (256 and 3200 features) unless stated.
 """
 
 import argparse
 import json
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from benchmarks.records import about, append
 from experiments.extraction import Request, choose_records, classes_of, extract, opened
 from experiments.extractors import Extractor
 from experiments.passes import plan_pass
@@ -190,14 +190,14 @@ def main() -> None:
     """Runs the named suites (all by default)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(SUITES)}; default all")
-    machine = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "cpu": platform.processor()}
-    for name in parser.parse_args().suites or SUITES:
-        for line in SUITES[name]():
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines to this file")
+    args = parser.parse_args()
+    for name in args.suites or SUITES:
+        for figures in SUITES[name]():
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(
-                json.dumps({**line, "peak_gib": round(peak, 2), "jax": jax.__version__, **machine}),
-                flush=True,
-            )
+            what, figures = figures.pop("what"), figures | {"peak_gib": round(peak, 2)}
+            print(what, json.dumps(figures), flush=True)
+            append([about("csi_throughput") | {"what": f"{name}: {what}", "figures": figures}], args.out)
 
 
 if __name__ == "__main__":

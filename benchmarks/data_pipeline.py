@@ -9,19 +9,17 @@ does not grow with it. Graph rates are of one core. Needs an idle machine for nu
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from experiments.provenance import provenance
+from benchmarks.records import about, append
 from jaxatoms.data.convert import available_cores
 from jaxatoms.data.store import Store, open_dataset, write_store
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
@@ -168,10 +166,7 @@ def main() -> None:
     for name, value in result.items():
         target = f"   target {TARGETS[name]:,}" if name in TARGETS else ""
         print(f"{name:26s} {value:12,.2f}{target}")
-    if args.out:
-        record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **result, "provenance": provenance()}
-        with open(args.out, "a") as file:
-            file.write(json.dumps(record) + "\n")
+    append([about("data_pipeline") | {"what": f"{result.pop('n'):,} ANI-like structures", "figures": result}], args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Lines of the benchmarks -> the tables in RESULTS.md: `python -m benchmarks.report FILE.jsonl ...`.
 
-Read are lines of `train_throughput`, `inference_throughput`, `feed_rate` and `kernels`; a file may hold several kinds.
+Read are lines of `train_throughput`, `inference_throughput`, `feed_rate`, `data_pipeline`, `csi_throughput` and
+`kernels`; a file may hold several kinds.
 The newest line of each case on each machine is shown; older ones stay in the JSON files.
 """
 
@@ -83,6 +84,10 @@ FEED_COLUMNS = {
     "edges/s": lambda r: f"{r['edges_per_s']:.2e}",
     "MiB per batch": lambda r: f"{r['batch_mib']:.2f}",
 }
+FIGURE_COLUMNS = {
+    "what": lambda r: r["what"],
+    "figures": lambda r: ", ".join(f"{name} {_figure(value)}" for name, value in r["figures"].items()),
+}
 
 
 class Kind(NamedTuple):
@@ -112,6 +117,12 @@ KINDS = {
         "Batches that reach the training process, with 0 (a thread) or more worker processes.",
         ("case", "batch_size", "batch_edges", "workers"),
         FEED_COLUMNS,
+    ),
+    "data_pipeline": Kind(
+        "Data", "Structures per second, unless the name says otherwise.", ("what",), FIGURE_COLUMNS
+    ),
+    "csi_throughput": Kind(
+        "Chemical Similarity Index", "Random rows, unless a data set is named.", ("what",), FIGURE_COLUMNS
     ),
     "kernels": Kind(
         "Kernels beside XLA",
@@ -147,6 +158,12 @@ def section(kind: Kind, records: list[dict]) -> str:
     rows += [[str(cell(record)) for cell in columns.values()] for record in records]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return f"\n## {kind.title}\n\n{kind.note}\n\n{table}"
+
+
+def _figure(value) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _peak(record: dict) -> str:

@@ -19,6 +19,9 @@ FEED = ORIGIN | {
     "benchmark": "feed_rate", "case": "ani1x", "batch_size": 20, "batch_edges": None, "workers": 4,
     "batches_per_s": 10.0, "structures_per_s": 200.0, "edges_per_s": 1e5, "batch_mib": 0.5,
 }  # fmt: skip
+DATA = ORIGIN | {
+    "benchmark": "data_pipeline", "what": "1,000 structures", "figures": {"read": 1234.5, "peak_gib": 0.25, "cores": 2},
+}  # fmt: skip
 INFERENCE = ORIGIN | {
     "benchmark": "inference_throughput", "case": "mol20", "forces": "direct", "model": "tiny", "precision": "float32",
     "structures": 20, "step_s": 0.1, "step_s_all": [0.1, 0.2], "structures_per_s": 200.0,
@@ -46,9 +49,10 @@ def written(tmp_path, monkeypatch):
 
 
 def test_each_kind_of_line_has_its_table(written):
-    text = written(KERNEL, FEED, INFERENCE, TRAIN)
+    text = written(KERNEL, FEED, INFERENCE, TRAIN, DATA)
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Training steps", "Prediction", "Loader", "Kernels beside XLA"]
+    assert titles == ["Training steps", "Prediction", "Loader", "Data", "Kernels beside XLA"]
+    assert "| 1,000 structures | read 1,234, peak_gib 0.25, cores 2 |" in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")

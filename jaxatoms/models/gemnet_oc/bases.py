@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
@@ -36,7 +37,7 @@ class QuadBasis(NamedTuple):
 
     circular: jax.Array  # [E_qint, k_main, n_cbf] as the policy stores edge arrays
     phases: jax.Array  # [E_qint, k_main, n_moment] zero where masked
-    project: jax.Array  # [n_node, k_main, n_sbf, k_qint * n_moment]
+    project: jax.Array  # [n_node, k_main, n_sbf, n_moment * k_qint]
     self_weight: jax.Array  # [n_node, k_main, n_sbf, k_qint] weight of the excluded case c = d
 
 
@@ -212,23 +213,37 @@ class Bases(nnx.Module):
         in_table = batch.main.in_table
         weights = take_rows(weights, in_table.reshape(-1), indices.main_slot)
         weights = weights.reshape(*in_table.shape, -1, count, count)
-        by_degree = jnp.einsum("nkilm,nkql->nkiqm", weights, polar, precision="highest")
-        columns = jnp.matmul(by_degree, self._fourier(radial.dtype), precision="highest")
-        collinear = outer.collinear[:, :, None, :]
-        in_general, at_right_angle = columns[..., 0], columns[..., -2]
-        constant = jnp.where(collinear, at_right_angle, in_general)[..., None]
-        phases = jnp.where(collinear[..., None], 0, outer.phases[:, :, None, :, 1:])
-        moments = [constant, columns[..., 1:-2] * phases, at_right_angle[..., None]]
-        project = jnp.concatenate(moments, axis=-1).reshape(*in_table.shape, weights.shape[2], -1)
-        return project, jnp.where(collinear, at_right_angle, columns[..., -1])
+        by_degree = jnp.einsum("nkilm,nkql->nkimq", weights, polar, precision="highest")
+        project, own = _fourier_moments(by_degree, outer.phases, outer.collinear)
+        return project.reshape(*project.shape[:3], -1), own
 
-    def _fourier(self, dtype) -> jax.Array:
-        """[count, 2 count + 1] columns: cos(k t) for k = 0.., the same for sin, value at 90 degrees, value at 0.
 
-        Row l holds norm_l times the expansion of P_l(cos t) where t is a difference of azimuths.
-        """
-        count = self.config.num_spherical
-        series = jnp.asarray(geo.legendre_of_cosine(count), dtype)
-        zero = geo.legendre(jnp.zeros((), dtype), count)[:, None]
-        columns = [series, series[:, 1:], zero, jnp.ones((count, 1), dtype)]
-        return jnp.concatenate(columns, axis=1) * jnp.asarray(geo.harmonic_norms(count), dtype)[:, None]
+def _fourier_moments(by_degree: jax.Array, phases: jax.Array, collinear: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over degrees m of by_degree times P_m(cos t) as one weight per moment, and its value at t = 0.
+
+    Sums over m are written out, as most coefficients are zero: as a product with a matrix, every step on the way to
+    the moments was an array of their size.
+
+    Args:
+      by_degree: [..., i, count, q].
+      phases: [..., q, 2 count - 1] of `azimuth`; collinear: [..., q], where t counts as 90 degrees.
+
+    Returns:
+      weights [..., i, n_moment, q] of the moments 1, cos(k a), sin(k a) and "collinear inside", and [..., i, q].
+    """
+    count = by_degree.shape[-2]
+    norms = geo.harmonic_norms(count)
+    series = geo.legendre_of_cosine(count) * norms[:, None]
+
+    def total(coefficients):
+        return sum(float(c) * by_degree[..., m, :] for m, c in enumerate(coefficients) if c)
+
+    at_right_angle = total(np.polynomial.legendre.legvander(0.0, count - 1).ravel() * norms)
+    collinear = collinear[..., None, :]
+    turning = jnp.where(collinear, 0, jnp.moveaxis(phases, -1, 0)[..., None, :])
+    waves = [total(series[:, k]) for k in range(count)]
+    moments = [jnp.where(collinear, at_right_angle, waves[0])]
+    moments += [waves[k] * turning[k] for k in range(1, count)]
+    moments += [waves[k] * turning[count - 1 + k] for k in range(1, count)]
+    own = jnp.where(collinear, at_right_angle, total(norms))
+    return jnp.stack([*moments, at_right_angle], axis=-2), own

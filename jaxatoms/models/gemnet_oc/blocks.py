@@ -166,7 +166,7 @@ class Quadruplet(SwapUp):
         moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision="highest")
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
-        moments = moments.reshape(n, k_q * n_moment, -1)
+        moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
         z = jnp.matmul(quad.project.reshape(n, k * i, f), moments, precision="highest")
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         same = same.reshape(n, k_q, k, -1)

@@ -19,7 +19,6 @@ from experiments import hlo
 from jaxatoms.data import loader, shards
 from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
 from jaxatoms.models import registry as models
-from jaxatoms.models.gemnet_oc.shared import gradient_divisors
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.training import parallel
 from jaxatoms.training.optim import make_optimizer
@@ -126,7 +125,8 @@ def compile_for(name: str, setup, budget: BatchBudget, structures: float) -> Com
 
 def _lower(setup, mesh, budget: BatchBudget):
     model = setup.model
-    optimizer = make_optimizer(setup.optim, setup.total_steps, gradient_divisors(model.params, setup.model_config))
+    divisors = models.shared_gradient_divisors(setup.model_config, model.params)
+    optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
     shardings = parallel.state_shardings(state, mesh, setup.config.shard_optimizer)
     step = make_train_step(

@@ -2,7 +2,8 @@
 
     python -m experiments.evaluate --run runs/ft --split test --samples all
 
-Reports the last and the best averaged weights; writes <split>.json, parity.png and errors.png into the run folder.
+Reports the last and the best averaged weights; writes <split>.json and, of both, <split>_parity_<weights>.png and
+<split>_errors_<weights>.png into the run folder.
 """
 
 import dataclasses
@@ -15,9 +16,7 @@ from flax import nnx
 
 from experiments import cli, evaluation
 from experiments.finetune import FinetuneConfig, open_data
-from experiments.provenance import provenance
 from experiments.runtime import prepare_process
-from experiments.session import write_record
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry
 from jaxatoms.models.precision import Precision
@@ -54,25 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     run_config = read_run(run_dir, config)
     model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
     corpus, split = open_data(run_config, model_config)
-    records = evaluation.draw(getattr(split, config.split), parse_count(config.samples))
-    result: dict = {"split": config.split, "n_structure": len(records), "of": len(getattr(split, config.split))}
-    shapes, apply = [], None
-    for name in ("last", "best"):
-        model = load(run_dir / "checkpoints" / name)
-        apply = apply or jax.jit(model.apply)  # both have one architecture: compiled once
-        forward = functools.partial(apply, model.params, model.constants)
-        data = evaluation.predict_split(forward, corpus, records, shapes, config.batch_edges)
-        result[f"{name}_ema"] = evaluation.report(data, corpus.facts)
-        if name == "last":
-            evaluation.plot(run_dir, data, corpus.facts, f"{run_config.downstream}, {config.split}")
-    write_record(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
+    whole = getattr(split, config.split)
+    records = evaluation.draw(whole, parse_count(config.samples))
+    models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
+    apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
+    forwards = {name: functools.partial(apply, m.params, m.constants) for name, m in models.items()}
+    result = evaluation.assess(run_dir, config.split, records, len(whole), forwards, corpus, [], config.batch_edges)
     print(evaluation.describe(result))
-    print(f"-> {run_dir}/{config.split}.json, parity.png, errors.png")
+    print(f"-> {run_dir}/{config.split}.json and {config.split}_*.png")
     return 0
 
 
 def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig:
-    """The run's settings, with this command's data folders.
+    """The run's settings, with this command's data folders where they are given.
 
     Raises:
       InputError: not a fine-tuning run, or one whose test split must not be looked at yet.
@@ -80,7 +73,7 @@ def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig:
     try:
         record = json.loads((run_dir / "config.json").read_text())
         places = {k: getattr(config, k) for k in ("data_root", "cache_dir")}
-        settings = FinetuneConfig(**record | places)
+        settings = FinetuneConfig(**record | {k: place for k, place in places.items() if place is not None})
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{run_dir} is no folder of experiments.finetune ({error})") from None
     summary = run_dir / "summary.json"

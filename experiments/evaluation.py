@@ -1,7 +1,7 @@
 """Errors of a fine-tuned model on a split, in the paper's units: overall, per component, element and size."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from experiments.passes import plan_pass
+from experiments.provenance import provenance
+from experiments.session import write_record
 from jaxatoms.data.corpus import samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.downstream_corpus import DownstreamCorpus
@@ -27,15 +29,36 @@ class Predictions(NamedTuple):
     element: np.ndarray | None  # [n] atomic numbers, for forces
 
 
-def predict_split(
-    forward: Callable, corpus: DownstreamCorpus, records: np.ndarray, shapes: list, batch_edges: int = BATCH_EDGES
-) -> Predictions:
-    """Predictions for the records of a data set, padding left out.
+def assess(
+    run_dir: Path,
+    split: str,
+    records: np.ndarray,
+    of: int,
+    forwards: Mapping[str, Callable],
+    corpus: DownstreamCorpus,
+    shapes: list,
+    batch_edges: int = BATCH_EDGES,
+) -> dict:
+    """Errors of each of `forwards` (by name) on the records; written to <split>.json, and plots beside it.
 
     Args:
-      forward: batch -> ModelOutput, jitted.
-      shapes: budgets that `forward` was compiled for, to be used again; grows.
+      of: number of records in the whole split.
+      forwards: batch -> ModelOutput, jitted.
+      shapes: budgets that they were compiled for, to be used again; grows.
     """
+    result: dict = {"split": split, "n_structure": len(records), "of": of}
+    for name, forward in forwards.items():
+        data = predict_split(forward, corpus, records, shapes, batch_edges)
+        result[name] = report(data, corpus.facts)
+        plot(run_dir, data, corpus.facts, f"{split}_{{}}_{name}.png", f"{corpus.facts.name}, {split}, {name}")
+    write_record(run_dir / f"{split}.json", result | {"provenance": provenance()})
+    return result
+
+
+def predict_split(
+    forward: Callable, corpus: DownstreamCorpus, records: np.ndarray, shapes: list, batch_edges: int
+) -> Predictions:
+    """Predictions for the records of a data set, padding left out; arguments as in `assess`."""
     plan = plan_pass(corpus, samples_of(0, records), batch_edges, shapes)
     rows = []
     for batch in plan.batches():
@@ -94,20 +117,18 @@ def report(data: Predictions, facts: ForceData | ScalarData) -> dict:
     if isinstance(facts, ScalarData) and facts.n_class:
         return _class_report(data)
     error = (data.predicted - data.label) * scale
-    out = {"n": len(error), "unit": unit, "mae": _mae(error), "rmse": float(np.sqrt(np.mean(error**2)))}
-    out["mean_baseline_mae"] = _mae((data.label - data.label.mean(axis=0)) * scale)
-    out["mae_by_size"] = _by_size(error, data.size)
+    out: dict = {"unit": unit} | _errors(error)
+    out["mean_baseline_mae"] = _errors((data.label - data.label.mean(axis=0)) * scale)["mae"]
+    out["by_size"] = _by_size(error, data.size)
     if data.element is not None:
-        out["mae_by_component"] = dict(zip("xyz", np.abs(error).mean(axis=0).tolist(), strict=True))
-        out["mae_by_element"] = {
-            chemical_symbols[z]: {"mae": _mae(error[data.element == z]), "n": int((data.element == z).sum())}
-            for z in np.unique(data.element)
-        }
+        out["by_component"] = {axis: _errors(error[:, i]) for i, axis in enumerate("xyz")}
+        elements = np.unique(data.element)
+        out["by_element"] = {chemical_symbols[z]: _errors(error[data.element == z]) for z in elements}
     return out
 
 
-def _mae(error: np.ndarray) -> float:
-    return float(np.abs(error).mean())
+def _errors(error: np.ndarray) -> dict:
+    return {"n": len(error), "mae": float(np.abs(error).mean()), "rmse": float(np.sqrt(np.mean(error**2)))}
 
 
 def _by_size(error: np.ndarray, size: np.ndarray) -> dict:
@@ -115,7 +136,7 @@ def _by_size(error: np.ndarray, size: np.ndarray) -> dict:
     for low, high in itertools.pairwise(SIZE_BINS):
         own = (size > low) & (size <= high)
         if own.any():
-            out[f"{low + 1}-{high}"] = {"mae": _mae(error[own]), "n": int(own.sum())}
+            out[f"{low + 1}-{high}"] = _errors(error[own])
     return out
 
 
@@ -131,8 +152,8 @@ def _class_report(data: Predictions) -> dict:
     }
 
 
-def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, title: str):
-    """parity.png and errors.png."""
+def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, names: str, title: str):
+    """A parity plot and a histogram of errors, into `names` with "parity" and "errors" put in."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -148,13 +169,13 @@ def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, title: 
     axis.set_xlabel(f"reference ({unit})")
     axis.set_ylabel(f"predicted ({unit})")
     axis.set_title(title, fontsize=8)
-    _save(figure, folder / "parity.png")
+    _save(figure, folder / names.format("parity"))
     figure, axis = pyplot.subplots(figsize=(4, 3))
     axis.hist(predicted - label, bins=100)
     axis.set_xlabel(f"error ({unit})")
     axis.set_yscale("log")
     axis.set_title(title, fontsize=8)
-    _save(figure, folder / "errors.png")
+    _save(figure, folder / names.format("errors"))
 
 
 def _save(figure, path: Path):

@@ -166,21 +166,22 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
-    optim = _make_optim(recipe, per_epoch, total, batches.total_steps)
+    optim = _make_optim(recipe, batches, total)
     return Setup(
         config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
         init[2],
     )  # fmt: skip
 
 
-def _make_optim(recipe: Recipe, per_epoch: int, total: int, whole: int) -> FinetuneOptim:
+def _make_optim(recipe: Recipe, batches: loader.TrainBatches, total: int) -> FinetuneOptim:
     """The schedule of a run of `total` steps; one cut short has its cosine and warm-up shortened."""
-    epochs = max(1, -(-total // per_epoch))
+    whole = batches.total_steps
+    per_epoch = whole // batches.epochs
     return FinetuneOptim(
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_epochs * per_epoch * total // whole,
-        cosine_epochs=min(recipe.cosine_epochs or epochs, epochs),
+        cosine_steps=min((recipe.cosine_epochs or batches.epochs) * per_epoch, total),
         final_lr=recipe.final_lr,
     )
 
@@ -334,7 +335,6 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     )
     optimizer = finetuning.make_finetune_optimizer(
         setup.optim,
-        setup.steps_per_epoch,
         _layer_rates(setup),
         models.shared_gradient_divisors(setup.model_config, model.params),
         trained,
@@ -354,7 +354,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             return sums(apply(params, constants, batch), batch)
 
         def lower_rate(step: int, metrics: dict):
-            if step > setup.optim.cosine_epochs * setup.steps_per_epoch:
+            if step > setup.optim.cosine_steps:
                 plateau[0] = plateau[0].after(metrics["loss"], recipe.patience)
 
         with RunLog(run_dir, setup.total_steps, config.quiet, resume_step=first if config.resume else None) as log:
@@ -402,7 +402,7 @@ def _layer_rates(setup: Setup):
 
 def _learning_rate(setup: Setup, step: int, plateau: float) -> float:
     """Of the head, for the log."""
-    return float(setup.optim.lr * plateau * finetuning.rate_factor(setup.optim, step, 1.0, setup.steps_per_epoch))
+    return float(setup.optim.lr * plateau * finetuning.rate_factor(setup.optim, step, 1.0))
 
 
 def test_run(setup: Setup, run_dir: Path, apply, last_params, constants) -> dict:
@@ -413,15 +413,11 @@ def test_run(setup: Setup, run_dir: Path, apply, last_params, constants) -> dict
     """
     best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
     test = evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
-    result: dict = {"split": "test", "n_structure": len(test), "of": len(setup.split.test)}
-    for name, params in (("last_ema", last_params), ("best_ema", best["ema"])):
-        forward = functools.partial(apply, params, constants)
-        data = evaluation.predict_split(forward, setup.corpus, test, setup.eval_shapes)
-        result[name] = evaluation.report(data, setup.corpus.facts)
-        if name == "last_ema":
-            evaluation.plot(run_dir, data, setup.corpus.facts, f"{setup.config.downstream} from {setup.upstream}")
-    write_record(run_dir / "test.json", result | {"provenance": provenance()})
-    return result
+    weights = {"last_ema": last_params, "best_ema": best["ema"]}
+    forwards = {name: functools.partial(apply, params, constants) for name, params in weights.items()}
+    return evaluation.assess(
+        run_dir, "test", test, len(setup.split.test), forwards, setup.corpus, setup.eval_shapes
+    )
 
 
 def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: int) -> dict:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxatoms.models import initializers
 from jaxatoms.models.dense_chain import residual_pair, scaled_silu
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.precision import Precision, widened
 from jaxatoms.ops.residual import fused_residual
 
 
@@ -25,7 +25,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.precision.dot(x, self.kernel[...])
-        return self.activate(y if self.bias is None else y + self.bias[...].astype(y.dtype))
+        return self.activate(y if self.bias is None else (widened(y) + self.bias[...]).astype(y.dtype))
 
     def activate(self, y: jax.Array) -> jax.Array:
         """The layer's activation, for callers that split the matmul."""
@@ -65,4 +65,4 @@ class ScaleFactor(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gamma = self.scale_factor[...]
-        return x * jnp.where(gamma == 0, 1.0, gamma).astype(x.dtype)
+        return (widened(x) * jnp.where(gamma == 0, 1.0, gamma)).astype(x.dtype)

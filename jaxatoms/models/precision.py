@@ -18,7 +18,8 @@ class Precision:
 
     `float32`: full precision everywhere. `tf32`: 10-bit mantissa inputs where the hardware has them, float32 sums.
     `bfloat16`: bfloat16 inputs and float32 sums in products, forward and backward, and GemNet-OC keeps its edge arrays
-    in bfloat16 (what PyTorch's autocast does to all linear layers); gradients of weights are float32 sums.
+    in bfloat16 (what PyTorch's autocast does to all linear layers); gradients of weights are float32 sums. Its sums
+    over angles multiply float32 bases, as with tf32.
     """
 
     matmul: str = "float32"
@@ -30,6 +31,11 @@ class Precision:
         if self.matmul not in ("float32", "tf32", "bfloat16"):
             raise ValueError(f"matmul precision must be float32, tf32 or bfloat16, got {self.matmul!r}")
 
+    @property
+    def sums(self) -> str:
+        """`precision` of the products that sum float32 bases times edges over neighbours."""
+        return "highest" if self.matmul == "float32" else "high"
+
     def store(self, x: jax.Array) -> jax.Array:
         """An array over edges as this policy keeps it; what follows from it by `dot` has its dtype."""
         return x.astype(jnp.bfloat16) if self.matmul == "bfloat16" else x
@@ -39,8 +45,7 @@ class Precision:
         dtype = dtype or x.dtype
         if self.matmul == "bfloat16":
             return _narrow(x.astype(jnp.bfloat16), w, dtype)
-        precision = "highest" if self.matmul == "float32" else "high"
-        return jnp.matmul(x, w, precision=precision).astype(dtype)
+        return jnp.matmul(x, w, precision=self.sums).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

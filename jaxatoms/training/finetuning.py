@@ -81,24 +81,24 @@ class FinetuneOptim:
     warmup_steps: int = 0
     """Steps of linear warm-up from warmup_start x lr, before the cosine."""
     warmup_start: float = 0.2
-    cosine_epochs: int = 32
-    """Epochs at whose end the cosine ends; afterwards the plateau rule takes over."""
+    cosine_steps: int
+    """Step at which the cosine ends; afterwards the plateau rule takes over."""
     final_lr: float = 0.1
     """Where the cosine of every group ends, as a fraction of lr."""
 
 
-def rate_factor(config: FinetuneOptim, step, multiplier: float, steps_per_epoch: int):
+def rate_factor(config: FinetuneOptim, step, multiplier: float):
     """Factor on multiplier x lr at `step`: warm-up, a cosine to the group's own floor, constant afterwards."""
     floor = float(np.clip(config.final_lr / multiplier, 0.01, 0.99))
-    warmup, last = config.warmup_steps, config.cosine_epochs * steps_per_epoch
-    progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
+    warmup = config.warmup_steps
+    progress = jnp.clip((step - warmup) / max(config.cosine_steps - warmup, 1), 0, 1)
     cosine = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     rise = config.warmup_start + (1 - config.warmup_start) * step / max(warmup, 1)
     return jnp.where(step < warmup, rise, cosine)
 
 
 def make_finetune_optimizer(
-    config: FinetuneOptim, steps_per_epoch: int, multipliers: Any, divisors: Any, trained: Any
+    config: FinetuneOptim, multipliers: Any, divisors: Any, trained: Any
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with a learning rate per parameter; update(..., plateau=f) scales all of them.
 
@@ -118,7 +118,7 @@ def make_finetune_optimizer(
         def scaled(u, multiplier, train):
             if not train:
                 return jnp.zeros_like(u)
-            rate = config.lr * multiplier * rate_factor(config, state.count, multiplier, steps_per_epoch)
+            rate = config.lr * multiplier * rate_factor(config, state.count, multiplier)
             return -rate * plateau * u
 
         scaled_updates = jax.tree.map(scaled, updates, multipliers, trained)

@@ -45,11 +45,15 @@ def test_a_run_reports_its_test_errors_in_the_papers_unit(gradient):
     for name in ("last_ema", "best_ema"):
         report = test[name]
         assert report["unit"] == "meV/A" and report["n"] == 12 * 21
-        assert report["mae"] == pytest.approx(np.mean(list(report["mae_by_component"].values())))
-        assert sum(e["n"] for e in report["mae_by_element"].values()) == 12 * 21
+        assert report["mae"] == pytest.approx(np.mean([e["mae"] for e in report["by_component"].values()]))
+        assert report["rmse"] ** 2 == pytest.approx(np.mean([e["rmse"] ** 2 for e in report["by_component"].values()]))
+        for parts in (report["by_element"], report["by_size"]):
+            assert sum(e["n"] for e in parts.values()) == 12 * 21
+            assert all(e["mae"] <= e["rmse"] for e in parts.values())
     assert summary["finished"] and summary["head"]["kind"] == "gradient" and summary["upstream"] == "demo:organic"
     assert summary["compiled_shapes"] == 1
-    assert (gradient / "parity.png").exists() and (gradient / "errors.png").exists()
+    plots = {f"test_{kind}_{weights}_ema.png" for kind in ("parity", "errors") for weights in ("last", "best")}
+    assert {path.name for path in gradient.glob("test_*.png")} == plots
 
 
 def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw_weights(nano_run):

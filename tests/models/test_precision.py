@@ -8,20 +8,20 @@ from fixtures import golden, quick_jit
 from flax import nnx
 
 from jaxatoms.models import indexing
-from jaxatoms.models.layers import Dense, Residual
+from jaxatoms.models.layers import Dense, Residual, ScaleFactor
 from jaxatoms.models.precision import Precision
 
 BF16 = Precision(matmul="bfloat16")
 
 
-def _products(jaxpr) -> list:
-    """Every dot_general of a program, those of inner programs included."""
+def _equations(jaxpr, name: str) -> list:
+    """Every equation of this name in a program, those of inner programs included."""
     found = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == name:
             found.append(eqn)
         for inner in jax.core.jaxprs_in_params(eqn.params):
-            found += _products(inner)
+            found += _equations(inner, name)
     return found
 
 
@@ -81,7 +81,7 @@ def _program(name: str, precision: Precision):
 def test_no_product_mixes_types(name):
     """float32 times bfloat16 would run in float32 on a GPU, at a fraction of the rate."""
     function, params, batch = _program(name, BF16)
-    products = _products(jax.make_jaxpr(function)(params, batch).jaxpr)
+    products = _equations(jax.make_jaxpr(function)(params, batch).jaxpr, "dot_general")
     types = [{v.aval.dtype.name for v in eqn.invars} for eqn in products]
     assert all(len(kinds) == 1 for kinds in types)
     assert sum(kinds == {"bfloat16"} for kinds in types) > len(types) / 2
@@ -98,3 +98,16 @@ def test_outputs_and_gradients_are_those_of_float32_to_the_precision_of_bfloat16
         assert b.dtype == jnp.float32 and float(jnp.abs(a - b).max()) < 0.03 * scale(a)
     for (path, a), b in zip(jax.tree.leaves_with_path(exact[1]), jax.tree.leaves(narrow[1]), strict=True):
         assert b.dtype == jnp.float32 and float(jnp.linalg.norm(a - b)) < 0.2 * float(jnp.linalg.norm(a)), path
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_gradient"])
+def test_no_sum_over_rows_is_left_in_bfloat16(name):
+    """Such a sum stops growing at 256 equal terms where hardware takes it literally."""
+    function, params, batch = _program(name, BF16)
+    sums = _equations(jax.make_jaxpr(function)(params, batch).jaxpr, "reduce_sum")
+    assert sums and not [eqn for eqn in sums if eqn.invars[0].aval.dtype == jnp.bfloat16]
+
+
+def test_a_fitted_factor_is_not_rounded():
+    x = jnp.ones((3, 2), jnp.bfloat16)
+    assert np.array_equal(ScaleFactor(1.005859375 / 2)(x), np.full((3, 2), 0.50390625))  # 1.00586 would round to 1.0078

@@ -56,32 +56,32 @@ def test_multipliers_are_the_published_ones():
 
 @pytest.mark.parametrize("multiplier", [0.3, 0.625, 1.0])
 def test_every_group_ends_at_a_tenth_of_the_base_rate(multiplier):
-    config = FinetuneOptim(cosine_epochs=10)
-    factor = [float(finetuning.rate_factor(config, s, multiplier, 10)) for s in (0, 50, 100, 1000)]
+    config = FinetuneOptim(cosine_steps=100)
+    factor = [float(finetuning.rate_factor(config, s, multiplier)) for s in (0, 50, 100, 1000)]
     assert factor[0] == pytest.approx(1) and factor[2] == factor[3]
     assert multiplier * factor[3] == pytest.approx(0.1)
     assert factor[1] == pytest.approx((1 + factor[3]) / 2)
 
 
 def test_warm_up_rises_from_a_fifth_before_the_cosine():
-    config = FinetuneOptim(warmup_steps=50, cosine_epochs=10, final_lr=0.01)
-    factor = [float(finetuning.rate_factor(config, s, 1.0, 20)) for s in (0, 25, 50, 125, 200, 300)]
+    config = FinetuneOptim(warmup_steps=50, cosine_steps=200, final_lr=0.01)
+    factor = [float(finetuning.rate_factor(config, s, 1.0)) for s in (0, 25, 50, 125, 200, 300)]
     assert factor == pytest.approx([0.2, 0.6, 1.0, 0.505, 0.01, 0.01])
 
 
 def test_the_optimiser_is_adamw_with_a_rate_per_group_and_clipped_components():
     params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0]), "c": jnp.array([4.0])}
     grads = {"a": jnp.array([0.5, 30.0]), "b": jnp.array([8.0]), "c": jnp.array([1.0])}
-    optim = FinetuneOptim(lr=0.1)
+    optim = FinetuneOptim(lr=0.1, cosine_steps=320)
     build = finetuning.make_finetune_optimizer
-    optimizer = build(optim, 10, dict(a=1.0, b=0.5, c=1.0), dict(a=1, b=16, c=1), dict(a=True, b=True, c=False))
+    optimizer = build(optim, dict(a=1.0, b=0.5, c=1.0), dict(a=1, b=16, c=1), dict(a=True, b=True, c=False))
     state, p = optimizer.init(params), params
     for _ in range(3):
         updates, state = optimizer.update(grads, state, p, plateau=0.8)
         p = optax.apply_updates(p, updates)
     assert p["c"] == params["c"]
     for name, multiplier, clipped in (("a", 1.0, [0.5, 1.0]), ("b", 0.5, [0.5])):
-        rate = [0.1 * 0.8 * multiplier * float(finetuning.rate_factor(optim, s, multiplier, 10)) for s in range(3)]
+        rate = [0.1 * 0.8 * multiplier * float(finetuning.rate_factor(optim, s, multiplier)) for s in range(3)]
         twin = optax.adamw(lambda s, r=rate: jnp.array(r)[s], 0.9, 0.95, 1e-8, weight_decay=0.1)
         expected, twin_state = params[name], twin.init(params[name])
         for _ in range(3):

@@ -21,16 +21,16 @@ def silent(name: str, **arrays):
     """The default observer: blocks report named intermediates to `observe`, for tests and scale fitting."""
 
 
-def _moments(harmonics: jax.Array, x: jax.Array) -> jax.Array:
+def _moments(harmonics: jax.Array, x: jax.Array, precision: str) -> jax.Array:
     """[n_node, n_lm, c] sums over incoming edges of harmonics [n_node, k, n_lm] times features [n_node, k, c]."""
-    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision="highest")
+    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision=precision)
 
 
-def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array) -> jax.Array:
+def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array, precision: str) -> jax.Array:
     """[n_node, k_main, n_cbf, c] projected angular sums, the pair in = out removed; `same` [n_node, k_main, c]."""
     n, k, i, m = basis.project.shape
-    z = jnp.matmul(basis.project.reshape(n, k * i, m), moments, precision="highest").reshape(n, k, i, -1)
-    return z - basis.self_weight[..., None] * same[:, :, None, :]
+    z = jnp.matmul(basis.project.reshape(n, k * i, m), moments, precision=precision).reshape(n, k, i, -1)
+    return z - basis.self_weight[..., None] * widened(same)[:, :, None, :]
 
 
 class Bilinear(nnx.Module):
@@ -62,6 +62,7 @@ class TripletEdge(SwapUp):
 
     def __init__(self, c: GemNetOCConfig, n_in: int, args):
         self.dense_ba = Dense(n_in, n_in, act=True, **args)
+        self.sums = args["precision"].sums
         self.mlp_rbf = Dense(c.emb_size_rbf, n_in, **args)
         self.scale_rbf = ScaleFactor()
         self.down_projection = Dense(n_in, c.emb_size_trip_in, act=True, **args)
@@ -74,7 +75,7 @@ class TripletEdge(SwapUp):
         table = batch.main.in_table
         x = self._gate(self.dense_ba(m), basis.gate_e2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = _project(basis.e2e, _moments(basis.main_harmonics, slots), slots)
+        z = _project(basis.e2e, _moments(basis.main_harmonics, slots, self.sums), slots, self.sums)
         return self._finish(z, x, batch, indices, observe)
 
     def a2e(self, h, basis: BasisOutput, batch: GraphBatch, indices: Indices, observe=silent):
@@ -85,8 +86,8 @@ class TripletEdge(SwapUp):
         x = self._gate(x, basis.gate_a2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.a2ee2a_slot)
         same = take_rows(slots, indices.twin_a2ee2a, indices.twin_main)
-        moments = _moments(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1))
-        z = _project(basis.a2e, moments, same.reshape(*batch.main.in_table.shape, -1))
+        moments = _moments(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1), self.sums)
+        z = _project(basis.a2e, moments, same.reshape(*batch.main.in_table.shape, -1), self.sums)
         return self._finish(z, x, batch, indices, observe)
 
     def _gate(self, x, gate, observe):
@@ -106,6 +107,7 @@ class TripletAtom(nnx.Module):
     def __init__(self, c: GemNetOCConfig, args):
         n = c.emb_size_edge
         self.dense_ba = Dense(n, n, act=True, **args)
+        self.sums = args["precision"].sums
         self.mlp_rbf = Dense(c.emb_size_rbf, n, **args)
         self.scale_rbf = ScaleFactor()
         self.down_projection = Dense(n, c.emb_size_trip_in, act=True, **args)
@@ -121,7 +123,7 @@ class TripletAtom(nnx.Module):
         observe("scale_rbf", value=gated, reference=x)
         x = self.down_projection(self.scale_rbf(gated))
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision="highest")
+        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision=self.sums)
         y = self.mlp_cbf(z.reshape(z.shape[0], -1))
         observe("scale_cbf_sum", value=y, reference=x)
         return self.up_projection_ca(self.scale_cbf_sum(y))
@@ -133,6 +135,7 @@ class Quadruplet(SwapUp):
     def __init__(self, c: GemNetOCConfig, args):
         n = c.emb_size_edge
         self.dense_db = Dense(n, n, act=True, **args)
+        self.sums = args["precision"].sums
         self.mlp_rbf = Dense(c.emb_size_rbf, n, **args)
         self.scale_rbf = ScaleFactor()
         self.mlp_cbf = Dense(c.emb_size_cbf, c.emb_size_quad_in, **args)
@@ -163,14 +166,14 @@ class Quadruplet(SwapUp):
         """[n_node * k_main, n_sbf * c] projected sums over all d and b, the case c = d removed."""
         n, k, i, f = quad.project.shape
         k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[-1]
-        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision="highest")
+        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision=self.sums)
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
         moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
-        z = jnp.matmul(quad.project.reshape(n, k * i, f), moments, precision="highest")
+        z = jnp.matmul(quad.project.reshape(n, k * i, f), moments, precision=self.sums)
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         same = same.reshape(n, k_q, k, -1)
-        z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision="highest")
+        z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision=self.sums)
         return z.reshape(n * k, -1).astype(turned.dtype)
 
 
@@ -179,6 +182,7 @@ class Pair(nnx.Module):
 
     def __init__(self, c: GemNetOCConfig, args):
         self.bilinear = Dense(c.emb_size_rbf * c.emb_size_aint_in, c.emb_size_aint_out, **args)
+        self.sums = args["precision"].sums
         self.scale_rbf_sum = ScaleFactor()
         self.down_projection = Dense(c.emb_size_atom, c.emb_size_aint_in, act=True, **args)
         self.up_projection = Dense(c.emb_size_aint_out, c.emb_size_atom, act=True, **args)
@@ -188,7 +192,7 @@ class Pair(nnx.Module):
         n_graph, n, n_rbf, _ = basis.pair.shape
         x = self.down_projection(h)
         dense = take_rows(x, batch.node_table.reshape(-1), batch.node_slot).reshape(n_graph, n, -1)
-        z = jnp.matmul(basis.pair.reshape(n_graph, n * n_rbf, n), dense, precision="highest")
+        z = jnp.matmul(basis.pair.reshape(n_graph, n * n_rbf, n), dense, precision=self.sums)
         y = self.bilinear(z.reshape(n_graph * n, -1))
         y = take_rows(y, batch.node_slot, batch.node_table.reshape(-1))
         observe("scale_rbf_sum", value=y, reference=x)

@@ -53,8 +53,8 @@ class FinetuneConfig:
     init_mode: str = "ema"
     """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
     EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
-    model: str = "gemnet_oc_s"
-    """Dimensions of a run from scratch."""
+    model: str | None = None
+    """Dimensions of a run from scratch (default gemnet_oc_s); a checkpoint of others is refused."""
     target: str | None = None
     """Column to learn, or `forces`, for data sets without a recipe."""
     forces: str = "auto"

@@ -136,17 +136,26 @@ def check_elements(store: Store, config: ModelConfig, name: str):
         )
 
 
-def find_init(init: str, model: str = "") -> tuple[Path | None, ModelConfig, dict]:
+def find_init(init: str, model: str | None = None) -> tuple[Path | None, ModelConfig, dict]:
     """(checkpoint folder, dimensions, the pretraining run's settings) of `--init`; no folder for "scratch".
 
     Args:
-      model: name or file of the dimensions of a run from scratch.
+      model: name or file of the dimensions of a run from scratch, or that the checkpoint must have.
 
     Raises:
-      InputError: no such checkpoint or model.
+      InputError: no such checkpoint or model, or a checkpoint of another size.
     """
     if init == "scratch":
-        return None, find_config(model), {"upstream": "scratch"}
+        return None, find_config(model or "gemnet_oc_s"), {"upstream": "scratch"}
     path = resolve_checkpoint(init)
     meta = read_meta(path)
-    return path, config_from_record(meta["model"]), meta.get("config", {})
+    config = config_from_record(meta["model"])
+    if model is not None and _size(config) != _size(find_config(model)):
+        raise InputError(f"{init} holds a network of other dimensions than {model}; leave --model out or change --init")
+    return path, config, meta.get("config", {})
+
+
+def _size(config: ModelConfig) -> dict:
+    """What makes two networks the same size, whatever their heads, elements and memory settings."""
+    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k.startswith(("num_", "emb_", "sphere_", "lmax"))}
+    return {"kind": type(config), **sizes, "num_elements": None}

@@ -117,7 +117,9 @@ def make_steps(row: PaperRow, config: ReproduceConfig) -> list[Step]:
         first = [pretrain_step(row, config, seed) for seed in config.seeds]
         inits = {seed: Path(config.out) / step.name for seed, step in zip(config.seeds, first, strict=True)}
     csi = [] if config.extractor == "none" else [csi_step(row, config, tasks, inits[config.seeds[0]])]
-    return [*first, *csi, *(finetune_step(config, t, d, inits[s], s) for s in config.seeds for t, d in tasks.items())]
+    model = config.model or row.model
+    last = [finetune_step(config, t, d, inits[s], model, s) for s in config.seeds for t, d in tasks.items()]
+    return [*first, *csi, *last]
 
 
 def pretrain_step(row: PaperRow, config: ReproduceConfig, seed: int) -> Step:
@@ -150,11 +152,11 @@ def convert_step(row: PaperRow, config: ReproduceConfig) -> Step:
     return Step(name, argv, proof=folder / "checkpoints" / "best")
 
 
-def finetune_step(config: ReproduceConfig, task: str, data: str, init: Path, seed: int) -> Step:
-    """Fine-tuning on one task, with its test."""
+def finetune_step(config: ReproduceConfig, task: str, data: str, init: Path, model: str, seed: int) -> Step:
+    """Fine-tuning on one task, with its test; a checkpoint of another size than the row's is refused by it."""
     name = f"finetune/{init.name}/{slug(task)}-s{seed}"
     folder = Path(config.out) / name
-    words = ["--downstream", data, "--init", str(init), "--seed", str(seed)]
+    words = ["--downstream", data, "--init", str(init), "--model", model, "--seed", str(seed)]
     if config.scale < 1:
         words += ["--max-steps", str(config.count(finetune_steps(task)))]
     else:

@@ -83,12 +83,15 @@ def open_downstream(
     the rest being test, or 80 / 10 / 10 %.
 
     Raises:
-      InputError: unknown data set, missing target, or a split larger than the data.
+      InputError: unknown data set, missing target, a part of the split without labels, or a split larger than the data.
     """
+    published = family_of(name) in PUBLISHED
+    if published and target is not None:
+        raise InputError(f"{name} names its own target; leave --target {target} out")
     spec, store = open_dataset(name, data_root, cache_dir)
-    published = spec.family in PUBLISHED
     split = _split(name, store, sizes, published)
     facts = downstream(name) if published else _own_facts(name, store, split.train, spec, target)
+    _check_labels(name, facts, store, split)
     if cutoff or max_neighbors:
         graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
         facts = dataclasses.replace(facts, graph=graph)
@@ -129,6 +132,16 @@ def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | N
         energy_std=float(np.nanstd(energy)) or 1.0,
         force_std=float(forces.std()),
     )
+
+
+def _check_labels(name: str, facts: ForceData | ScalarData, store: Store, split: Split):
+    """Every part of a split has labels: a run without would train on nothing and report NaN."""
+    column = "forces" if isinstance(facts, ForceData) else facts.column
+    for part in ("train", "val", "test"):
+        some = _some(getattr(split, part))
+        values = store.take(some).forces if column == "forces" else store.column(column)[some]
+        if len(some) and not np.isfinite(np.asarray(values, np.float64)).any():
+            raise InputError(f"{name}: no structure of the {part} split has a value of {column}; check the file")
 
 
 def _constants(facts: ForceData | ScalarData, store: Store, train: np.ndarray) -> tuple[float, float]:

@@ -1,12 +1,15 @@
 """Downstream sets as training data: published constants and graphs, or constants of their own train split."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from jaxatoms.data import loader
 from jaxatoms.data.corpus import samples_of
-from jaxatoms.data.downstream import Graph
-from jaxatoms.data.downstream_corpus import graphs_of, open_downstream
+from jaxatoms.data.downstream import Graph, downstream
+from jaxatoms.data.downstream_corpus import _check_labels, graphs_of, open_downstream
+from jaxatoms.data.splits import Split
 from jaxatoms.types import InputError
 
 
@@ -43,6 +46,23 @@ def test_sizes_make_a_split_and_too_large_ones_are_refused(cache):
 def test_a_missing_target_names_what_there_is(cache):
     with pytest.raises(InputError, match="no column 'target_dipole'; it has target_gap"):
         open_downstream("demo:gap", cache_dir=cache, target="target_dipole")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_without_labels_is_refused(part):
+    """Published constants do not need the labels, training does."""
+    split = Split(*np.arange(9).reshape(3, 3))
+    values = np.arange(9.0)
+    values[getattr(split, part)] = np.nan
+    values[0 if part != "train" else 3] = np.nan  # single gaps are fine
+    store = SimpleNamespace(column=lambda name: values)
+    with pytest.raises(InputError, match=f"qm9:U_0: no structure of the {part} split has a value of target_U_0"):
+        _check_labels("qm9:U_0", downstream("qm9:U_0"), store, split)
+
+
+def test_a_published_set_has_no_other_target(cache):
+    with pytest.raises(InputError, match="names its own target"):
+        open_downstream("qm9:U_0", cache_dir=cache, target="target_mu", data_root="nowhere")
 
 
 def test_large_structures_get_fewer_neighbours(cache):

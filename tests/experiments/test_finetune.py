@@ -148,6 +148,8 @@ def _refusal(command, options, capsys):
         (["--downstream", "demo:aspirin", "--forces", "both"], "--forces must be auto or gradient or direct"),
         (["--downstream", "demo:aspirin", "--n-train", "9"], "belong together"),
         (["--downstream", "demo:aspirin", "--init", "nowhere"], "nowhere"),
+        (["--downstream", "demo:aspirin", "--model", "gemnet_oc_s"], "other dimensions than gemnet_oc_s"),
+        (["--downstream", "qm9:U_0", "--target", "target_mu"], "names its own target"),
     ],
 )
 def test_a_bad_setting_is_one_line(nano_run, tmp_path, capsys, options, words):

@@ -1,6 +1,7 @@
 """One command on a GPU: parity in float32 and bfloat16, then every named workload; writes one JSON file.
 
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON]
+    python -m benchmarks.report benchmarks/results/*.json*
 
 Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a
 process of its own under a time limit, and the file is written after each, so that a failure or the end of a lease costs
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from experiments.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
+PARITY = ("tests/parity", "tests/models/test_precision.py")  # float32 and bfloat16
 
 
 class Item(NamedTuple):
@@ -39,19 +41,23 @@ def items(model: str, peer: str | None, quick: bool) -> list[Item]:
     common = ["--model", model, *(["--reps", "2", "--warmup", "1"] if quick else [])]
     direct = lambda case, copies: ["--cases", case, "--grad", "--copies", str(copies)]  # noqa: E731
     gradient = lambda case, copies: ["--cases", "--grad", case, "--copies", str(copies)]  # noqa: E731
-    big = 1 if quick else 16
+    molecules, slabs, aspirin = (1, 1, 1) if quick else (22, 15, 16)  # 65k edges, 65k edges, 64 structures
+    large = "gemnet_oc_l" if model == "gemnet_oc_s" else model
+    twenty = 1 if quick else 10
     with_peer = ["--peer", peer, "--peer-device", "cuda"] if peer else []
     bf16, f32 = ["--precision", "bfloat16"], ["--precision", "float32"]
     return [
-        Item("parity", ["-m", "pytest", "tests/parity", "-m", "not slow"], lines=False),
+        Item("parity", ["-m", "pytest", *PARITY, "-m", "not slow"], lines=False),
         _throughput("molecules batch 20, bfloat16", *direct("mol20", 1), *bf16, *common, *with_peer),
-        _throughput("molecules packed, bfloat16", *direct("mol20", big), *bf16, *common, *with_peer),
-        _throughput("slabs packed, bfloat16", *direct("slab2", max(1, big // 2)), *bf16, *common),
-        _throughput("molecules batch 20, float32", *direct("mol20", 1), *f32, *common),
-        _throughput("molecules packed, float32", *direct("mol20", big), *f32, *common),
+        _throughput("molecules packed, bfloat16", *direct("mol20", molecules), *bf16, *common, *with_peer),
+        _throughput("slabs batch 20, bfloat16", *direct("slab2", twenty), *bf16, *common, *with_peer),
+        _throughput("gradient forces batch 64", *gradient("aspirin4", aspirin), *bf16, *common, *with_peer),
         _throughput("gradient forces batch 4", *gradient("aspirin4", 1), *bf16, *common, *with_peer),
-        _throughput("gradient forces batch 64", *gradient("aspirin4", big), *bf16, *common),
-        Item("profile", ["-m", "benchmarks.profile_step", "--copies", str(big), "--model", model, *bf16]),
+        _throughput("molecules packed, float32", *direct("mol20", molecules), *f32, *common),
+        _throughput("slabs packed, bfloat16", *direct("slab2", slabs), *bf16, *common),
+        Item("profile", ["-m", "benchmarks.profile_step", "--copies", str(molecules), "--model", model, *bf16]),
+        _throughput("large variant packed", *direct("mol20", molecules), *bf16, *common, "--model", large),
+        Item("prediction", ["-m", "benchmarks.inference_throughput", "--model", model, *bf16]),
     ]
 
 

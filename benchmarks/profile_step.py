@@ -158,7 +158,7 @@ def profile(args) -> dict:
     work = make_workload(load_structures(args.case, args.copies))
     batch = jax.device_put(work.batch)
     model = make_model(find_config(args.model), 1, 0, Precision(matmul=args.precision))
-    limits = {"matmul_flops": matmul_rate(MATMUL_ROWS), "copy_bytes": copy_rate()}
+    limits = {"matmul_flops": matmul_rate(args.precision, MATMUL_ROWS), "copy_bytes": copy_rate()}
     parts = {"input (host)": {"count": 1, "seconds": work.graph_s, "flops": 0.0, "bytes": 0.0, "temporaries": 0}}
     for name, count, cost in backbone_parts(model, batch, args.reps):
         parts[name] = {"count": count, **cost._asdict()}
@@ -167,6 +167,7 @@ def profile(args) -> dict:
         parts[name] = {"count": count, **cost._asdict()}
         print(_row(name, parts[name], limits), flush=True)
     return {
+        "benchmark": "profile_step",
         **{name: getattr(args, name) for name in ("case", "copies", "model", "precision", "reps")},
         "edges": work.n_edge,
         "edge_slots": work.budget.n_main,

@@ -1,7 +1,7 @@
-"""Lines of the benchmarks -> the tables in RESULTS.md: `python -m benchmarks.report FILE.jsonl ...`.
+"""Lines of the benchmarks -> the tables in RESULTS.md: `python -m benchmarks.report FILE ...`.
 
-Read are lines of `train_throughput`, `inference_throughput`, `feed_rate`, `data_pipeline`, `csi_throughput` and
-`kernels`; a file may hold several kinds.
+Read are lines of `train_throughput`, `inference_throughput`, `feed_rate`, `data_pipeline`, `csi_throughput`, `dynamics`
+and `kernels`; a file may hold several kinds, or be what `gpu_session` wrote.
 The newest line of each case on each machine is shown; older ones stay in the JSON files.
 """
 
@@ -124,6 +124,7 @@ KINDS = {
     "csi_throughput": Kind(
         "Chemical Similarity Index", "Random rows, unless a data set is named.", ("what",), FIGURE_COLUMNS
     ),
+    "dynamics": Kind("Energy conservation", "One trajectory each, in float64.", ("what",), FIGURE_COLUMNS),
     "kernels": Kind(
         "Kernels beside XLA",
         "Where a kernel was interpreted its time says nothing.",
@@ -143,12 +144,21 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
     """Of each benchmark the newest line of each case and machine, in the order of first appearance."""
     newest: dict[str, dict] = {kind: {} for kind in KINDS}
     for file in files:
-        for record in map(json.loads, file.read_text().splitlines()):
+        for record in _records(file):
             kind = record.get("benchmark", "train_throughput")
+            if kind == "profile_step":  # its table is docs/performance.md
+                continue
             key = (*(record.get(name) for name in KINDS[kind].key), _machine(record))
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
                 newest[kind][key] = record
     return {kind: list(lines.values()) for kind, lines in newest.items()}
+
+
+def _records(file: Path) -> list[dict]:
+    """The lines of a JSONL file, or of all items of a gpu_session (.json)."""
+    if file.suffix == ".json":
+        return [line for item in json.loads(file.read_text())["items"].values() for line in item.get("lines", [])]
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def section(kind: Kind, records: list[dict]) -> str:

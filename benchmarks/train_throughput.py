@@ -103,7 +103,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     memory["compiled"] = peak_memory_gib()["host"]
     analysis, gflop = compiled.memory_analysis(), compiled.cost_analysis()["flops"] / 1e9
     del lowered, compiled
-    gemm = [matmul_rate(GEMM_ROWS) / 1e9 for _ in range(3)]
+    gemm = [matmul_rate(args.precision, GEMM_ROWS) / 1e9 for _ in range(3)]
 
     losses, times, cpu_times = [], [], []
     for _ in range(args.warmup + args.reps):
@@ -113,7 +113,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         cpu_times.append(time.process_time() - cpu_began)
         losses.append(float(metrics["loss"]))
     memory |= {f"peak_{key}": value for key, value in peak_memory_gib().items()}
-    gemm += [matmul_rate(GEMM_ROWS) / 1e9 for _ in range(3)]
+    gemm += [matmul_rate(args.precision, GEMM_ROWS) / 1e9 for _ in range(3)]
     if not np.isfinite(losses).all():
         raise FloatingPointError(f"{case} {forces}: losses {losses} are not finite")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxatoms.data import loader
 from jaxatoms.models import registry as models
+from jaxatoms.models.precision import Precision
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -39,9 +40,10 @@ def print_plan(setup, out: TextIO):
     flops = config.accumulate * compiled.cost_analysis().get("flops", float("nan"))  # a loop's body is counted once
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     say(f"memory      {total / 2**30:.2f} GiB for the step ({memory.temp_size_in_bytes / 2**30:.2f} of it temporary)")
-    rate = matmul_rate()
+    rate = matmul_rate(config.precision)
     hours = setup.total_steps * flops / rate / 3600
-    say(f"arithmetic  {flops / 1e9:.1f} GFLOP per step; this device multiplies at {rate / 1e9:.0f} GFLOP/s in float32")
+    here = f"this device multiplies at {rate / 1e9:.0f} GFLOP/s in {config.precision}"
+    say(f"arithmetic  {flops / 1e9:.1f} GFLOP per step; {here}")
     say(f"time        at least {hours:.2f} h at that rate; expect 1.5 to 2.5 times as much")
 
 
@@ -62,10 +64,11 @@ def compile_step(setup, batch):
     return step.lower(state, model.constants, batch).compile()
 
 
-def matmul_rate(n: int = 2048) -> float:
-    """FLOP/s of a float32 [n, 512] x [512, 512] chain on the default device."""
-    x, w = jnp.ones((n, 512)), jnp.eye(512)
-    chain = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: jnp.matmul(y, w, precision="highest"), x))
+def matmul_rate(precision: str, n: int = 2048) -> float:
+    """FLOP/s of an [n, 512] x [512, 512] chain on the default device, under a precision policy."""
+    policy = Precision(matmul=precision)
+    x, w = policy.store(jnp.ones((n, 512))), jnp.eye(512)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: policy.dot(y, w), x))
     chain(x).block_until_ready()
     began = time.perf_counter()
     chain(x).block_until_ready()

@@ -59,6 +59,14 @@ def test_each_kind_of_line_has_its_table(written):
     assert "## Loader" not in written(TRAIN)
 
 
+def test_a_gpu_session_is_a_file_of_lines(tmp_path):
+    items = {"parity": {"exit": 0, "lines": []}, "molecules": {"exit": 0, "lines": [TRAIN, INFERENCE]}, "late": {}}
+    profile = {"lines": [{"benchmark": "profile_step", "case": "mol20"}]}
+    (tmp_path / "session.json").write_text(json.dumps({"items": items | {"profile": profile}}, indent=1))
+    found = report.read_lines([tmp_path / "session.json"])
+    assert [len(lines) for lines in found.values() if lines] == [1, 1]
+
+
 def test_results_without_an_accelerator_say_so(written):
     assert "No figure here was measured on a GPU" in written(TRAIN)
     assert "No figure here" not in written(TRAIN, FEED | {"device": {"kind": "NVIDIA H200"}})

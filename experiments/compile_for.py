@@ -99,13 +99,16 @@ def compile_for(name: str, setup, budget: BatchBudget, structures: float) -> Com
       setup: a `Setup` of experiments.pretrain, on the host.
       budget: of one device's part.
       structures: real ones per step, over all devices.
+
+    Raises:
+      InputError: the step does not fit into a chip's memory.
     """
     devices = find_topology(name).devices
     mesh = jax.sharding.Mesh(np.array(devices), (parallel.AXIS,))
     with compiling_for("tpu"):  # the model is written differently for CPUs
         lowered = _lower(setup, mesh, budget)
     began = time.perf_counter()
-    program = lowered.compile()
+    program = _fitting(lowered, name)
     seconds = time.perf_counter() - began
     cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
     return Compiled(
@@ -121,6 +124,18 @@ def compile_for(name: str, setup, budget: BatchBudget, structures: float) -> Com
         structures=structures,
         edges=budget.n_main,
     )
+
+
+def _fitting(lowered, name: str):
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = re.search(r"\(([\d.]+[GM])\) exceeds available HBM \(([\d.]+[GM])\)", str(error))
+        sizes = f" (temporaries take {needed[1]} of {needed[2]})" if needed else ""
+        raise InputError(f"--compile-for {name}: the step does not fit into a chip{sizes}; lower --batch-edges or "
+                         "--batch-size, or add --remat") from error  # fmt: skip
 
 
 def _lower(setup, mesh, budget: BatchBudget):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from experiments import compile_for
@@ -27,3 +28,21 @@ def test_the_roofline_counts_passes_cores_and_the_ring():
 def test_unknown_topologies_are_refused_in_one_line(name):
     with pytest.raises(InputError, match="use v4, v5e, v5p, v6e with a shape"):
         compile_for.find_topology(name)
+
+
+def test_a_step_that_does_not_fit_is_one_line():
+    class Large:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries "
+                "(18.31G) exceeds available HBM (15.75G). HLO module: jit_update."
+            )
+
+    with pytest.raises(InputError, match=r"does not fit into a chip \(temporaries take 18.31G of 15.75G\); lower"):
+        compile_for._fitting(Large(), "v5e:2x2")
+
+
+@pytest.mark.parametrize(("name", "devices"), [("v4:2x2x1", 8), ("v5e:4x4", 16), ("v5p:2x2x1", 4), ("v6e:2x2", 4)])
+def test_topologies_are_found_without_a_tpu(name, devices):
+    pytest.importorskip("libtpu")
+    assert len(compile_for.find_topology(name).devices) == devices

@@ -62,8 +62,8 @@ class FinetuneConfig:
     n_train: int | None = None
     """Training structures of a random split, for data sets without a published one (or to override it)."""
     n_val: int | None = None
-    val_samples: int = 2000
-    """Validation structures that are evaluated every epoch, at most."""
+    val_samples: int | None = None
+    """Validation structures that are evaluated every epoch, at most; default: 10,000, or 2000 with --budget small."""
     test_samples: str = "2000"
     """Test structures evaluated at the end (random, seed 0), or `all` for final numbers."""
     budget: str = "paper"
@@ -159,7 +159,8 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         (run_dir / "data").mkdir(exist_ok=True)
         save_split(run_dir / "data" / "split.npz", split, corpus.store)
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
-    val_samples = samples_of(0, split.val[: config.val_samples])
+    n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
+    val_samples = samples_of(0, split.val[:n_val])
     eval_shapes: list = []
     val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
     model, model_config, head = _make_model(config, recipe, corpus, val, *init[:2])

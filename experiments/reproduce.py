@@ -13,6 +13,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments import cli
 from experiments.chain import Step, is_done, print_chain, run_chain
@@ -53,7 +54,7 @@ class ReproduceConfig:
     downstream: tuple[str, ...] = ()
     """Tasks to run, in the same form; default: the table's."""
     seeds: tuple[int, ...] = (0,)
-    """Of pretraining and fine-tuning alike."""
+    """Of pretraining and fine-tuning alike; MatBench tasks take two of their own for each (0 and 1 for seed 0)."""
     extractor: str | None = None
     """Network for CSI: a checkpoint, or none. Default: the row's own pretrained network."""
     jmp: str | None = None
@@ -118,8 +119,26 @@ def make_steps(row: PaperRow, config: ReproduceConfig) -> list[Step]:
         inits = {seed: Path(config.out) / step.name for seed, step in zip(config.seeds, first, strict=True)}
     csi = [] if config.extractor == "none" else [csi_step(row, config, tasks, inits[config.seeds[0]])]
     model = config.model or row.model
-    last = [finetune_step(config, t, d, inits[s], model, s) for s in config.seeds for t, d in tasks.items()]
-    return [*first, *csi, *last]
+    return [*first, *csi, *(finetune_step(config, run, inits[run.init_seed], model) for run in runs_of(row, config))]
+
+
+class FinetuneRun(NamedTuple):
+    """One fine-tuning of a row."""
+
+    task: str  # as the paper's
+    data: str  # data set to open
+    init_seed: int  # of the network it starts from
+    seed: int
+
+
+def runs_of(row: PaperRow, config: ReproduceConfig) -> list[FinetuneRun]:
+    """All fine-tuning runs of a row; MatBench cells are means of two seeds (specification finetuning 1)."""
+    return [
+        FinetuneRun(task, data, seed, own)
+        for seed in config.seeds
+        for task, data in tasks_of(row, config).items()
+        for own in ((2 * seed, 2 * seed + 1) if task.startswith("matbench:") else (seed,))
+    ]
 
 
 def pretrain_step(row: PaperRow, config: ReproduceConfig, seed: int) -> Step:
@@ -152,13 +171,13 @@ def convert_step(row: PaperRow, config: ReproduceConfig) -> Step:
     return Step(name, argv, proof=folder / "checkpoints" / "best")
 
 
-def finetune_step(config: ReproduceConfig, task: str, data: str, init: Path, model: str, seed: int) -> Step:
+def finetune_step(config: ReproduceConfig, run: FinetuneRun, init: Path, model: str) -> Step:
     """Fine-tuning on one task, with its test; a checkpoint of another size than the row's is refused by it."""
-    name = f"finetune/{init.name}/{slug(task)}-s{seed}"
+    name = f"finetune/{init.name}/{slug(run.task)}-s{run.seed}"
     folder = Path(config.out) / name
-    words = ["--downstream", data, "--init", str(init), "--model", model, "--seed", str(seed)]
+    words = ["--downstream", run.data, "--init", str(init), "--model", model, "--seed", str(run.seed)]
     if config.scale < 1:
-        words += ["--max-steps", str(config.count(finetune_steps(task)))]
+        words += ["--max-steps", str(config.count(finetune_steps(run.task)))]
     else:
         words += ["--test-samples", "all"]
     words += [*shlex.split(config.finetune_options), "--run-dir", str(folder)]
@@ -219,11 +238,10 @@ def replacements(words: tuple[str, ...], known: Mapping[str, object]) -> dict[st
 def row_cost(row: PaperRow, config: ReproduceConfig) -> Cost:
     """All steps of a row; JMP rows cost their fine-tuning only."""
     model = config.model or row.model
-    parts = [finetune_cost(t, config.count(finetune_steps(t)), model) for t in tasks_of(row, config)]
+    parts = [finetune_cost(r.task, config.count(finetune_steps(r.task)), model) for r in runs_of(row, config)]
     if not row.is_jmp:
-        parts.append(pretrain_cost(row, config.count(row.row.n or 0), model))
-    total = sum(parts[1:], parts[0])
-    return Cost(*(value * len(config.seeds) for value in dataclasses.astuple(total)))
+        parts += [pretrain_cost(row, config.count(row.row.n or 0), model)] * len(config.seeds)
+    return sum(parts[1:], parts[0])
 
 
 def report(rows: list[PaperRow], config: ReproduceConfig, out: Path) -> None:
@@ -241,7 +259,7 @@ def report(rows: list[PaperRow], config: ReproduceConfig, out: Path) -> None:
 
 def _finetune_steps(row: PaperRow, config: ReproduceConfig) -> list[tuple[Step, str]]:
     steps = [s for s in make_steps(row, config) if s.name.startswith("finetune/")]
-    return list(zip(steps, list(tasks_of(row, config)) * len(config.seeds), strict=True))
+    return list(zip(steps, [run.task for run in runs_of(row, config)], strict=True))
 
 
 def row_lines(row: PaperRow, folders: Mapping[str, str], out: Path) -> list[str]:

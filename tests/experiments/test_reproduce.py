@@ -180,6 +180,17 @@ def test_steps_and_arithmetic_of_the_specification():
     assert pretrain_cost(rows["oc20"], 2_000_000, "gemnet_oc_s").flop == pytest.approx(4e18, rel=0.1)
 
 
+def test_matbench_cells_are_means_of_two_seeds_of_one_pretraining():
+    row = next(row for row in paper_rows("4") if row.key.startswith("ani1x"))
+    config = reproduce.ReproduceConfig(table="4", row=row.key, dry_run=True)
+    seeds = {}
+    for run in reproduce.runs_of(row, config):
+        seeds.setdefault(run.task, []).append((run.init_seed, run.seed))
+    assert all(found == [(0, 0), (0, 1)] for task, found in seeds.items() if task.startswith("matbench:"))
+    assert all(found == [(0, 0)] for task, found in seeds.items() if not task.startswith("matbench:"))
+    assert sum(step.argv[0] == "experiments.pretrain" for step in reproduce.make_steps(row, config)) == 1
+
+
 def test_upstreams_of_mixtures():
     assert upstream_of(RowKey(3_000_000, 5, "ANI-1x (2M) + OC22 (1M)", "GemNet-OC-S")) == (("ani1x", "oc22"), "2:1")
     assert upstream_of(RowKey(2_000_000, 5, "Mixed (Temp)", "GemNet-OC-S"))[1] == "temperature"

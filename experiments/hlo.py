@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from math import prod
+from typing import NamedTuple
 
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
@@ -14,6 +15,7 @@ _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
+_CALLS = re.compile(r"\bcalls=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 
 
@@ -30,12 +32,13 @@ def main_memory_bytes(hlo: str) -> int:
 
     The compiler's own "bytes accessed" also counts what stays in on-chip memory (`S(1)` in a layout) and copies there,
     most of the total in steps with small parts. Here only arrays in main memory count: of asynchronous copies the
-    piece, of anything else all operands and results, also where an instruction reads them in part. The body of a loop
-    counts once.
+    piece, of a fusion that reads slices of an array or writes a slice in place the slices, of anything else all
+    operands and results. The body of a loop counts once.
     """
     computations = _computations(hlo)
     looped = {body for lines in computations.values() for line in lines for body in _BODY.findall(line)}
-    return sum(_traffic(lines) for name, lines in computations.items() if name == "ENTRY" or name in looped)
+    parts = {name: _slices(lines) for name, lines in computations.items()}
+    return sum(_traffic(lines, parts) for name, lines in computations.items() if name == "ENTRY" or name in looped)
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
@@ -49,7 +52,42 @@ def _computations(hlo: str) -> dict[str, list[str]]:
     return found
 
 
-def _traffic(lines: list[str]) -> int:
+class _Slices(NamedTuple):
+    """What a fused computation touches of its arrays, where that is less than all."""
+
+    read: dict[int, int]  # bytes read, by parameter
+    written: int | None  # bytes of a result that is a parameter changed in place
+
+
+def _slices(lines: list[str]) -> _Slices:
+    sizes: dict[str, int] = {}
+    parameters: dict[str, int] = {}
+    uses: dict[str, list[tuple[str, int]]] = {}  # (kind, bytes of what follows from it)
+    written = None
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, result, kind, operands = match.groups()
+        sizes[name] = sum(size for size, _ in _arrays(result))
+        named = re.findall(r"%([\w.\-]+)", operands)
+        if kind == "parameter":
+            parameters[name] = int(operands)
+        elif kind == "dynamic-update-slice" and "ROOT " in line and named[0] in parameters:
+            written = sizes[named[1]]
+            uses.setdefault(named[0], []).append(("slice", 0))
+            named = named[1:]
+        for operand in named:
+            uses.setdefault(operand, []).append((kind, sizes[name]))
+    read = {
+        index: sum(size for _, size in uses[name])
+        for name, index in parameters.items()
+        if name in uses and all(kind == "slice" for kind, _ in uses[name])
+    }
+    return _Slices(read, written)
+
+
+def _traffic(lines: list[str], parts: dict[str, _Slices]) -> int:
     arrays: dict[str, list[tuple[int, bool]]] = {}
     total = 0
     for line in lines:
@@ -64,8 +102,12 @@ def _traffic(lines: list[str]) -> int:
             ends = arrays[name][:2]
             total += min(size for size, _ in ends) * sum(in_main for _, in_main in ends)
         else:
-            touched = arrays[name] + [x for operand in re.findall(r"%([\w.\-]+)", operands) for x in arrays[operand]]
-            total += sum(size for size, in_main in touched if in_main)
+            called = _CALLS.search(line)
+            slices = parts[called[1]] if kind == "fusion" and called else _Slices({}, None)
+            for i, operand in enumerate(re.findall(r"%([\w.\-]+)", operands)):
+                total += sum(min(size, slices.read.get(i, size)) for size, in_main in arrays[operand] if in_main)
+            written = [(slices.written or size, in_main) for size, in_main in arrays[name]]
+            total += sum(size for size, in_main in written if in_main)
     return total
 
 

@@ -37,6 +37,30 @@ ENTRY %main (w: f32[64,8], i: s32[4]) -> f32[64,8] {
 """
 
 
+IN_PLACE = """HloModule jit_step
+
+%fused_computation.1 (param_0: f32[64,8], param_1: f32[32,8]) -> f32[64,8] {
+  %param_0 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %param_1 = f32[32,8]{1,0:T(8,128)} parameter(1)
+  %first = f32[4,8]{1,0:T(8,128)} slice(%param_1), slice={[0:4], [0:8]}
+  %second = f32[4,8]{1,0:T(8,128)} slice(%param_1), slice={[4:8], [0:8]}
+  %sum = f32[4,8]{1,0:T(8,128)} add(%first, %second)
+  %zero = u32[] constant(0)
+  ROOT %update = f32[64,8]{1,0:T(8,128)} dynamic-update-slice(%param_0, %sum, %zero, /*index=3*/%zero)
+}
+
+ENTRY %main (w: f32[64,8], v: f32[32,8]) -> f32[64,8] {
+  %w = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %v = f32[32,8]{1,0:T(8,128)} parameter(1)
+  ROOT %out = f32[64,8]{1,0:T(8,128)} fusion(%w, %v), kind=kLoop, calls=%fused_computation.1
+}
+"""
+
+
+def test_of_arrays_read_or_changed_in_part_the_parts_count():
+    assert hlo.main_memory_bytes(IN_PLACE) == 4 * 8 * (4 + 4 + 4)
+
+
 def test_bytes_of_collectives_are_those_of_their_results_once():
     assert hlo.collective_bytes(COLLECTIVES) == {"all-reduce": 4 * 512 * 512 + 40 + 16, "all-gather": 64}
 

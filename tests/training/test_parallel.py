@@ -73,12 +73,13 @@ def test_accumulated_parts_and_calls_of_several_steps_give_the_same_losses_on_tw
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(one, cache):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_give_the_losses_of_one(processes, one, cache):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    args = dict(devices=4, steps=20, cache=cache, coordinator=coordinator, processes=2)
-    results = [_finish(p) for p in [_start(2, process=i, **args) for i in range(2)]]
-    assert results[0]["losses"] == results[1]["losses"]
+    args = dict(devices=4, steps=10, cache=cache, coordinator=coordinator, processes=processes)
+    results = [_finish(p) for p in [_start(4 // processes, process=i, **args) for i in range(processes)]]
+    assert all(result["losses"] == results[0]["losses"] for result in results)
     _assert_same_run(one, results[0])
     assert results[0]["compilations"] == 1

@@ -3,11 +3,9 @@
 import os
 import pickle
 
-import native
-import native_downstream
-import native_shards
 import numpy as np
 import pytest
+from fixtures import native, native_downstream, native_shards
 
 from jaxatoms.csi.sampling import sample
 from jaxatoms.data.classes import structure_classes

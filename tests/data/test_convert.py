@@ -9,12 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import native
-import native_downstream
-import native_shards
 import numpy as np
 import psutil
 import pytest
+from fixtures import native, native_downstream, native_shards
 
 import jaxatoms
 from jaxatoms.data import convert as module

@@ -7,8 +7,8 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import native
 import pytest
+from fixtures import native
 
 from jaxatoms.data import download
 from jaxatoms.data.registry import DATASETS

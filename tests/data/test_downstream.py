@@ -2,10 +2,10 @@
 
 import dataclasses
 
-import native
-import native_downstream as layouts
 import numpy as np
 import pytest
+from fixtures import native
+from fixtures import native_downstream as layouts
 
 from jaxatoms.data.downstream import ForceData, ScalarData, downstream
 from jaxatoms.data.folds import matbench_fold

@@ -5,10 +5,10 @@ import itertools
 import shutil
 from pathlib import Path
 
-import native
-import native_downstream as layouts
 import numpy as np
 import pytest
+from fixtures import native
+from fixtures import native_downstream as layouts
 
 from jaxatoms.data.readers import ani1x, ase_file, matbench, npz_trajectory, qm9, qmof, spice
 from jaxatoms.types import InputError

@@ -1,7 +1,7 @@
 """Shares of a mixed run: the paper's counts to the structure, names with commas, refusals."""
 
-import native
 import pytest
+from fixtures import native
 
 from jaxatoms.data.mixing import mix_counts, split_names
 from jaxatoms.types import InputError

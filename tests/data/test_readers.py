@@ -1,9 +1,9 @@
 """Readers: units converted once, labels complete, and every faulty file refused in one line."""
 
 import h5py
-import native
 import numpy as np
 import pytest
+from fixtures import native
 
 from jaxatoms.data.readers import ani1x, ase_file, demo, oc20, transition1x
 from jaxatoms.types import InputError

@@ -1,8 +1,8 @@
 """Reference energies: the least-squares solution, exact to undo, silent about no unseen element."""
 
-import native
 import numpy as np
 import pytest
+from fixtures import native
 
 from jaxatoms.data.references import LinearReference, Normalization, make_normalization, target_std
 from jaxatoms.data.registry import DATASETS

@@ -1,7 +1,7 @@
 """Names of data sets: found, mistyped, or without files."""
 
-import native
 import pytest
+from fixtures import native
 
 from jaxatoms.data.registry import DATASETS, find_spec, resolve
 from jaxatoms.types import InputError

@@ -2,11 +2,9 @@
 
 import pickle
 
-import native
-import native_downstream
-import native_shards
 import numpy as np
 import pytest
+from fixtures import native, native_downstream, native_shards
 
 from jaxatoms.data.readers import oc20, oc22, omat24
 from jaxatoms.types import InputError

@@ -2,9 +2,9 @@
 
 import warnings
 
-import native
 import numpy as np
 import pytest
+from fixtures import native
 
 from jaxatoms.data.registry import DATASETS
 from jaxatoms.data.splits import group_split, load_split, make_split, random_split, save_split

@@ -8,9 +8,9 @@ import sys
 import tracemalloc
 from pathlib import Path
 
-import native
 import numpy as np
 import pytest
+from fixtures import native
 
 import jaxatoms
 from jaxatoms.data.readers import ani1x, ase_file, oc20

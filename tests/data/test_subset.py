@@ -1,8 +1,8 @@
 """The draw of N upstream structures, and `--n` as typed."""
 
-import native
 import numpy as np
 import pytest
+from fixtures import native
 
 from jaxatoms.data.subset import draw_subset, parse_count
 from jaxatoms.types import InputError

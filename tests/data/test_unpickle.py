@@ -4,9 +4,9 @@ import os
 import pickle
 from pathlib import Path
 
-import native_shards
 import numpy as np
 import pytest
+from fixtures import native_shards
 
 from jaxatoms.data.readers.unpickle import RefusedPickle, load_pickle, load_torch_file
 

@@ -178,7 +178,7 @@ SUITES: dict[str, Callable[[], Iterator[dict]]] = {
     "moments_far": lambda: moments_against_numpy(1_000_000, 1e4),
     "update": moments_rates,
     "frechet": lambda: frechet_pairs(256, 4, 6),
-    "frechet_3200": lambda: frechet_pairs(3200, 2, 2),
+    "frechet_3200": lambda: frechet_pairs(3200, 4, 6),
     "selection": lambda: selection_against_random(100_000, 10_000),
     "extraction_molecules": lambda: extraction_against_forward("demo:organic", 400),
     "extraction_slabs": lambda: extraction_against_forward("demo:slab", 100),

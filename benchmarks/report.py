@@ -1,7 +1,7 @@
 """Lines of the benchmarks -> the tables in RESULTS.md: `python -m benchmarks.report FILE ...`.
 
-Read are lines of `train_throughput`, `inference_throughput`, `feed_rate`, `data_pipeline`, `csi_throughput`, `dynamics`
-and `kernels`; a file may hold several kinds, or be what `gpu_session` wrote.
+Read are lines of `train_throughput`, `profile_step`, `inference_throughput`, `feed_rate`, `data_pipeline`,
+`csi_throughput`, `dynamics` and `kernels`; a file may hold several kinds, or be what `gpu_session` wrote.
 The newest line of each case on each machine is shown; older ones stay in the JSON files.
 """
 
@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks.profile_step import bound
 
 OUT = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Measurements
@@ -22,6 +24,8 @@ NO_ACCELERATOR = """
 """
 TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer, below 1 in our favour: time of the
 step (the peer's graph building taken off), the same with graph building on both sides, peak memory."""
+PROFILE_NOTE = """Traced in the running step, where operations of different parts partly run side by side; bounds are
+those of one large matmul and one large copy on the same machine."""
 TRAIN_COLUMNS = {
     "case": lambda r: f"{r['case']}, {r['forces']} forces",
     "code": lambda r: r["who"] + ", default malloc" * (not r["malloc_tuned"]) + _remat(r),
@@ -75,6 +79,14 @@ COMPILATION_COLUMNS = {
     "temporary MiB": lambda r: f"{r['temporary_mib']:.0f}",
     "CPU s to compile": lambda r: f"{r['compile_cpu_s']:.1f}",
 }
+PROFILE_COLUMNS = {
+    "case": lambda r: f"{r['case']}, {r['forces']} forces, {r['model']}, {r['precision']}",
+    "part": lambda r: r["part"],
+    "forward + backward, ms": lambda r: " + ".join(f"{1e3 * s:.0f}" for s in r["times"]),
+    "GFLOP": lambda r: f"{r['flops'] / 1e9:.1f}",
+    "GB": lambda r: f"{r['bytes'] / 1e9:.2f}",
+    "bound, ms": lambda r: "{:.0f}, {}".format(1e3 * bound(r, r["limits"])[0], bound(r, r["limits"])[1]),
+}
 FEED_COLUMNS = {
     "data": lambda r: r["case"],
     "batch": lambda r: f"{r['batch_edges']} edges" if r["batch_edges"] else f"{r['batch_size']} structures",
@@ -106,6 +118,12 @@ KINDS = {
         ("case", "forces", "who", "malloc_tuned", "model", "precision", "remat", "structures"),
         TRAIN_COLUMNS,
     ),
+    "profile_step": Kind(
+        "Parts of a training step",
+        PROFILE_NOTE,
+        ("case", "forces", "model", "precision", "structures", "part"),
+        PROFILE_COLUMNS,
+    ),
     "inference_throughput": Kind(
         "Prediction",
         "Forward passes with random weights; graphs are made on one core of the host.",
@@ -118,9 +136,7 @@ KINDS = {
         ("case", "batch_size", "batch_edges", "workers"),
         FEED_COLUMNS,
     ),
-    "data_pipeline": Kind(
-        "Data", "Structures per second, unless the name says otherwise.", ("what",), FIGURE_COLUMNS
-    ),
+    "data_pipeline": Kind("Data", "Structures per second, unless the name says otherwise.", ("what",), FIGURE_COLUMNS),
     "csi_throughput": Kind(
         "Chemical Similarity Index", "Random rows, unless a data set is named.", ("what",), FIGURE_COLUMNS
     ),
@@ -146,8 +162,6 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
     for file in files:
         for record in _records(file):
             kind = record.get("benchmark", "train_throughput")
-            if kind == "profile_step":  # its table is docs/performance.md
-                continue
             key = (*(record.get(name) for name in KINDS[kind].key), _machine(record))
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
                 newest[kind][key] = record
@@ -157,8 +171,21 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
 def _records(file: Path) -> list[dict]:
     """The lines of a JSONL file, or of all items of a gpu_session (.json)."""
     if file.suffix == ".json":
-        return [line for item in json.loads(file.read_text())["items"].values() for line in item.get("lines", [])]
-    return [json.loads(line) for line in file.read_text().splitlines()]
+        items = json.loads(file.read_text())["items"].values()
+        lines = [line for item in items for line in item.get("lines", [])]
+    else:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [row for line in lines for row in (_parts(line) if "parts" in line else [line])]
+
+
+def _parts(record: dict) -> list[dict]:
+    """A profile as one record for each part, the whole step first."""
+    parts = record["parts"]
+    whole = {name: sum(part[name] for part in parts.values()) for name in ("bytes", "flops")}
+    rows = [record | {"part": "whole step", "times": [record["step_s"]]} | whole]
+    for name, part in parts.items():
+        rows.append(record | {"part": name, "times": [part["forward_s"], part["backward_s"]]} | part)
+    return rows
 
 
 def section(kind: Kind, records: list[dict]) -> str:
@@ -166,8 +193,17 @@ def section(kind: Kind, records: list[dict]) -> str:
     columns = kind.columns | ORIGIN_COLUMNS
     rows = [list(columns), ["---"] * len(columns)]
     rows += [[str(cell(record)) for cell in columns.values()] for record in records]
+    _mark_repeats(rows, len(kind.columns))
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return f"\n## {kind.title}\n\n{kind.note}\n\n{table}"
+
+
+def _mark_repeats(rows: list[list[str]], first: int):
+    """Ditto marks for a row's origin where it is that of the row before."""
+    origins = [row[first:] for row in rows]
+    for row, own, before in zip(rows[1:], origins[1:], origins, strict=False):
+        if own == before:
+            row[first:] = ['"'] * len(own)
 
 
 def _figure(value) -> str:

@@ -79,6 +79,16 @@ def gradient_model(config, precision: Precision) -> PureModel:
     return pure._replace(apply=apply)
 
 
+def make_step(forces: str, config, precision: Precision):
+    """(training step, its first state, the model's constants) of a benchmark: one task, the recipe's optimiser."""
+    model = gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision)
+    optim = OptimConfig()
+    optimizer = make_optimizer(optim, max_steps=100_000)
+    scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
+    step = make_train_step(model.apply, optimizer, scales, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    return step, init_state(model.params, optimizer), model.constants
+
+
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     """Everything the JSON line of one case holds."""
     origin, load = provenance(), os.getloadavg()[0]
@@ -87,14 +97,8 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     config = dataclasses.replace(find_config(args.model), remat=args.remat)
     precision = Precision(matmul=args.precision)
     work = make_workload(load_structures(case, args.copies))
-    model = gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision)
-    optim = OptimConfig()
-    optimizer = make_optimizer(optim, max_steps=100_000)
-    scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
-    step = make_train_step(model.apply, optimizer, scales, ema_decay=optim.ema_decay, edge_dropout=0.0)
-    n_params = count_params(model.params)
-    state, constants, batch = init_state(model.params, optimizer), model.constants, jax.device_put(work.batch)
-    del model  # the first call donates its parameters
+    (step, state, constants), batch = make_step(forces, config, precision), jax.device_put(work.batch)
+    n_params = count_params(state.params)
     began = time.perf_counter()
     lowered = step.lower(state, constants, batch)
     trace_s, began = time.perf_counter() - began, time.perf_counter()

@@ -26,6 +26,7 @@ from jaxatoms.training.step import init_state, make_train_step
 from jaxatoms.types import InputError
 
 # Passes of the bf16 matrix unit per product: jax.lax.Precision on TPU (HIGHEST = 6, HIGH = 3).
+LARGEST_PARTS = 6  # are named in the report
 PASSES = {"bfloat16": 1, "tf32": 3, "float32": 6}
 
 
@@ -58,12 +59,17 @@ class Compiled:
     seconds: float  # to compile
     flops: float
     bytes_accessed: float  # by the compiler's count, on-chip memory included
-    main_memory: int  # bytes read from and written to main memory
+    parts: dict[str, int]  # bytes read from and written to main memory, by part of the model
     arguments: int  # bytes
     temporaries: int  # bytes
     collectives: dict[str, int]  # bytes by kind
     structures: float  # per step, over all devices
     edges: int  # edge slots per device
+
+    @property
+    def main_memory(self) -> int:
+        """Bytes read from and written to main memory."""
+        return sum(self.parts.values())
 
     @property
     def chip(self) -> Chip:
@@ -117,7 +123,7 @@ def compile_for(name: str, setup, budget: BatchBudget, structures: float) -> Com
         seconds=seconds,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
-        main_memory=hlo.main_memory_bytes(text),
+        parts=hlo.bytes_by_part(hlo.operations(text)),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         collectives=hlo.collective_bytes(text),
@@ -135,7 +141,7 @@ def _fitting(lowered, name: str):
         needed = re.search(r"\(([\d.]+[GM])\) exceeds available HBM \(([\d.]+[GM])\)", str(error))
         sizes = f" (temporaries take {needed[1]} of {needed[2]})" if needed else ""
         raise InputError(f"--compile-for {name}: the step does not fit into a chip{sizes}; lower --batch-edges or "
-                         "--batch-size, or add --remat") from error  # fmt: skip
+                         "--batch-size, or add --remat yes") from error  # fmt: skip
 
 
 def _lower(setup, mesh, budget: BatchBudget):
@@ -206,6 +212,8 @@ def print_report(c: Compiled, setup, out: TextIO):
     say(f"arithmetic  {c.flops / 1e9:.1f} GFLOP per device and step, {PASSES[config.precision]} bf16 passes each")
     say(f"traffic     {c.main_memory / 1e9:.1f} GB of main memory per device and step "
         f"({c.bytes_accessed / 1e9:.1f} GB with on-chip memory, as the compiler counts)")
+    largest = list(c.parts.items())[:LARGEST_PARTS]
+    say("of it       " + ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest))
     say("collectives " + (", ".join(f"{k} {v / 1e6:.1f} MB" for k, v in c.collectives.items()) or "none"))
     say("roofline    " + ", ".join(f"{name} {1e3 * t:.2f} ms" for name, t in times.items()))
     budget = setup.n_train * config.epochs

@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from experiments import cli, evaluation, finetune_model
+from experiments import cli, evaluation, finetune_model, remat
 from experiments.passes import plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
@@ -26,6 +27,7 @@ from jaxatoms.data.downstream import ForceData
 from jaxatoms.data.downstream_corpus import DownstreamCorpus, family_of, open_downstream
 from jaxatoms.data.splits import Split, save_split
 from jaxatoms.data.subset import parse_count
+from jaxatoms.graphs.batch import collate, empty_structures
 from jaxatoms.models import registry as models
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
@@ -38,7 +40,9 @@ from jaxatoms.training.runlog import RunLog
 from jaxatoms.training.step import init_state, make_update
 from jaxatoms.types import InputError
 
-RESUMABLE = ("resume", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples")
+RESUMABLE = (
+    "resume", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples",
+)  # fmt: skip
 SCALE_FIT_BATCHES = 16
 
 
@@ -82,7 +86,8 @@ class FinetuneConfig:
     batch_shapes: int = 2
     precision: str = "float32"
     """As in experiments.pretrain."""
-    remat: bool = False
+    remat: str = "no"
+    """As in experiments.pretrain."""
     seed: int = 0
     workers: int = 0
     run_dir: str = "runs/finetune"
@@ -109,6 +114,7 @@ _CHOICES = {
     "forces": ("auto", "gradient", "direct"),
     "budget": ("paper", "small"),
     "precision": ("float32", "tf32", "bfloat16"),
+    "remat": remat.CHOICES,
 }
 
 
@@ -168,10 +174,31 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
     optim = _make_optim(recipe, batches, total)
-    return Setup(
+    setup = Setup(
         config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
         init[2],
     )  # fmt: skip
+    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
+    return _recomputing(setup) if _recomputes(setup, resolved) else setup
+
+
+def _recomputes(setup: Setup, resolved: Path | None) -> bool:
+    def step_bytes():
+        optimizer = make_optimizer(setup)
+        state = jax.eval_shape(lambda p: init_state(p, optimizer), setup.model.params)
+        update = make_update(make_loss(setup), optimizer, ema_decay=setup.config.ema_decay)
+        batch = collate(*empty_structures(), setup.batches.budgets[-1])
+        return remat.program_bytes(update.lower(state, setup.model.constants, batch, plateau=jnp.float32(1)).compile())
+
+    return remat.decide(setup.config.remat, step_bytes, resolved)
+
+
+def _recomputing(setup: Setup) -> Setup:
+    model_config = dataclasses.replace(setup.model_config, remat=True)
+    precision = Precision(matmul=setup.config.precision)
+    module = nnx.eval_shape(lambda: models.build_finetuned(model_config, setup.head, nnx.Rngs(0), precision))
+    model = setup.model._replace(apply=models.split_model(module).apply)
+    return dataclasses.replace(setup, model=model, model_config=model_config)
 
 
 def _make_optim(recipe: Recipe, batches: loader.TrainBatches, total: int) -> FinetuneOptim:
@@ -233,7 +260,7 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
     dimensions = finetune_model.dimensions_of(
-        dimensions, head, remat=config.remat, basis_width=_reference_width(config, corpus, dimensions)
+        dimensions, head, basis_width=_reference_width(config, corpus, dimensions)
     )
     module = finetune_model.make(dimensions, head, config.seed, precision)
     if path is not None:
@@ -327,19 +354,20 @@ def task_record(setup: Setup, energy_shift: float | None) -> dict:
     return record
 
 
+def make_optimizer(setup: Setup):
+    """The recipe's optimiser, of the head alone where the backbone is frozen."""
+    params, frozen = setup.model.params, setup.config.freeze_backbone
+    trained = jax.tree_util.tree_map_with_path(
+        lambda path, _: not frozen or str(getattr(path[0], "key", path[0])).startswith("out_"), params
+    )
+    divisors = models.shared_gradient_divisors(setup.model_config, params)
+    return finetuning.make_finetune_optimizer(setup.optim, _layer_rates(setup), divisors, trained)
+
+
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save, test; leaves a complete run folder whether it finishes or is stopped."""
     config, model, recipe = setup.config, setup.model, setup.recipe
-    trained = jax.tree_util.tree_map_with_path(
-        lambda path, _: not config.freeze_backbone or str(getattr(path[0], "key", path[0])).startswith("out_"),
-        model.params,
-    )
-    optimizer = finetuning.make_finetune_optimizer(
-        setup.optim,
-        _layer_rates(setup),
-        models.shared_gradient_divisors(setup.model_config, model.params),
-        trained,
-    )
+    optimizer = make_optimizer(setup)
     state, constants = init_state(model.params, optimizer), model.constants
     with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
         meta = FRESH | {"plateau": {}}

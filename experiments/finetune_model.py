@@ -101,21 +101,20 @@ def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
 
 
 def dimensions_of(
-    config: ModelConfig, head: HeadSpec, *, remat: bool, basis_width: float | None = None
+    config: ModelConfig, head: HeadSpec, *, basis_width: float | None = None
 ) -> ModelConfig:
     """The pretrained dimensions with what fine-tuning changes of them.
 
     Heads of EquiformerV2 are twice as wide as in pretraining: 256 for scalars and 128 for forces in the 31M model.
 
     Args:
-      remat: recompute blocks in the backward pass.
       basis_width: width of EquiformerV2's Gaussians in units of the pretrained width.
     """
     if not isinstance(config, EquiformerV2Config):
-        return dataclasses.replace(config, remat=remat, direct_forces=head.kind == "direct")
+        return dataclasses.replace(config, remat=False, direct_forces=head.kind == "direct")
     return dataclasses.replace(
         config,
-        remat=remat,
+        remat=False,
         energy_hidden=2 * config.ffn_hidden_channels,
         force_hidden=2 * config.attn_hidden_channels,
         basis_width=config.basis_width * (basis_width or 1.0),

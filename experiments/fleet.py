@@ -71,6 +71,14 @@ def writer_first(what: str) -> Iterator[None]:
         wait_for_all(what)
 
 
+def agreed(decide: Callable[[], bool]) -> bool:
+    """Process 0's decision, in every process."""
+    if jax.process_count() == 1:
+        return decide()
+    own = decide() if is_writer() else False
+    return bool(multihost_utils.broadcast_one_to_all(np.array(own)))
+
+
 @dataclasses.dataclass
 class Fleet:
     """The devices of a run."""

@@ -1,7 +1,8 @@
-"""What is read off the text of a compiled program: bytes of collectives, and of a TPU's main memory."""
+"""What is read off the text of a compiled program: its operations with their bytes, products and part of the model."""
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -10,35 +11,85 @@ COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "coll
 # They move nothing: names for what is there already, and the ends of copies that are counted where they start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
 STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
+# The model's named scopes, innermost first: an operation inside several belongs to the first of them.
+PARTS = {
+    "quad_interaction": "quadruplets",
+    "trip_interaction": "triplets, edges to edges",
+    "atom_edge_interaction": "triplets, atoms to edges",
+    "edge_atom_interaction": "triplets, edges to atoms",
+    "atom_interaction": "pairs, atoms to atoms",
+    "atom_update": "atom updates",
+    "interaction_block": "dense chains of the blocks",
+    "output_block": "output blocks",
+    "final_mlp": "final MLPs",
+    "edge_embedding": "edge embedding",
+    "bases": "geometry and bases",
+    "indices": "indices",
+    "heads": "heads",
+    "loss": "loss",
+    "optimizer": "optimiser and average",
+}
+OTHER = "other"
 
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
-_CALLS = re.compile(r"\bcalls=%([\w.\-]+)")
+_CALLS = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
+_PATH = re.compile(r'\bop_name="([^"]*)"')
+_CONTRACTED = re.compile(r'\blhs_contracting_(?:dims=\{|dimensions":\[)([\d,"]*)')
+
+
+class Operation(NamedTuple):
+    """One operation of a program, as it is launched."""
+
+    name: str
+    kind: str
+    part: str  # a value of PARTS, or OTHER
+    backward: bool
+    bytes: int  # read from and written to main memory
+    flops: int  # of its products; 0 on TPU, where they are convolutions
 
 
 def collective_bytes(hlo: str) -> dict[str, int]:
     """Bytes of the results of each kind of collective in a compiled program, on one device."""
     total: Counter[str] = Counter()
     for shapes, kind in _COLLECTIVE.findall(hlo):
-        total[kind] += sum(size for size, _ in _arrays(shapes))
+        total[kind] += sum(array.size for array in _arrays(shapes))
     return dict(total)
 
 
-def main_memory_bytes(hlo: str) -> int:
-    """Bytes that a compiled TPU program reads from and writes to main memory, on one device.
+def bytes_by_part(found: Iterable[Operation]) -> dict[str, int]:
+    """Bytes of main memory of each part of the model, largest first."""
+    total: Counter[str] = Counter()
+    for operation in found:
+        total[operation.part] += operation.bytes
+    return dict(total.most_common())
 
-    The compiler's own "bytes accessed" also counts what stays in on-chip memory (`S(1)` in a layout) and copies there,
-    most of the total in steps with small parts. Here only arrays in main memory count: of asynchronous copies the
-    piece, of a fusion that reads slices of an array or writes a slice in place the slices, of anything else all
-    operands and results. The body of a loop counts once.
+
+def operations(hlo: str) -> list[Operation]:
+    """What a compiled program launches on one device; the body of a loop once.
+
+    A TPU compiler's own "bytes accessed" also counts what stays in on-chip memory (`S(1)` in a layout) and copies
+    there, most of the total in steps with small parts. Here only arrays in main memory count: of asynchronous copies
+    the piece, of a fusion that reads slices of an array or writes a slice in place the slices, of anything else all
+    operands and results.
     """
     computations = _computations(hlo)
     looped = {body for lines in computations.values() for line in lines for body in _BODY.findall(line)}
-    parts = {name: _slices(lines) for name, lines in computations.items()}
-    return sum(_traffic(lines, parts) for name, lines in computations.items() if name == "ENTRY" or name in looped)
+    slices = {name: _slices(lines) for name, lines in computations.items()}
+    flops: dict[str, int] = {}
+    for name, lines in computations.items():  # a computation is printed before those that call it
+        flops[name] = sum(_flops(lines, flops).values())
+    launched = [lines for name, lines in computations.items() if name == "ENTRY" or name in looped]
+    return [operation for lines in launched for operation in _launched(lines, slices, _flops(lines, flops))]
+
+
+def part_of(path: str) -> str:
+    """The part of the model that an operation with this `op_name` belongs to."""
+    words = set(re.findall(r"\w+", path))
+    return next((part for scope, part in PARTS.items() if scope in words), OTHER)
 
 
 def _computations(hlo: str) -> dict[str, list[str]]:
@@ -59,6 +110,12 @@ class _Slices(NamedTuple):
     written: int | None  # bytes of a result that is a parameter changed in place
 
 
+class _Array(NamedTuple):
+    size: int  # bytes
+    in_main: bool  # not in on-chip memory
+    shape: tuple[int, ...]
+
+
 def _slices(lines: list[str]) -> _Slices:
     sizes: dict[str, int] = {}
     parameters: dict[str, int] = {}
@@ -69,8 +126,8 @@ def _slices(lines: list[str]) -> _Slices:
         if not match:
             continue
         name, result, kind, operands = match.groups()
-        sizes[name] = sum(size for size, _ in _arrays(result))
-        named = re.findall(r"%([\w.\-]+)", operands)
+        sizes[name] = sum(array.size for array in _arrays(result))
+        named = _names(operands)
         if kind == "parameter":
             parameters[name] = int(operands)
         elif kind == "dynamic-update-slice" and "ROOT " in line and named[0] in parameters:
@@ -87,33 +144,64 @@ def _slices(lines: list[str]) -> _Slices:
     return _Slices(read, written)
 
 
-def _traffic(lines: list[str], parts: dict[str, _Slices]) -> int:
-    arrays: dict[str, list[tuple[int, bool]]] = {}
-    total = 0
+def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:
+    """Operations of the products behind each line, those of computations that it calls included."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    flops: dict[str, int] = {}
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, result, kind, operands = match.groups()
+        arrays = _arrays(result)
+        shapes[name] = arrays[0].shape if arrays else ()
+        flops[name] = sum(called.get(callee, 0) for callee in _CALLS.findall(line))
+        if (kind == "dot" or "$gemm" in line) and (axes := _CONTRACTED.search(line)):
+            left = shapes[_names(operands)[0]]
+            contracted = prod(left[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
+            flops[name] += 2 * prod(shapes[name]) * contracted
+    return flops
+
+
+def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int]) -> list[Operation]:
+    arrays: dict[str, list[_Array]] = {}
+    found = []
     for line in lines:
         match = _INSTRUCTION.match(line)
         if not match:
             continue
         name, result, kind, operands = match.groups()
         arrays[name] = _arrays(result)
-        if kind in STILL or kind.endswith("-done") or any(call in line for call in STILL_CALLS):
-            continue
-        if kind in ("copy-start", "slice-start"):  # (source, destination, semaphore) or the other way round
-            ends = arrays[name][:2]
-            total += min(size for size, _ in ends) * sum(in_main for _, in_main in ends)
-        else:
-            called = _CALLS.search(line)
-            slices = parts[called[1]] if kind == "fusion" and called else _Slices({}, None)
-            for i, operand in enumerate(re.findall(r"%([\w.\-]+)", operands)):
-                total += sum(min(size, slices.read.get(i, size)) for size, in_main in arrays[operand] if in_main)
-            written = [(slices.written or size, in_main) for size, in_main in arrays[name]]
-            total += sum(size for size, in_main in written if in_main)
-    return total
+        path = path[1] if (path := _PATH.search(line)) else ""
+        still = kind in STILL or kind.endswith("-done") or any(call in line for call in STILL_CALLS)
+        moved = 0 if still else _moved(line, kind, arrays[name], [arrays[n] for n in _names(operands)], slices)
+        found.append(Operation(name, kind, part_of(path), "transpose(" in path, moved, flops[name]))
+    return found
 
 
-def _arrays(shape: str) -> list[tuple[int, bool]]:
-    """(bytes, whether in main memory) of each array in an HLO type."""
-    return [
-        (BYTES.get(dtype, 0) * prod(int(d) for d in dims.split(",") if d), "S(" not in (layout or ""))
-        for dtype, dims, layout in _ARRAY.findall(shape)
-    ]
+def _moved(line: str, kind: str, result: list[_Array], operands: list[list[_Array]], slices) -> int:
+    if kind in ("copy-start", "slice-start"):  # (source, destination, semaphore) or the other way round
+        ends = result[:2]
+        return min(array.size for array in ends) * sum(array.in_main for array in ends)
+    called = _CALLS.search(line)
+    partly = slices[called[1]] if kind == "fusion" and called else _Slices({}, None)
+    read = sum(
+        min(array.size, partly.read.get(i, array.size))
+        for i, operand in enumerate(operands)
+        for array in operand
+        if array.in_main
+    )
+    return read + sum(partly.written or array.size for array in result if array.in_main)
+
+
+def _names(operands: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", operands)
+
+
+def _arrays(shape: str) -> list[_Array]:
+    """The arrays in an HLO type."""
+    found = []
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        axes = tuple(int(d) for d in dims.split(",") if d)
+        found.append(_Array(BYTES.get(dtype, 0) * prod(axes), "S(" not in (layout or ""), axes))
+    return found

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.remat import program_bytes
 from jaxatoms.data import loader
 from jaxatoms.models import registry as models
 from jaxatoms.models.precision import Precision
@@ -36,10 +37,9 @@ def print_plan(setup, out: TextIO):
     real, slots = np.sum([loader.occupancy(batch) for batch in sample], axis=0)
     say(f"occupancy   {real / slots:.1%} of edge slots real (20 batches)")
     compiled = compile_step(setup, sample[0])
-    memory = compiled.memory_analysis()
+    total, temporaries = program_bytes(compiled), compiled.memory_analysis().temp_size_in_bytes
     flops = config.accumulate * compiled.cost_analysis().get("flops", float("nan"))  # a loop's body is counted once
-    total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    say(f"memory      {total / 2**30:.2f} GiB for the step ({memory.temp_size_in_bytes / 2**30:.2f} of it temporary)")
+    say(f"memory      {total / 2**30:.2f} GiB for the step ({temporaries / 2**30:.2f} of it temporary)")
     rate = matmul_rate(config.precision)
     hours = setup.total_steps * flops / rate / 3600
     here = f"this device multiplies at {rate / 1e9:.0f} GFLOP/s in {config.precision}"

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, fleet, mixture, tasks
+from experiments import cli, fleet, mixture, remat, tasks
 from experiments.compile_for import compile_for, find_topology, part_shape, print_report
-from experiments.plan import print_plan
+from experiments.plan import compile_step, print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.data.subset import parse_count
+from jaxatoms.graphs.batch import collate, empty_structures, stack
 from jaxatoms.models import registry as models
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
@@ -38,7 +39,7 @@ from jaxatoms.types import InputError
 SCALE_FIT_BATCHES = 16
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
-    "resume", "plan", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
+    "resume", "plan", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
     "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id", "compile_for", "steps_per_call",
 )  # fmt: skip
 
@@ -90,8 +91,9 @@ class PretrainConfig:
     """Matmuls: float32, tf32, or bfloat16, which also keeps GemNet-OC's edge arrays so. Everything else is float32."""
     fused_residual: bool = False
     """Residual layers by a TPU kernel that has not been measured on hardware yet; with --precision bfloat16."""
-    remat: bool = False
-    """Recompute blocks in the backward pass: less memory, one more forward pass."""
+    remat: str = "no"
+    """Recompute blocks in the backward pass, for less memory and one more forward pass: no, yes, or auto, which
+    compiles the step and recomputes only where it would not fit."""
     seed: int = 0
     """Of the subset, the order, the edge dropout and the weights."""
     max_steps: int | None = None
@@ -156,6 +158,7 @@ _CHOICES = {
     "loss_scales": ("ea", "jmp"),
     "scales": ("fit", "shipped"),
     "precision": ("float32", "tf32", "bfloat16"),
+    "remat": remat.CHOICES,
 }
 
 
@@ -213,8 +216,6 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir if fleet.is_writer() else None)
     model_config = models.find_config(config.model)
-    if config.remat:
-        model_config = dataclasses.replace(model_config, remat=True)
     corpus, train_samples, val_samples = tasks.make_corpus(data, models.uses_nearest_graph(model_config))
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices)
@@ -234,7 +235,25 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     )
     per_epoch = max(1, batches.total_steps // config.epochs)
     pure = models.split_model(model)
-    return Setup(config, data, batches, val, pure, model_config, optim, total, per_epoch, devices)
+    setup = Setup(config, data, batches, val, pure, model_config, optim, total, per_epoch, devices)
+    return _recomputing(setup, precision) if _recomputes(setup, run_dir, resumed=not fit) else setup
+
+
+def _recomputes(setup: Setup, run_dir: Path | None, resumed: bool) -> bool:
+    def step_bytes():
+        batch = collate(*empty_structures(), setup.batches.budgets[-1])
+        if setup.config.accumulate > 1:
+            batch = stack([batch] * setup.config.accumulate)
+        return remat.program_bytes(compile_step(setup, batch))
+
+    resolved = run_dir / "resolved.json" if run_dir is not None and resumed else None
+    return fleet.agreed(lambda: remat.decide(setup.config.remat, step_bytes, resolved))
+
+
+def _recomputing(setup: Setup, precision: Precision) -> Setup:
+    model_config = dataclasses.replace(setup.model_config, remat=True)
+    apply = models.abstract_model(model_config, len(setup.data), precision).apply
+    return dataclasses.replace(setup, model=setup.model._replace(apply=apply), model_config=model_config)
 
 
 def prepare_data(config: PretrainConfig, run_dir: Path | None) -> list[tasks.TaskData]:
@@ -259,6 +278,8 @@ def report_for(config: PretrainConfig):
     """`--compile-for`: the step compiled for a TPU topology, and its roofline."""
     if config.accumulate * config.steps_per_call > 1:
         raise InputError("--compile-for compiles a plain step; drop --accumulate and --steps-per-call")
+    if config.remat == "auto":
+        raise InputError("--compile-for has no device to ask for its memory; choose --remat yes or no")
     n_device = len(find_topology(config.compile_for).devices)
     setup = prepare(dataclasses.replace(config, devices=1), None)
     shape = part_shape(config, setup.batches.corpus, setup.batches.samples, n_device)

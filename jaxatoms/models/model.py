@@ -60,6 +60,7 @@ class Output(nnx.Module):
 
         self.out_energy, self.out_forces = make(config.emb_size_atom), make(config.emb_size_edge)
 
+    @jax.named_scope("heads")
     def __call__(self, features: Features, batch: GraphBatch, reductions: tuple[str, ...]) -> ModelOutput:
         energy = [reduce_atoms(h(features.node), batch, r) for h, r in zip(self.out_energy, reductions, strict=True)]
         forces = [direct_forces(h(features.edge), features.directions, batch) for h in self.out_forces]

@@ -18,8 +18,8 @@ class Precision:
 
     `float32`: full precision everywhere. `tf32`: 10-bit mantissa inputs where the hardware has them, float32 sums.
     `bfloat16`: bfloat16 inputs and float32 sums in products, forward and backward, and GemNet-OC keeps its edge arrays
-    in bfloat16 (what PyTorch's autocast does to all linear layers); gradients of weights are float32 sums. Its sums
-    over angles multiply float32 bases, as with tf32.
+    in bfloat16 (what PyTorch's autocast does to all linear layers), projections of angular sums onto edges among
+    them; gradients of weights are float32 sums. Moments are sums over float32 harmonics, as with tf32.
     """
 
     matmul: str = "float32"
@@ -33,7 +33,7 @@ class Precision:
 
     @property
     def sums(self) -> str:
-        """`precision` of the products that sum float32 bases times edges over neighbours."""
+        """`precision` of products of float32 arrays."""
         return "highest" if self.matmul == "float32" else "high"
 
     def store(self, x: jax.Array) -> jax.Array:
@@ -41,28 +41,27 @@ class Precision:
         return x.astype(jnp.bfloat16) if self.matmul == "bfloat16" else x
 
     def dot(self, x: jax.Array, w: jax.Array, dtype=None) -> jax.Array:
-        """[..., i] x [i, o] -> [..., o] under this policy, in `dtype` or else in the dtype of x."""
+        """[..., n, i] x [i, o] or, with equal leading axes, [..., i, o], in `dtype` or else in the dtype of x."""
         dtype = dtype or x.dtype
-        if self.matmul == "bfloat16":
-            return _narrow(x.astype(jnp.bfloat16), w, dtype)
-        return jnp.matmul(x, w, precision=self.sums).astype(dtype)
+        if self.matmul != "bfloat16":
+            return jnp.matmul(x, w, precision=self.sums).astype(dtype)
+        rows = x if w.ndim > 2 else x.reshape(-1, x.shape[-1])
+        return _narrow(rows.astype(jnp.bfloat16), w, dtype).reshape(*x.shape[:-1], w.shape[-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _narrow(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
-    """bfloat16 x times w; its gradients are products of bfloat16 too, the one of w summed and kept in w's dtype.
+    """bfloat16 x times w, batched; its gradients are products of bfloat16 too, in the dtypes of x and w.
 
     JAX's own gradient would multiply float32 by bfloat16 (in float32 on a GPU) and round the weights' gradient.
     """
-    dims = (((x.ndim - 1,), (0,)), ((), ()))
-    return jax.lax.dot_general(x, w.astype(jnp.bfloat16), dims, preferred_element_type=dtype)
+    return jnp.matmul(x, w.astype(jnp.bfloat16), preferred_element_type=dtype)
 
 
 def _narrow_backward(dtype, kept, g):
     x, w = kept
     g = g.astype(jnp.bfloat16)
-    rows = [a.reshape(-1, a.shape[-1]) for a in (x, g)]
-    return _narrow(g, w.T, x.dtype), _narrow(rows[0].T, rows[1], w.dtype)
+    return _narrow(g, w.mT, x.dtype), _narrow(x.mT, g, w.dtype)
 
 
 _narrow.defvjp(lambda x, w, dtype: (_narrow(x, w, dtype), (x, w)), _narrow_backward)

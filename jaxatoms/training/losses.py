@@ -49,6 +49,7 @@ def _learnt_atoms(batch: GraphBatch, free_only: bool) -> jax.Array:
     return batch.force_mask & batch.free if free_only else batch.force_mask
 
 
+@jax.named_scope("loss")
 def pretraining_loss(
     energy,
     forces,

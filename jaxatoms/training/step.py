@@ -98,9 +98,10 @@ def make_update(
 
     def update(state: TrainState, constants, batch, **extra):
         (loss, parts), grads = gradient(state.params, constants, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
-        params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
+            params = optax.apply_updates(state.params, updates)
+            ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
         metrics = {"loss": loss, **parts, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 

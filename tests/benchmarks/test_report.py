@@ -61,10 +61,19 @@ def test_each_kind_of_line_has_its_table(written):
 
 def test_a_gpu_session_is_a_file_of_lines(tmp_path):
     items = {"parity": {"exit": 0, "lines": []}, "molecules": {"exit": 0, "lines": [TRAIN, INFERENCE]}, "late": {}}
-    profile = {"lines": [{"benchmark": "profile_step", "case": "mol20"}]}
-    (tmp_path / "session.json").write_text(json.dumps({"items": items | {"profile": profile}}, indent=1))
+    (tmp_path / "session.json").write_text(json.dumps({"items": items}, indent=1))
     found = report.read_lines([tmp_path / "session.json"])
     assert [len(lines) for lines in found.values() if lines] == [1, 1]
+
+
+def test_a_profile_is_a_row_for_the_step_and_one_for_each_part(written):
+    part = {"forward_s": 0.1, "backward_s": 0.2, "bytes": 3e9, "flops": 4e9}
+    text = written(TRAIN | {"benchmark": "profile_step", "structures": 20, "parts": {"pairs": part, "loss": part},
+                            "limits": {"matmul_flops": 1e10, "copy_bytes": 1e10}})  # fmt: skip
+    step, pairs, loss = (line for line in text.splitlines() if line.startswith("| mol20"))
+    assert "| whole step | 300 | 8.0 | 6.00 | 800, matmul |" in step
+    assert "| pairs | 100 + 200 | 4.0 | 3.00 | 400, matmul |" in pairs
+    assert TRAIN["command"] in step and '| " | " |' in pairs and '| " | " |' in loss
 
 
 def test_results_without_an_accelerator_say_so(written):

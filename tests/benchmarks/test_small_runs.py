@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import feed_rate, inference_throughput, report
+from benchmarks import feed_rate, inference_throughput, profile_step, report
 from benchmarks import kernels as kernel_benchmark
 from kernels.fused_residual import Case
 
@@ -38,3 +38,20 @@ def test_prediction_is_measured():
     line = inference_throughput.measure("mol20", "direct", args)
     assert line["structures"] == 20 and line["structures_per_s_with_graphs"] < line["structures_per_s"]
     _assert_reported(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forces", ["direct", "gradient"])
+def test_the_parts_of_a_step_add_up_to_it(forces):
+    args = SimpleNamespace(model="gemnet_oc_tiny", precision="float32", copies=1, reps=2)
+    record = profile_step.profile("mol20", forces, args)
+    total = {name: sum(part[name] for part in record["parts"].values()) for name in ("bytes", "flops")}
+    seconds = sum(part["forward_s"] + part["backward_s"] for part in record["parts"].values())
+    assert 0.85 < total["flops"] / record["compiler"]["flops"] < 1  # the compiler also counts what is not a product
+    assert 0.5 < total["bytes"] / record["compiler"]["bytes accessed"] < 2
+    assert 0.3 < seconds / record["step_s"] < 4  # operations run side by side, on a busy machine
+    assert record["parts"].get("other", {"flops": 0})["flops"] < 0.02 * total["flops"]
+    assert all(part["backward_s"] > 0 for name, part in record["parts"].items() if name == "quadruplets")
+    (first, *rest) = report._parts(record)
+    _assert_reported(first)
+    assert len(rest) == len(record["parts"])

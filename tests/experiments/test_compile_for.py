@@ -9,8 +9,8 @@ from experiments import compile_for
 from jaxatoms.types import InputError
 
 STEP = compile_for.Compiled(
-    topology="v5e:4x4", n_device=16, seconds=1.0, flops=197e12, bytes_accessed=9e12, main_memory=819_000_000_000,
-    arguments=0, temporaries=0,
+    topology="v5e:4x4", n_device=16, seconds=1.0, flops=197e12, bytes_accessed=9e12,
+    parts={"quadruplets": 800_000_000_000, "other": 19_000_000_000}, arguments=0, temporaries=0,
     collectives={"all-reduce": 200_000_000}, structures=100.0, edges=64,
 )  # fmt: skip
 

@@ -57,8 +57,41 @@ ENTRY %main (w: f32[64,8], v: f32[32,8]) -> f32[64,8] {
 """
 
 
+def _main_memory(program: str) -> int:
+    return sum(hlo.bytes_by_part(hlo.operations(program)).values())
+
+
 def test_of_arrays_read_or_changed_in_part_the_parts_count():
-    assert hlo.main_memory_bytes(IN_PLACE) == 4 * 8 * (4 + 4 + 4)
+    assert _main_memory(IN_PLACE) == 4 * 8 * (4 + 4 + 4)
+
+
+PRODUCTS = """HloModule jit_step
+
+%fused (param_0: f32[30,8], param_1: f32[8,4]) -> f32[30,4] {
+  %param_0 = f32[30,8]{1,0} parameter(0)
+  %param_1 = f32[8,4]{1,0} parameter(1)
+  ROOT %dot.1 = f32[30,4]{1,0} dot(%param_0, %param_1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: f32[30,8], w: f32[8,4]) -> f32[2,15,4] {
+  %x = f32[30,8]{1,0} parameter(0)
+  %w = f32[8,4]{1,0} parameter(1)
+  %y = f32[30,4]{1,0} fusion(%x, %w), kind=kCustom, calls=%fused, metadata={op_name="jit(update)/jvp(interaction_block)/quad_interaction/dot_general"}
+  %z = (f32[30,4]{1,0}, s8[64]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm", metadata={op_name="jit(update)/transpose(jvp(output_block))/dot_general"}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %g = f32[30,4]{1,0} get-tuple-element(%z), index=0
+  ROOT %out = f32[30,4]{1,0} add(%y, %g)
+}
+"""  # noqa: E501
+
+
+def test_operations_know_their_products_their_part_and_their_direction():
+    found = {operation.name: operation for operation in hlo.operations(PRODUCTS)}
+    quad, out = found["y"], found["z"]
+    assert quad.flops == out.flops == 2 * 30 * 8 * 4
+    assert quad.bytes == 4 * (30 * 8 + 8 * 4 + 30 * 4)
+    assert (quad.part, quad.backward) == ("quadruplets", False) and (out.part, out.backward) == ("output blocks", True)
+    assert found["out"].part == hlo.OTHER
+    assert hlo.bytes_by_part(found.values())["quadruplets"] == quad.bytes
 
 
 def test_bytes_of_collectives_are_those_of_their_results_once():
@@ -69,4 +102,4 @@ def test_main_memory_counts_pieces_of_copies_whole_arrays_of_fusions_and_bodies_
     piece = 16 * 8 * 4  # read by the copy; it is written to on-chip memory, where it is used
     far = 64 * 8 * 4 + 64 * 8 * 2  # one array read, one written
     body = 2 * 64 * 8 * 4
-    assert hlo.main_memory_bytes(PROGRAM) == piece + far + body
+    assert _main_memory(PROGRAM) == piece + far + body

@@ -28,7 +28,7 @@ from jaxatoms.models.precision import Precision
 class TripletBasis(NamedTuple):
     """Projects harmonic moments of the incoming edges onto each outgoing main edge (e2e, a2e)."""
 
-    project: jax.Array  # [n_node, k_main, n_cbf, n_lm]
+    project: jax.Array  # [n_node, k_main, n_cbf, n_lm] as the policy stores edge arrays
     self_weight: jax.Array  # [n_node, k_main, n_cbf] weight of the excluded pair in = out
 
 
@@ -37,7 +37,7 @@ class QuadBasis(NamedTuple):
 
     circular: jax.Array  # [E_qint, k_main, n_cbf] as the policy stores edge arrays
     phases: jax.Array  # [E_qint, k_main, n_moment] zero where masked
-    project: jax.Array  # [n_node, k_main, n_sbf, n_moment * k_qint]
+    project: jax.Array  # [n_node, k_main, n_sbf, n_moment * k_qint] stored likewise
     self_weight: jax.Array  # [n_node, k_main, n_sbf, k_qint] weight of the excluded case c = d
 
 
@@ -108,6 +108,7 @@ class Bases(nnx.Module):
         self.edge_emb = ConcatLayer(c.emb_size_atom, c.num_radial, c.emb_size_edge, args)
         self.config, self.precision = config, precision
 
+    @jax.named_scope("bases")
     def __call__(self, batch: GraphBatch, positions: jax.Array, indices: Indices) -> BasisOutput:
         """Bases of a batch at `positions` [n_node, 3] A."""
         geometry = {
@@ -159,7 +160,7 @@ class Bases(nnx.Module):
     def _triplet(self, weights: jax.Array, harmonics: jax.Array, batch, indices: Indices) -> TripletBasis:
         """Projection of moments onto main edges from per-edge weights [E, n_cbf, n_spherical]."""
         project, self_weight = self._expand(weights, harmonics, batch.main.in_table, indices.main_slot)
-        return TripletBasis(project, self_weight)
+        return TripletBasis(self.precision.store(project), self_weight)
 
     def _expand(self, weights, harmonics, table, slot) -> tuple[jax.Array, jax.Array]:
         """w_il, y_lm -> c_l w_il y_lm in slots, and the self weight sum_l c_l w_il (since P_l(1) = 1)."""
@@ -215,7 +216,7 @@ class Bases(nnx.Module):
         weights = weights.reshape(*in_table.shape, -1, count, count)
         by_degree = jnp.einsum("nkilm,nkql->nkimq", weights, polar, precision="highest")
         project, own = _fourier_moments(by_degree, outer.phases, outer.collinear)
-        return project.reshape(*project.shape[:3], -1), own
+        return self.precision.store(project.reshape(*project.shape[:3], -1)), own
 
 
 def _fourier_moments(by_degree: jax.Array, phases: jax.Array, collinear: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import sum_rows, take_many, take_rows
 from jaxatoms.models.layers import Dense, ScaleFactor, apply_all, residuals
-from jaxatoms.models.precision import widened
+from jaxatoms.models.precision import Precision, widened
 
 INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 
@@ -21,15 +21,15 @@ def silent(name: str, **arrays):
     """The default observer: blocks report named intermediates to `observe`, for tests and scale fitting."""
 
 
-def _moments(harmonics: jax.Array, x: jax.Array, precision: str) -> jax.Array:
+def _moments(harmonics: jax.Array, x: jax.Array, precision: Precision) -> jax.Array:
     """[n_node, n_lm, c] sums over incoming edges of harmonics [n_node, k, n_lm] times features [n_node, k, c]."""
-    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision=precision)
+    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision=precision.sums)
 
 
-def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array, precision: str) -> jax.Array:
+def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array, precision: Precision) -> jax.Array:
     """[n_node, k_main, n_cbf, c] projected angular sums, the pair in = out removed; `same` [n_node, k_main, c]."""
     n, k, i, m = basis.project.shape
-    z = jnp.matmul(basis.project.reshape(n, k * i, m), moments, precision=precision).reshape(n, k, i, -1)
+    z = precision.dot(basis.project.reshape(n, k * i, m), moments).reshape(n, k, i, -1)
     return z - basis.self_weight[..., None] * widened(same)[:, :, None, :]
 
 
@@ -62,7 +62,7 @@ class TripletEdge(SwapUp):
 
     def __init__(self, c: GemNetOCConfig, n_in: int, args):
         self.dense_ba = Dense(n_in, n_in, act=True, **args)
-        self.sums = args["precision"].sums
+        self.precision = args["precision"]
         self.mlp_rbf = Dense(c.emb_size_rbf, n_in, **args)
         self.scale_rbf = ScaleFactor()
         self.down_projection = Dense(n_in, c.emb_size_trip_in, act=True, **args)
@@ -75,7 +75,7 @@ class TripletEdge(SwapUp):
         table = batch.main.in_table
         x = self._gate(self.dense_ba(m), basis.gate_e2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = _project(basis.e2e, _moments(basis.main_harmonics, slots, self.sums), slots, self.sums)
+        z = _project(basis.e2e, _moments(basis.main_harmonics, slots, self.precision), slots, self.precision)
         return self._finish(z, x, batch, indices, observe)
 
     def a2e(self, h, basis: BasisOutput, batch: GraphBatch, indices: Indices, observe=silent):
@@ -86,8 +86,8 @@ class TripletEdge(SwapUp):
         x = self._gate(x, basis.gate_a2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.a2ee2a_slot)
         same = take_rows(slots, indices.twin_a2ee2a, indices.twin_main)
-        moments = _moments(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1), self.sums)
-        z = _project(basis.a2e, moments, same.reshape(*batch.main.in_table.shape, -1), self.sums)
+        moments = _moments(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1), self.precision)
+        z = _project(basis.a2e, moments, same.reshape(*batch.main.in_table.shape, -1), self.precision)
         return self._finish(z, x, batch, indices, observe)
 
     def _gate(self, x, gate, observe):
@@ -107,7 +107,7 @@ class TripletAtom(nnx.Module):
     def __init__(self, c: GemNetOCConfig, args):
         n = c.emb_size_edge
         self.dense_ba = Dense(n, n, act=True, **args)
-        self.sums = args["precision"].sums
+        self.precision = args["precision"]
         self.mlp_rbf = Dense(c.emb_size_rbf, n, **args)
         self.scale_rbf = ScaleFactor()
         self.down_projection = Dense(n, c.emb_size_trip_in, act=True, **args)
@@ -123,7 +123,7 @@ class TripletAtom(nnx.Module):
         observe("scale_rbf", value=gated, reference=x)
         x = self.down_projection(self.scale_rbf(gated))
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision=self.sums)
+        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision=self.precision.sums)
         y = self.mlp_cbf(z.reshape(z.shape[0], -1))
         observe("scale_cbf_sum", value=y, reference=x)
         return self.up_projection_ca(self.scale_cbf_sum(y))
@@ -135,7 +135,7 @@ class Quadruplet(SwapUp):
     def __init__(self, c: GemNetOCConfig, args):
         n = c.emb_size_edge
         self.dense_db = Dense(n, n, act=True, **args)
-        self.sums = args["precision"].sums
+        self.precision = args["precision"]
         self.mlp_rbf = Dense(c.emb_size_rbf, n, **args)
         self.scale_rbf = ScaleFactor()
         self.mlp_cbf = Dense(c.emb_size_cbf, c.emb_size_quad_in, **args)
@@ -166,15 +166,15 @@ class Quadruplet(SwapUp):
         """[n_node * k_main, n_sbf * c] projected sums over all d and b, the case c = d removed."""
         n, k, i, f = quad.project.shape
         k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[-1]
-        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision=self.sums)
+        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision=self.precision.sums)
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
         moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
-        z = jnp.matmul(quad.project.reshape(n, k * i, f), moments, precision=self.sums)
+        z = self.precision.dot(quad.project.reshape(n, k * i, f), moments).reshape(n, k, i, -1)
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         same = same.reshape(n, k_q, k, -1)
-        z = z.reshape(n, k, i, -1) - jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision=self.sums)
-        return z.reshape(n * k, -1).astype(turned.dtype)
+        own = jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision=self.precision.sums)
+        return (z - own).reshape(n * k, -1).astype(turned.dtype)
 
 
 class Pair(nnx.Module):
@@ -182,7 +182,7 @@ class Pair(nnx.Module):
 
     def __init__(self, c: GemNetOCConfig, args):
         self.bilinear = Dense(c.emb_size_rbf * c.emb_size_aint_in, c.emb_size_aint_out, **args)
-        self.sums = args["precision"].sums
+        self.precision = args["precision"]
         self.scale_rbf_sum = ScaleFactor()
         self.down_projection = Dense(c.emb_size_atom, c.emb_size_aint_in, act=True, **args)
         self.up_projection = Dense(c.emb_size_aint_out, c.emb_size_atom, act=True, **args)
@@ -192,7 +192,7 @@ class Pair(nnx.Module):
         n_graph, n, n_rbf, _ = basis.pair.shape
         x = self.down_projection(h)
         dense = take_rows(x, batch.node_table.reshape(-1), batch.node_slot).reshape(n_graph, n, -1)
-        z = jnp.matmul(basis.pair.reshape(n_graph, n * n_rbf, n), dense, precision=self.sums)
+        z = jnp.matmul(basis.pair.reshape(n_graph, n * n_rbf, n), dense, precision=self.precision.sums)
         y = self.bilinear(z.reshape(n_graph * n, -1))
         y = take_rows(y, batch.node_slot, batch.node_table.reshape(-1))
         observe("scale_rbf_sum", value=y, reference=x)
@@ -218,6 +218,7 @@ class EdgeSum(nnx.Module):
 class AtomUpdate(EdgeSum):
     """What a block's edge states add to its atom states."""
 
+    @jax.named_scope("atom_update")
     def __call__(self, m, basis: BasisOutput, batch: GraphBatch, observe=silent):
         """[n_node, emb_atom] from edge states m [E, emb_edge]."""
         return self.gather(m, basis.gate_atom, batch, observe)
@@ -235,6 +236,7 @@ class OutputBlock(EdgeSum):
             self.dense_rbf_F = Dense(c.emb_size_rbf, c.emb_size_edge, **args)
             self.scale_rbf_F = ScaleFactor()
 
+    @jax.named_scope("output_block")
     def __call__(self, h, m, basis: BasisOutput, batch: GraphBatch, edge_dropout=0.0, observe=silent):
         """(x_E [n_node, emb_atom], x_F [E, emb_edge] or None)."""
         x = self.gather(m, basis.gate_out, batch, observe, compensation=1 / (1 - edge_dropout))
@@ -269,6 +271,7 @@ class InteractionBlock(nnx.Module):
         self.concat_layer = ConcatLayer(atom, edge, edge, args)
         self.residual_m = residuals(c.num_concat, edge, **args)
 
+    @jax.named_scope("interaction_block")
     def __call__(self, h, m, basis: BasisOutput, batch: GraphBatch, indices: Indices, observe=silent):
         """(h [n_node, emb_atom], m [E, emb_edge]) -> the updated pair."""
         parts = self._interactions(h, m, basis, batch, indices, observe)
@@ -294,6 +297,7 @@ class InteractionBlock(nnx.Module):
         }
         out = {}
         for name, call in calls.items():
-            out[name] = call(_named(observe, name))
+            with jax.named_scope(name):
+                out[name] = call(_named(observe, name))
             observe(name, value=out[name])
         return out

@@ -35,6 +35,7 @@ class FinalMLP(nnx.Module):
         first = Dense(n * (c.num_blocks + 1), n, act=True, **args)
         self.out_mlp = nnx.List([first, *residuals(c.num_global_out_layers, n, **args)])
 
+    @jax.named_scope("final_mlp")
     def __call__(self, outputs: list[jax.Array]) -> jax.Array:
         return apply_all(self.out_mlp, jnp.concatenate(outputs, axis=-1))
 
@@ -66,9 +67,11 @@ class GemNetOC(nnx.Module):
           `Features`.
         """
         positions = batch.positions if positions is None else positions
-        indices = derive(batch)
+        with jax.named_scope("indices"):
+            indices = derive(batch)
         basis = self.bases(batch, positions, indices)
-        m = self.bases.edge_emb(h, basis.radial, batch, indices)
+        with jax.named_scope("edge_embedding"):
+            m = self.bases.edge_emb(h, basis.radial, batch, indices)
         observe("emb", value=m)
         outputs = [self._output(0, h, m, basis, batch, edge_dropout, observe)]
         if self.config.remat and observe is silent:

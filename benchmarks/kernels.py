@@ -32,7 +32,7 @@ def both_sides(kind: str, interpret: bool) -> dict[str, Callable]:
     wrap = gradient if kind == "gradient" else jax.jit
     return {
         "kernel": wrap(lambda x, w1, w2: fused_residual(x, w1, w2, interpret)),
-        "xla": wrap(partial(residual_pair, Precision(matmul="bfloat16").dot)),
+        "xla": wrap(partial(residual_pair, Precision(matmul="bfloat16"))),
     }
 
 

@@ -6,12 +6,11 @@ the rest again. The rules consist of ordinary operations, so they differentiate 
 what lies between two of them is float32 at least.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 
-from jaxatoms.models.precision import widened
+from jaxatoms.models.precision import Precision, widened
 from jaxatoms.ops.target import platform
 
 GAIN = 1 / 0.6  # keeps unit variance (GemNet, arXiv 2106.08903)
@@ -62,30 +61,30 @@ scaled_silu.defvjp(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def residual_pair(dot: Callable, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+def residual_pair(precision: Precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     """(x + act(act(x w1) w2)) / sqrt(2) with scaled SiLU.
 
     Args:
-      dot: matmul [..., i] x [i, o] of the precision policy, with the dtype of the result as third argument; static.
+      precision: how to multiply; static.
       x: [n, c]; w1, w2: [c, c].
     """
-    return _residual_forward(dot, x, w1, w2)[0]
+    return _residual_forward(precision, x, w1, w2)[0]
 
 
-def _residual_forward(dot, x, w1, w2):
-    y1 = dot(x, w1)
-    y2 = dot(_silu(y1).astype(x.dtype), w2)
+def _residual_forward(precision, x, w1, w2):
+    y1 = precision.dot(x, w1)
+    y2 = precision.dot(_silu(y1).astype(x.dtype), w2)
     return settled(((widened(x) + _silu(y2)) * HALF).astype(x.dtype)), (x, w1, w2, y1, y2)
 
 
-def _residual_backward(dot, kept, g):
+def _residual_backward(precision, kept, g):
     x, w1, w2, y1, y2 = kept
     y1, y2 = _later(y1, g), _later(y2, g)
     through = widened(g) * HALF
     g2 = (through * _silu_slope(y2)).astype(x.dtype)
-    g1 = (dot(g2, w2.T) * _silu_slope(y1)).astype(x.dtype)
-    gx = settled((through + dot(g1, w1.T)).astype(x.dtype))
-    return gx, dot(x.T, g1, w1.dtype), dot(_silu(y1).astype(x.dtype).T, g2, w2.dtype)
+    g1 = (precision.dot_turned(g2, w2) * _silu_slope(y1)).astype(x.dtype)
+    gx = settled((through + precision.dot_turned(g1, w1)).astype(x.dtype))
+    return gx, precision.outer(x, g1, w1.dtype), precision.outer(_silu(y1).astype(x.dtype), g2, w2.dtype)
 
 
 residual_pair.defvjp(_residual_forward, _residual_backward)

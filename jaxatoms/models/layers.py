@@ -42,7 +42,7 @@ class Residual(nnx.Module):
         first, second = self.dense_mlp
         if first.precision.fused_residual:
             return fused_residual(x, first.kernel[...], second.kernel[...])
-        return residual_pair(first.precision.dot, x, first.kernel[...], second.kernel[...])
+        return residual_pair(first.precision, x, first.kernel[...], second.kernel[...])
 
 
 def residuals(count: int, n: int, rngs, precision) -> nnx.List:

@@ -1,10 +1,11 @@
 """The precision policy: in which type dense layers multiply, and edge arrays are kept."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from jaxatoms.ops import narrow
 
 
 def widened(x: jax.Array) -> jax.Array:
@@ -46,22 +47,16 @@ class Precision:
         if self.matmul != "bfloat16":
             return jnp.matmul(x, w, precision=self.sums).astype(dtype)
         rows = x if w.ndim > 2 else x.reshape(-1, x.shape[-1])
-        return _narrow(rows.astype(jnp.bfloat16), w, dtype).reshape(*x.shape[:-1], w.shape[-1])
+        return narrow.product(rows.astype(jnp.bfloat16), w, dtype).reshape(*x.shape[:-1], w.shape[-1])
 
+    def dot_turned(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """[n, o] x [i, o] -> [n, i] in the dtype of x: the gradient of `dot` in its first factor."""
+        if self.matmul != "bfloat16":
+            return jnp.matmul(x, w.T, precision=self.sums)
+        return narrow.product(x, w, x.dtype, turned=True)
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _narrow(x: jax.Array, w: jax.Array, dtype) -> jax.Array:
-    """bfloat16 x times w, batched; its gradients are products of bfloat16 too, in the dtypes of x and w.
-
-    JAX's own gradient would multiply float32 by bfloat16 (in float32 on a GPU) and round the weights' gradient.
-    """
-    return jnp.matmul(x, w.astype(jnp.bfloat16), preferred_element_type=dtype)
-
-
-def _narrow_backward(dtype, kept, g):
-    x, w = kept
-    g = g.astype(jnp.bfloat16)
-    return _narrow(g, w.mT, x.dtype), _narrow(x.mT, g, w.dtype)
-
-
-_narrow.defvjp(lambda x, w, dtype: (_narrow(x, w, dtype), (x, w)), _narrow_backward)
+    def outer(self, x: jax.Array, g: jax.Array, dtype) -> jax.Array:
+        """[n, i], [n, o] -> [i, o] in `dtype`: the gradient of `dot` in its second factor."""
+        if self.matmul != "bfloat16":
+            return jnp.matmul(x.T, g, precision=self.sums).astype(dtype)
+        return narrow.outer(x, g, dtype)

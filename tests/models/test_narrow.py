@@ -1,0 +1,77 @@
+"""Products of bfloat16: every gradient is again such a product, rounded only on the way in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxatoms.ops import narrow
+
+SHAPES = {
+    "plain": ((300, 64), (64, 32), False),
+    "wide": ((40, 16), (16, 96), False),
+    "turned": ((300, 64), (32, 64), True),
+    "batched": ((5, 40, 24), (5, 24, 16), False),
+    "batched, turned": ((5, 40, 24), (5, 16, 24), True),
+    "a column": ((30, 8), (8, 1), False),
+    "a row": ((1, 8), (8, 16), False),
+}
+
+
+def _rounded(x):
+    return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+
+
+def _factors(name):
+    x_shape, w_shape, turned = SHAPES[name]
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (x_shape, w_shape))
+    out = (*x_shape[:-1], w_shape[-2] if turned else w_shape[-1])
+    return x, w, rng.normal(size=out).astype(np.float32), turned
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_products_and_gradients_are_those_of_the_rounded_factors(name):
+    x, w, g, turned = _factors(name)
+    out, pull = jax.jit(lambda x, w, g: (lambda y, f: (y, f(g)))(*jax.vjp(
+        lambda x, w: narrow.product(x, w, jnp.float32, turned), x, w)))(x, w, g)  # fmt: skip
+    x, w, g = map(_rounded, (x, w, g))
+    columns = w.swapaxes(-1, -2) if turned else w
+    np.testing.assert_allclose(out, x @ columns, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(pull[0], g @ columns.swapaxes(-1, -2), rtol=1e-5, atol=1e-4)
+    of_columns = x.swapaxes(-1, -2) @ g
+    np.testing.assert_allclose(pull[1], of_columns.swapaxes(-1, -2) if turned else of_columns, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_gradient_of_a_gradient_compiles_and_agrees(name):
+    x, w, g, turned = _factors(name)
+
+    def squared_gradient(product):
+        inner = jax.grad(lambda x, w: jnp.sum(jnp.sin(product(x, w)) * g))
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(inner(x, w) ** 2), (0, 1)))(x, w)
+
+    columns = (lambda w: w.mT) if turned else (lambda w: w)
+    exact = squared_gradient(lambda x, w: jnp.matmul(x, columns(w), precision="highest"))
+    ours = squared_gradient(lambda x, w: narrow.product(x, w, jnp.float32, turned))
+    for a, b in zip(exact, ours, strict=True):
+        assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(a)
+
+
+def test_results_are_stored_in_the_dtype_asked_for_and_gradients_in_the_factors_own():
+    x, w = jnp.ones((6, 4), jnp.bfloat16), jnp.ones((4, 8), jnp.float32)
+    out, pull = jax.vjp(lambda x, w: narrow.product(x, w, jnp.bfloat16), x, w)
+    assert out.dtype == jnp.bfloat16
+    assert [g.dtype for g in pull(out)] == [jnp.bfloat16, jnp.float32]
+
+
+def test_a_cpu_multiplies_every_large_product_in_bfloat16():
+    """A transposition inside a product would send it, as float32, to a slower routine."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("about XLA:CPU")
+    x, w = jnp.ones((3000, 128), jnp.bfloat16), jnp.ones((128, 64), jnp.float32)
+    gradient = jax.grad(lambda x, w: jnp.sum(narrow.product(x, w, jnp.float32) ** 2), (0, 1))
+    lines = jax.jit(gradient).lower(x, w).compile().as_text().splitlines()
+    heads = [max(j for j in range(i) if lines[j].endswith("{")) for i, line in enumerate(lines) if " dot(" in line]
+    assert len(heads) == 3
+    assert all(lines[head].count(": bf16[") == 2 and ": f32[" not in lines[head] for head in heads)

@@ -25,6 +25,7 @@ from benchmarks.train_throughput import make_step
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments import hlo
 from experiments.plan import matmul_rate
+from experiments.runtime import keep_freed_memory
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import find_config
 
@@ -113,6 +114,7 @@ def main():
     parser.add_argument("--reps", type=int, default=5, help="timed steps, before the traced ones")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the records to this file")
     args = parser.parse_args()
+    keep_freed_memory()  # as every command does
     for case, forces in [(c, "direct") for c in args.cases] + [(c, "gradient") for c in args.grad]:
         record = profile(case, forces, args)
         print(table(record), flush=True)

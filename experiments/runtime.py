@@ -23,7 +23,7 @@ def keep_freed_memory():
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never: what is freed after a step may be more than an int can say
     libc.mallopt(_M_ARENA_MAX, 1)
 
 

@@ -185,7 +185,8 @@ def _parts(record: dict) -> list[dict]:
     rows = [record | {"part": "whole step", "times": [record["step_s"]]} | whole]
     for name, part in parts.items():
         rows.append(record | {"part": name, "times": [part["forward_s"], part["backward_s"]]} | part)
-    return rows
+    host = {"part": "input, one core of the host", "times": [record["input_s"]], "bytes": 0, "flops": 0}
+    return [*rows, record | host]
 
 
 def section(kind: Kind, records: list[dict]) -> str:

@@ -69,8 +69,8 @@ def test_a_gpu_session_is_a_file_of_lines(tmp_path):
 def test_a_profile_is_a_row_for_the_step_and_one_for_each_part(written):
     part = {"forward_s": 0.1, "backward_s": 0.2, "bytes": 3e9, "flops": 4e9}
     text = written(TRAIN | {"benchmark": "profile_step", "structures": 20, "parts": {"pairs": part, "loss": part},
-                            "limits": {"matmul_flops": 1e10, "copy_bytes": 1e10}})  # fmt: skip
-    step, pairs, loss = (line for line in text.splitlines() if line.startswith("| mol20"))
+                            "input_s": 0.01, "limits": {"matmul_flops": 1e10, "copy_bytes": 1e10}})  # fmt: skip
+    step, pairs, loss, _ = (line for line in text.splitlines() if line.startswith("| mol20"))
     assert "| whole step | 300 | 8.0 | 6.00 | 800, matmul |" in step
     assert "| pairs | 100 + 200 | 4.0 | 3.00 | 400, matmul |" in pairs
     assert TRAIN["command"] in step and '| " | " |' in pairs and '| " | " |' in loss

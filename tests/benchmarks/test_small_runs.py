@@ -54,4 +54,4 @@ def test_the_parts_of_a_step_add_up_to_it(forces):
     assert all(part["backward_s"] > 0 for name, part in record["parts"].items() if name == "quadruplets")
     (first, *rest) = report._parts(record)
     _assert_reported(first)
-    assert len(rest) == len(record["parts"])
+    assert len(rest) == len(record["parts"]) + 1  # and the input

@@ -34,3 +34,26 @@ def test_compilations_return_freed_memory(long, returned):
     done = subprocess.run([sys.executable, "-c", SCRIPT, long], capture_output=True, text=True, check=True)
     kib = int(done.stdout.split()[0])
     assert (kib > 200 * 1024) == returned, done.stdout
+
+
+LARGE = """
+import resource
+import numpy as np
+from experiments import runtime
+
+runtime.keep_freed_memory()
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**31 + 2**27, np.uint8)  # freed at once, like the temporaries of a large step
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(), faults())
+"""
+
+
+@pytest.mark.skipif(not runtime._has_glibc(), reason="needs glibc")
+def test_freed_memory_is_kept_beyond_two_gigabytes():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first > 1000 > second, "the block's pages went back to the system"

@@ -20,9 +20,10 @@ def product(x: jax.Array, w: jax.Array, dtype, turned: bool = False) -> jax.Arra
     """
     batch = tuple(range(x.ndim - 2))
     dims = (((x.ndim - 1,), (w.ndim - (1 if turned else 2),)), (batch, batch))
-    # Rounded in a step of its own: XLA:CPU multiplies bfloat16 natively only where the result is float32.
-    narrow = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return jax.lax.dot_general(*narrow, dims, preferred_element_type=jnp.float32).astype(dtype)
+    factors = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    # XLA:CPU multiplies bfloat16 natively only where the result is float32; cuBLAS rounds the sums as it writes them.
+    result = dtype if platform() == "gpu" else jnp.float32
+    return jax.lax.dot_general(*factors, dims, preferred_element_type=result).astype(dtype)
 
 
 def outer(x: jax.Array, g: jax.Array, dtype) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxatoms.ops import narrow
+from jaxatoms.ops.target import compiling_for
 
 SHAPES = {
     "plain": ((300, 64), (64, 32), False),
@@ -75,3 +76,11 @@ def test_a_cpu_multiplies_every_large_product_in_bfloat16():
     heads = [max(j for j in range(i) if lines[j].endswith("{")) for i, line in enumerate(lines) if " dot(" in line]
     assert len(heads) == 3
     assert all(lines[head].count(": bf16[") == 2 and ": f32[" not in lines[head] for head in heads)
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("gpu", "bfloat16"), ("tpu", "float32"), ("cpu", "float32")])
+def test_only_a_gpu_is_asked_for_a_narrow_result(target, dtype):
+    x, w = jnp.ones((6, 4), jnp.bfloat16), jnp.ones((4, 8), jnp.bfloat16)
+    with compiling_for(target):
+        program = jax.make_jaxpr(lambda x, w: narrow.product(x, w, jnp.bfloat16))(x, w)
+    assert f"{'bf16' if dtype == 'bfloat16' else 'f32'}[6,8] = dot_general" in str(program)

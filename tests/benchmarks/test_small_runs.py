@@ -41,13 +41,12 @@ def test_prediction_is_measured():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forces", ["direct", "gradient"])
-def test_the_parts_of_a_step_add_up_to_it(forces):
+def test_the_parts_of_a_step_add_up_to_it():
     args = SimpleNamespace(model="gemnet_oc_tiny", precision="float32", copies=1, reps=2)
-    record = profile_step.profile("mol20", forces, args)
+    record = profile_step.profile("mol20", "direct", args)
     total = {name: sum(part[name] for part in record["parts"].values()) for name in ("bytes", "flops")}
     seconds = sum(part["forward_s"] + part["backward_s"] for part in record["parts"].values())
-    assert 0.85 < total["flops"] / record["compiler"]["flops"] < 1  # the compiler also counts what is not a product
+    assert 0.9 < total["flops"] / record["compiler"]["flops"] < 1  # the compiler also counts what is not a product
     assert 0.5 < total["bytes"] / record["compiler"]["bytes accessed"] < 2
     assert 0.3 < seconds / record["step_s"] < 4  # operations run side by side, on a busy machine
     assert record["parts"].get("other", {"flops": 0})["flops"] < 0.02 * total["flops"]

@@ -7,6 +7,8 @@ rules call the moves themselves: an outer derivative differentiates what a rule 
 An index equal to the number of rows means "none" and yields zeros.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -67,6 +69,22 @@ sum_rows.defvjp(
     lambda x, table, index: (sum_rows(x, table, index), (table, index, x[:0])),
     lambda res, g: (take_many(g.astype(res[2].dtype), res[1], res[0]), None, None),
 )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def stacked(parts: list[jax.Array], axis: int) -> jax.Array:
+    """`jnp.stack`. The gradient of its gradient would pad every part to the whole and add them up."""
+    return jnp.stack(parts, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The parts of x along `axis`; the inverse of `stacked`, and its transpose."""
+    return list(jnp.unstack(x, axis=axis))
+
+
+stacked.defvjp(lambda parts, axis: (stacked(parts, axis), None), lambda axis, _, g: (unstacked(g, axis),))
+unstacked.defvjp(lambda x, axis: (unstacked(x, axis), None), lambda axis, _, g: (stacked(g, axis),))
 
 
 def edge_slots(in_table: jax.Array, receivers: jax.Array) -> jax.Array:

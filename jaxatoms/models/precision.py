@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxatoms.ops import narrow
+from jaxatoms.ops import products
 
 
 def widened(x: jax.Array) -> jax.Array:
@@ -34,29 +34,33 @@ class Precision:
 
     @property
     def sums(self) -> str:
-        """`precision` of products of float32 arrays."""
+        """How products of float32 arrays are multiplied."""
         return "highest" if self.matmul == "float32" else "high"
 
     def store(self, x: jax.Array) -> jax.Array:
         """An array over edges as this policy keeps it; what follows from it by `dot` has its dtype."""
         return x.astype(jnp.bfloat16) if self.matmul == "bfloat16" else x
 
+    @property
+    def _dense(self) -> str:
+        return "bfloat16" if self.matmul == "bfloat16" else self.sums
+
     def dot(self, x: jax.Array, w: jax.Array, dtype=None) -> jax.Array:
         """[..., n, i] x [i, o] or, with equal leading axes, [..., i, o], in `dtype` or else in the dtype of x."""
-        dtype = dtype or x.dtype
-        if self.matmul != "bfloat16":
-            return jnp.matmul(x, w, precision=self.sums).astype(dtype)
         rows = x if w.ndim > 2 else x.reshape(-1, x.shape[-1])
-        return narrow.product(rows.astype(jnp.bfloat16), w, dtype).reshape(*x.shape[:-1], w.shape[-1])
+        if self.matmul == "bfloat16":
+            rows = rows.astype(jnp.bfloat16)
+        return products.product(rows, w, self._dense, dtype or x.dtype).reshape(*x.shape[:-1], w.shape[-1])
 
     def dot_turned(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[n, o] x [i, o] -> [n, i] in the dtype of x: the gradient of `dot` in its first factor."""
-        if self.matmul != "bfloat16":
-            return jnp.matmul(x, w.T, precision=self.sums)
-        return narrow.product(x, w, x.dtype, turned=True)
+        return products.product(x, w, self._dense, x.dtype, turned=True)
 
     def outer(self, x: jax.Array, g: jax.Array, dtype) -> jax.Array:
         """[n, i], [n, o] -> [i, o] in `dtype`: the gradient of `dot` in its second factor."""
-        if self.matmul != "bfloat16":
-            return jnp.matmul(x.T, g, precision=self.sums).astype(dtype)
-        return narrow.outer(x, g, dtype)
+        return products.outer(x, g, self._dense, dtype)
+
+    def weighted_sums(self, weights: jax.Array, x: jax.Array) -> jax.Array:
+        """[..., n, i] x [..., i, c], leading axes equal: sums of features in float32 at least, in every policy."""
+        x = widened(x)
+        return products.product(weights, x, self.sums, x.dtype)

@@ -63,6 +63,21 @@ def test_value_and_two_derivatives(name, shape):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_stacking_and_its_inverse_have_the_derivatives_of_jnp_stack():
+    x = [jnp.asarray(row) for row in np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)]
+
+    def squared_gradient(stack, parts_of):
+        def value(x):
+            first, *_, last = parts_of(stack([jnp.sin(part) for part in x]))
+            return jnp.sum(first * last)
+
+        return jax.grad(lambda x: sum(jnp.sum(g**2) for g in jax.grad(value)(x)))(x)
+
+    expected = squared_gradient(lambda x: jnp.stack(x, 1), lambda y: [y[:, i] for i in range(3)])
+    ours = squared_gradient(lambda x: indexing.stacked(x, 1), lambda y: indexing.unstacked(y, 1))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
 def test_last_of_segment():
     assert _last().tolist() == [1, 8, 4, 5, 8]
     assert indexing.last_of_segment(jnp.full(4, 3, jnp.int32), 3).tolist() == [4, 4, 4]

@@ -7,6 +7,7 @@ b = f, which the network excludes, is subtracted. Quadruplets use Fourier moment
 middle edge in the same way. Both are exact, and linear in the number of edges.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,9 +21,10 @@ from jaxatoms.models.gemnet_oc import geometry as geo
 from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
-from jaxatoms.models.indexing import sum_segments, take_many, take_rows
+from jaxatoms.models.indexing import stacked, sum_segments, take_many, take_rows, unstacked
 from jaxatoms.models.layers import Dense
 from jaxatoms.models.precision import Precision
+from jaxatoms.ops.products import product, swapped
 
 
 class TripletBasis(NamedTuple):
@@ -36,7 +38,7 @@ class QuadBasis(NamedTuple):
     """Fourier moments of d -> b around b -> a, and their projection onto each edge c -> a."""
 
     circular: jax.Array  # [E_qint, k_main, n_cbf] as the policy stores edge arrays
-    phases: jax.Array  # [E_qint, k_main, n_moment] zero where masked
+    phases: jax.Array  # [E_qint, n_moment, k_main] zero where masked
     project: jax.Array  # [n_node, k_main, n_sbf, n_moment * k_qint] stored likewise
     self_weight: jax.Array  # [n_node, k_main, n_sbf, k_qint] weight of the excluded case c = d
 
@@ -52,11 +54,11 @@ class BasisOutput(NamedTuple):
     gate_atom: jax.Array  # [E, n_rbf]
     gate_out: jax.Array  # [E, n_rbf]
     pair: jax.Array  # [n_graph, n, n_rbf, n] radial basis of all images of a pair (receiver, basis, sender)
-    main_harmonics: jax.Array  # [n_node, k_main, n_lm]
-    a2ee2a_harmonics: jax.Array  # [n_node, k_a2ee2a, n_lm]
+    main_harmonics: jax.Array  # [n_node, n_lm, k_main]
+    a2ee2a_harmonics: jax.Array  # [n_node, n_lm, k_a2ee2a]
     e2e: TripletBasis
     a2e: TripletBasis
-    e2a: jax.Array  # [n_node, k_main, n_cbf] the whole e2a sum, folded into one weight per incoming edge
+    e2a: jax.Array  # [n_node, n_cbf, k_main] the whole e2a sum, folded into one weight per incoming edge
     quad: QuadBasis
     directions: jax.Array  # [E, 3]
     distances: jax.Array  # [E]
@@ -72,6 +74,12 @@ class BasisEmbedding(nnx.Module):
 
     def __call__(self, radial: jax.Array) -> jax.Array:
         return self.precision.dot(radial, self.kernel[...]).reshape(-1, self.n_out, self.n_spherical)
+
+    def by_order(self, radial: jax.Array) -> jax.Array:
+        """[n_edge, m, n_out, l] where the functions are pairs (l, m) of as many degrees as orders."""
+        count = math.isqrt(self.n_spherical)
+        kernel = self.kernel[...].reshape(-1, self.n_out, count, count).transpose(0, 3, 1, 2)
+        return self.precision.dot(radial, kernel.reshape(len(kernel), -1)).reshape(-1, count, self.n_out, count)
 
 
 def radial_basis(distance: jax.Array, cutoff: float, num_radial: int) -> jax.Array:
@@ -130,8 +138,8 @@ class Bases(nnx.Module):
             gate_atom=self.mlp_rbf_h(stored),
             gate_out=self.mlp_rbf_out(stored),
             pair=self._pair(batch, positions),
-            main_harmonics=main_y,
-            a2ee2a_harmonics=a2ee2a_y,
+            main_harmonics=swapped(main_y),
+            a2ee2a_harmonics=swapped(a2ee2a_y),
             e2e=self._triplet(self.mlp_cbf_tint(rad), main_y, batch, indices),
             a2e=self._triplet(self.mlp_cbf_aeint(rad), main_y, batch, indices),
             e2a=self._e2a(self.mlp_cbf_eaint(radial["a2ee2a"]), main_y, a2ee2a_y, batch, indices),
@@ -173,7 +181,7 @@ class Bases(nnx.Module):
         return expanded * harmonics[:, :, None, :], jnp.sum(flat, axis=-1)
 
     def _e2a(self, weights, main_y, a2ee2a_y, batch: GraphBatch, indices: Indices) -> jax.Array:
-        """[n_node, k_main, n_cbf] weight of every incoming main edge in the e2a sum of its atom.
+        """[n_node, n_cbf, k_main] weight of every incoming main edge in the e2a sum of its atom.
 
         The e2a interaction sums over all pairs (incoming main edge, outgoing a2ee2a edge) of an atom, so the sum
         over outgoing edges does not depend on the features: it is done here, once for all blocks.
@@ -181,9 +189,9 @@ class Bases(nnx.Module):
         table = batch.a2ee2a.in_table
         project, self_weight = self._expand(weights, a2ee2a_y, table, indices.a2ee2a_slot)
         total = jnp.sum(project, axis=1)  # [N, n_cbf, n_lm]
-        weight = jnp.einsum("nkm,nim->nki", main_y, total, precision="highest")
+        weight = product(total, main_y, "highest", total.dtype, True)
         same = take_rows(self_weight.reshape(-1, total.shape[1]), indices.twin_a2ee2a, indices.twin_main)
-        return weight - same.reshape(weight.shape)
+        return weight - same.reshape(*table.shape[:1], -1, total.shape[1]).mT
 
     def _quad(self, radial, qint_v, main_v, batch: GraphBatch, indices: Indices) -> QuadBasis:
         count = self.config.num_spherical
@@ -192,12 +200,11 @@ class Bases(nnx.Module):
         from_b = take_many(main_v.reshape(n_node, -1), batch.qint.senders, batch.qint.out_table)
         inner = geo.azimuth(from_b.reshape(-1, k, 3), qint_v[:, None], first[:, None], second[:, None], count)
         weights = self.mlp_cbf_qint(radial["qint"]) * jnp.asarray(geo.harmonic_norms(count), qint_v.dtype)
-        circular = jnp.einsum("qil,qdl->qdi", weights, geo.legendre(inner.cosine, count), precision="highest")
-        regular = (indices.in_mask & ~inner.collinear)[..., None]
-        collinear = (indices.in_mask & inner.collinear)[..., None]
-        phases = [jnp.where(regular, inner.phases, 0), collinear.astype(qint_v.dtype)]
+        circular = product(geo.legendre(inner.cosine, count), weights, "highest", weights.dtype, True)
+        regular, collinear = indices.in_mask & ~inner.collinear, indices.in_mask & inner.collinear
+        phases = [jnp.where(regular, wave, 0) for wave in inner.phases] + [collinear.astype(qint_v.dtype)]
         project, self_weight = self._quad_project(radial["main"], qint_v, first, second, main_v, batch, indices)
-        return QuadBasis(self.precision.store(circular), jnp.concatenate(phases, axis=-1), project, self_weight)
+        return QuadBasis(self.precision.store(circular), stacked(phases, 1), project, self_weight)
 
     def _quad_project(self, radial, qint_v, first, second, main_v, batch, indices: Indices):
         """The spherical basis of c -> a, contracted with the Fourier expansion of P_l(cos theta)."""
@@ -210,41 +217,41 @@ class Bases(nnx.Module):
         norms = jnp.asarray(geo.harmonic_norms(count), radial.dtype)
         mask = indices.out_mask.transpose(0, 2, 1)[..., None]
         polar = jnp.where(mask, geo.legendre(outer.cosine, count) * norms, 0)
-        weights = self.mlp_sbf_qint(radial)
+        weights = self.mlp_sbf_qint.by_order(radial)
         in_table = batch.main.in_table
         weights = take_rows(weights, in_table.reshape(-1), indices.main_slot)
-        weights = weights.reshape(*in_table.shape, -1, count, count)
-        by_degree = jnp.einsum("nkilm,nkql->nkimq", weights, polar, precision="highest")
-        project, own = _fourier_moments(by_degree, outer.phases, outer.collinear)
+        weights = weights.reshape(*in_table.shape, -1, count)
+        by_order = product(weights, polar, "highest", polar.dtype, True).reshape(*in_table.shape, count, -1, k_q)
+        project, own = _fourier_moments(unstacked(by_order, 2), outer.phases, outer.collinear)
         return self.precision.store(project.reshape(*project.shape[:3], -1)), own
 
 
-def _fourier_moments(by_degree: jax.Array, phases: jax.Array, collinear: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum over degrees m of by_degree times P_m(cos t) as one weight per moment, and its value at t = 0.
+def _fourier_moments(by_order: list[jax.Array], phases, collinear: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over m of by_order[m] times P_m(cos t) as one weight per moment, and its value at t = 0.
 
     Sums over m are written out, as most coefficients are zero: as a product with a matrix, every step on the way to
     the moments was an array of their size.
 
     Args:
-      by_degree: [..., i, count, q].
-      phases: [..., q, 2 count - 1] of `azimuth`; collinear: [..., q], where t counts as 90 degrees.
+      by_order: of [..., i, q].
+      phases: of [..., q], from `azimuth`; collinear: [..., q], where t counts as 90 degrees.
 
     Returns:
       weights [..., i, n_moment, q] of the moments 1, cos(k a), sin(k a) and "collinear inside", and [..., i, q].
     """
-    count = by_degree.shape[-2]
+    count = len(by_order)
     norms = geo.harmonic_norms(count)
     series = geo.legendre_of_cosine(count) * norms[:, None]
 
     def total(coefficients):
-        return sum(float(c) * by_degree[..., m, :] for m, c in enumerate(coefficients) if c)
+        return sum(float(c) * by_order[m] for m, c in enumerate(coefficients) if c)
 
     at_right_angle = total(np.polynomial.legendre.legvander(0.0, count - 1).ravel() * norms)
+    turning = [jnp.where(collinear, 0, wave)[..., None, :] for wave in phases]
     collinear = collinear[..., None, :]
-    turning = jnp.where(collinear, 0, jnp.moveaxis(phases, -1, 0)[..., None, :])
     waves = [total(series[:, k]) for k in range(count)]
     moments = [jnp.where(collinear, at_right_angle, waves[0])]
     moments += [waves[k] * turning[k] for k in range(1, count)]
     moments += [waves[k] * turning[count - 1 + k] for k in range(1, count)]
     own = jnp.where(collinear, at_right_angle, total(norms))
-    return jnp.stack([*moments, at_right_angle], axis=-2), own
+    return stacked([*moments, at_right_angle], -2), own

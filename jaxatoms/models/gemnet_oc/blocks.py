@@ -1,7 +1,6 @@
 """Interaction and output blocks of GemNet-OC over flat edges; attribute names follow the checkpoints."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
@@ -19,11 +18,6 @@ INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 
 def silent(name: str, **arrays):
     """The default observer: blocks report named intermediates to `observe`, for tests and scale fitting."""
-
-
-def _moments(harmonics: jax.Array, x: jax.Array, precision: Precision) -> jax.Array:
-    """[n_node, n_lm, c] sums over incoming edges of harmonics [n_node, k, n_lm] times features [n_node, k, c]."""
-    return jnp.einsum("nkm,nkc->nmc", harmonics, widened(x), precision=precision.sums)
 
 
 def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array, precision: Precision) -> jax.Array:
@@ -75,7 +69,8 @@ class TripletEdge(SwapUp):
         table = batch.main.in_table
         x = self._gate(self.dense_ba(m), basis.gate_e2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = _project(basis.e2e, _moments(basis.main_harmonics, slots, self.precision), slots, self.precision)
+        moments = self.precision.weighted_sums(basis.main_harmonics, slots)
+        z = _project(basis.e2e, moments, slots, self.precision)
         return self._finish(z, x, batch, indices, observe)
 
     def a2e(self, h, basis: BasisOutput, batch: GraphBatch, indices: Indices, observe=silent):
@@ -86,7 +81,7 @@ class TripletEdge(SwapUp):
         x = self._gate(x, basis.gate_a2e, observe)
         slots = take_rows(x, table.reshape(-1), indices.a2ee2a_slot)
         same = take_rows(slots, indices.twin_a2ee2a, indices.twin_main)
-        moments = _moments(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1), self.precision)
+        moments = self.precision.weighted_sums(basis.a2ee2a_harmonics, slots.reshape(*table.shape, -1))
         z = _project(basis.a2e, moments, same.reshape(*batch.main.in_table.shape, -1), self.precision)
         return self._finish(z, x, batch, indices, observe)
 
@@ -123,7 +118,7 @@ class TripletAtom(nnx.Module):
         observe("scale_rbf", value=gated, reference=x)
         x = self.down_projection(self.scale_rbf(gated))
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
-        z = jnp.einsum("nki,nkc->nic", basis.e2a, widened(slots), precision=self.precision.sums)
+        z = self.precision.weighted_sums(basis.e2a, slots)
         y = self.mlp_cbf(z.reshape(z.shape[0], -1))
         observe("scale_cbf_sum", value=y, reference=x)
         return self.up_projection_ca(self.scale_cbf_sum(y))
@@ -165,15 +160,14 @@ class Quadruplet(SwapUp):
     def _sums(self, turned: jax.Array, quad: QuadBasis, batch: GraphBatch, indices: Indices) -> jax.Array:
         """[n_node * k_main, n_sbf * c] projected sums over all d and b, the case c = d removed."""
         n, k, i, f = quad.project.shape
-        k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[-1]
-        moments = jnp.einsum("qdf,qdc->qfc", quad.phases, widened(turned), precision=self.precision.sums)
+        k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[1]
+        moments = self.precision.weighted_sums(quad.phases, turned)
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
         moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
         z = self.precision.dot(quad.project.reshape(n, k * i, f), moments).reshape(n, k, i, -1)
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
-        same = same.reshape(n, k_q, k, -1)
-        own = jnp.einsum("nkiq,nqkc->nkic", quad.self_weight, widened(same), precision=self.precision.sums)
+        own = self.precision.weighted_sums(quad.self_weight, same.reshape(n, k, k_q, -1))
         return (z - own).reshape(n * k, -1).astype(turned.dtype)
 
 
@@ -192,7 +186,7 @@ class Pair(nnx.Module):
         n_graph, n, n_rbf, _ = basis.pair.shape
         x = self.down_projection(h)
         dense = take_rows(x, batch.node_table.reshape(-1), batch.node_slot).reshape(n_graph, n, -1)
-        z = jnp.matmul(basis.pair.reshape(n_graph, n * n_rbf, n), dense, precision=self.precision.sums)
+        z = self.precision.weighted_sums(basis.pair.reshape(n_graph, n * n_rbf, n), dense)
         y = self.bilinear(z.reshape(n_graph * n, -1))
         y = take_rows(y, batch.node_slot, batch.node_table.reshape(-1))
         observe("scale_rbf_sum", value=y, reference=x)

@@ -71,7 +71,7 @@ def legendre(z: jax.Array, count: int) -> jax.Array:
     values = [jnp.ones_like(z), z]
     for degree in range(2, count):
         values.append(((2 * degree - 1) * z * values[-1] - (degree - 1) * values[-2]) / degree)
-    return jnp.stack(values[:count], axis=-1)
+    return indexing.stacked(values[:count], axis=-1)
 
 
 def harmonic_norms(count: int) -> np.ndarray:
@@ -103,7 +103,7 @@ class Azimuth(NamedTuple):
     """Direction of v around an axis: its cosine with the axis, harmonics of its azimuth, collinearity."""
 
     cosine: jax.Array  # [...]
-    phases: jax.Array  # [..., 2 * count - 1] 1, cos(k alpha), sin(k alpha), k = 1..count-1
+    phases: tuple[jax.Array, ...]  # 2 * count - 1 of [...]: 1, cos(k alpha), sin(k alpha), k = 1..count-1
     collinear: jax.Array  # [...] bool
 
 
@@ -124,8 +124,7 @@ def azimuth(v: jax.Array, axis: jax.Array, first: jax.Array, second: jax.Array, 
         c, s = cosines[-1], sines[-1]
         cosines.append(c * c1 - s * s1)
         sines.append(c * s1 + s * c1)
-    phases = jnp.stack([*cosines, *sines[1:]], axis=-1)
-    return Azimuth(dot(v, axis), phases, collinear)
+    return Azimuth(dot(v, axis), (*cosines, *sines[1:]), collinear)
 
 
 def legendre_of_cosine(count: int) -> np.ndarray:

@@ -27,7 +27,7 @@ class Indices(NamedTuple):
     twin_main: jax.Array  # [n_node * k_a2ee2a] main slot of the same edge, per a2ee2a slot
     in_mask: jax.Array  # [E_qint, k_main] d -> b is a neighbour of b and d is not a
     out_mask: jax.Array  # [n_node, k_qint, k_main] c -> a is a neighbour of a and c is not b
-    same_in: jax.Array  # [n_node * k_qint * k_main] (q, slot of d) that is the image c, per (a, q, slot of c)
+    same_in: jax.Array  # [n_node * k_main * k_qint] (q, slot of d) that is the image c, per (a, slot of c, q)
     same_out: jax.Array  # [E_qint * k_main] its inverse
 
 
@@ -63,11 +63,13 @@ def _quadruplets(qint: PaddedEdges, main_image: jax.Array, rank: jax.Array) -> d
     slot_of_q = edge_slots(qint.in_table, qint.receivers)
     c_as_d = _match(jnp.broadcast_to(c_image, d_of_slot.shape), d_of_slot)
     d_as_c = _match(d_image, main_image[qint.receivers])
+    same_in = jnp.where(c_as_d < k, qint.in_table[:, :, None] * k + c_as_d, n_qint * k)
+    same_out = (qint.receivers[:, None] * k + d_as_c) * k_q + slot_of_q[:, None] % k_q
     return dict(
         in_mask=(d_image >= 0) & (d_image != a_image[:, None]),
         out_mask=(b_of_slot >= 0) & (c_image >= 0) & (c_image != b_of_slot),
-        same_in=jnp.where(c_as_d < k, qint.in_table[:, :, None] * k + c_as_d, n_qint * k).reshape(-1),
-        same_out=jnp.where(d_as_c < k, slot_of_q[:, None] * k + d_as_c, n_node * k_q * k).reshape(-1),
+        same_in=same_in.swapaxes(1, 2).reshape(-1),
+        same_out=jnp.where(d_as_c < k, same_out, n_node * k * k_q).reshape(-1),
     )
 
 

@@ -1,0 +1,71 @@
+"""Matrix products whose gradients are such products again, to any order of reverse mode.
+
+In bfloat16, JAX's own gradient would multiply float32 by bfloat16 (in float32 on a GPU) and round the gradients of
+weights. In float32 the numbers are JAX's; on a CPU no batched product has a transposed first factor, for which XLA:CPU
+has no fast routine.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxatoms.ops.target import platform
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def product(x: jax.Array, w: jax.Array, how: str, dtype, turned: bool = False) -> jax.Array:
+    """[..., n, i] x [..., i, o] -> [..., n, o] in `dtype`; where `turned`, w is [..., o, i]. Leading axes are equal.
+
+    `how` is "bfloat16" (factors rounded, float32 sums) or a precision of `jax.lax` for factors as they are. Gradients
+    come in the factors' own dtypes.
+    """
+    batch = tuple(range(x.ndim - 2))
+    dims = (((x.ndim - 1,), (w.ndim - (1 if turned else 2),)), (batch, batch))
+    if how != "bfloat16":
+        common = jnp.promote_types(x.dtype, w.dtype)
+        return jax.lax.dot_general(x.astype(common), w.astype(common), dims, precision=how).astype(dtype)
+    # XLA:CPU multiplies bfloat16 natively only where the result is float32; cuBLAS rounds the sums as it writes them.
+    result = dtype if platform() == "gpu" else jnp.float32
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, w, dims, preferred_element_type=result).astype(dtype)
+
+
+def outer(x: jax.Array, g: jax.Array, how: str, dtype) -> jax.Array:
+    """[..., n, i], [..., n, o] -> [..., i, o] in `dtype`: products summed over n."""
+    if platform() != "cpu":
+        return product(x.mT, g, how, dtype)
+    if how == "bfloat16":
+        x, g = x.astype(jnp.bfloat16), g.astype(jnp.bfloat16)
+    (n, i), o = x.shape[-2:], g.shape[-1]
+    if o * (n + i) < n * i:  # the smaller swap
+        return swapped(product(swapped(g), x, how, dtype))
+    return product(swapped(x), g, how, dtype)
+
+
+def _backward(how, dtype, turned, factors, g):
+    x, w = factors
+    if how == "bfloat16":
+        g = g.astype(jnp.bfloat16)
+    gw = outer(g, x, how, w.dtype) if turned else outer(x, g, how, w.dtype)
+    return product(g, w, how, x.dtype, not turned), gw
+
+
+product.defvjp(lambda x, w, how, dtype, turned: (product(x, w, how, dtype, turned), (x, w)), _backward)
+
+
+@jax.custom_vjp
+def swapped(x: jax.Array) -> jax.Array:
+    """x.mT; on a CPU in memory, where XLA would make it a part of the product, which then runs at half the rate.
+
+    It moves transpositions through everything but a branch, here on what is always true and XLA cannot know. (It does
+    where it knows every number that the condition looks at, for instance to be zero; hence many.)
+    """
+    if platform() != "cpu":
+        return x.mT
+    some = x[0].reshape(-1), x.reshape(len(x), -1)[:, 0]
+    always = jnp.all(0 * some[0] != 1) & jnp.all(0 * some[1] != 1)
+    return jax.lax.cond(always, lambda x: x.mT, lambda x: jnp.zeros(x.mT.shape, x.dtype), x)
+
+
+swapped.defvjp(lambda x: (swapped(x), None), lambda _, g: (swapped(g),))

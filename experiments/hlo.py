@@ -165,6 +165,8 @@ def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:
 
 def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int]) -> list[Operation]:
     arrays: dict[str, list[_Array]] = {}
+    users: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
     found = []
     for line in lines:
         match = _INSTRUCTION.match(line)
@@ -172,11 +174,25 @@ def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int
             continue
         name, result, kind, operands = match.groups()
         arrays[name] = _arrays(result)
-        path = path[1] if (path := _PATH.search(line)) else ""
+        paths[name] = path[1] if (path := _PATH.search(line)) else ""
+        for operand in _names(operands):
+            users.setdefault(operand, []).append(name)
         still = kind in STILL or kind.endswith("-done") or any(call in line for call in STILL_CALLS)
         moved = 0 if still else _moved(line, kind, arrays[name], [arrays[n] for n in _names(operands)], slices)
-        found.append(Operation(name, kind, part_of(path), "transpose(" in path, moved, flops[name]))
-    return found
+        found.append(Operation(name, kind, OTHER, False, moved, flops[name]))
+    named = {operation.name: _path(operation.name, paths, users) for operation in found}
+    return [o._replace(part=part_of(named[o.name]), backward="transpose(" in named[o.name]) for o in found]
+
+
+def _path(name: str, paths: dict[str, str], users: dict[str, list[str]]) -> str:
+    """The `op_name` of an operation, or of the nearest that uses what it makes: copies of the compiler's have none."""
+    nearest, seen = [name], {name}
+    while nearest:
+        if path := next((paths[near] for near in nearest if paths[near]), ""):
+            return path
+        nearest = [user for near in nearest for user in users.get(near, []) if user not in seen]
+        seen.update(nearest)
+    return ""
 
 
 def _moved(line: str, kind: str, result: list[_Array], operands: list[list[_Array]], slices) -> int:

@@ -40,7 +40,7 @@ def outer(x: jax.Array, g: jax.Array, how: str, dtype) -> jax.Array:
     (n, i), o = x.shape[-2:], g.shape[-1]
     if o * (n + i) < n * i:  # the smaller swap
         return swapped(product(swapped(g), x, how, dtype))
-    return product(swapped(x), g, how, dtype)
+    return product(_swapped(x, g), g, how, dtype)
 
 
 def _backward(how, dtype, turned, factors, g):
@@ -54,18 +54,23 @@ def _backward(how, dtype, turned, factors, g):
 product.defvjp(lambda x, w, how, dtype, turned: (product(x, w, how, dtype, turned), (x, w)), _backward)
 
 
-@jax.custom_vjp
 def swapped(x: jax.Array) -> jax.Array:
-    """x.mT; on a CPU in memory, where XLA would make it a part of the product, which then runs at half the rate.
+    """x.mT; on a CPU in memory, where XLA would make it a part of the product, which then runs at half the rate."""
+    return _swapped(x, x)
 
-    It moves transpositions through everything but a branch, here on what is always true and XLA cannot know. (It does
+
+@jax.custom_vjp
+def _swapped(x: jax.Array, after: jax.Array) -> jax.Array:
+    """x.mT, in memory on a CPU, when `after` exists (the forward pass would keep x twice otherwise).
+
+    XLA moves transpositions through everything but a branch, here on what is always true and XLA cannot know. (It does
     where it knows every number that the condition looks at, for instance to be zero; hence many.)
     """
     if platform() != "cpu":
         return x.mT
-    some = x[0].reshape(-1), x.reshape(len(x), -1)[:, 0]
+    some = after[0].reshape(-1), after.reshape(len(after), -1)[:, 0]
     always = jnp.all(0 * some[0] != 1) & jnp.all(0 * some[1] != 1)
     return jax.lax.cond(always, lambda x: x.mT, lambda x: jnp.zeros(x.mT.shape, x.dtype), x)
 
 
-swapped.defvjp(lambda x: (swapped(x), None), lambda _, g: (swapped(g),))
+_swapped.defvjp(lambda x, after: (_swapped(x, after), None), lambda _, g: (swapped(g), None))

@@ -76,7 +76,9 @@ PRODUCTS = """HloModule jit_step
 ENTRY %main (x: f32[30,8], w: f32[8,4]) -> f32[2,15,4] {
   %x = f32[30,8]{1,0} parameter(0)
   %w = f32[8,4]{1,0} parameter(1)
-  %y = f32[30,4]{1,0} fusion(%x, %w), kind=kCustom, calls=%fused, metadata={op_name="jit(update)/jvp(interaction_block)/quad_interaction/dot_general"}
+  %moved = (f32[30,8]{1,0:S(1)}, f32[30,8]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %near = f32[30,8]{1,0:S(1)} copy-done(%moved)
+  %y = f32[30,4]{1,0} fusion(%near, %w), kind=kCustom, calls=%fused, metadata={op_name="jit(update)/jvp(interaction_block)/quad_interaction/dot_general"}
   %z = (f32[30,4]{1,0}, s8[64]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm", metadata={op_name="jit(update)/transpose(jvp(output_block))/dot_general"}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
   %g = f32[30,4]{1,0} get-tuple-element(%z), index=0
   ROOT %out = f32[30,4]{1,0} add(%y, %g)
@@ -88,10 +90,11 @@ def test_operations_know_their_products_their_part_and_their_direction():
     found = {operation.name: operation for operation in hlo.operations(PRODUCTS)}
     quad, out = found["y"], found["z"]
     assert quad.flops == out.flops == 2 * 30 * 8 * 4
-    assert quad.bytes == 4 * (30 * 8 + 8 * 4 + 30 * 4)
+    assert quad.bytes == 4 * (8 * 4 + 30 * 4)
     assert (quad.part, quad.backward) == ("quadruplets", False) and (out.part, out.backward) == ("output blocks", True)
     assert found["out"].part == hlo.OTHER
-    assert hlo.bytes_by_part(found.values())["quadruplets"] == quad.bytes
+    assert found["moved"].part == "quadruplets", "copies belong to what reads them"
+    assert hlo.bytes_by_part(found.values())["quadruplets"] == quad.bytes + 4 * 30 * 8
 
 
 def test_bytes_of_collectives_are_those_of_their_results_once():

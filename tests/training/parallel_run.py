@@ -39,7 +39,8 @@ def make_batches(args: dict, mesh):
     data = prepare_task("demo:organic", "all", 0, val_samples=30, data_root=None, cache_dir=args["cache"])
     corpus, train, val = make_corpus([data])
     sizes = loader.measure(corpus, train, 0.1)
-    budgets = packing.fixed_budgets(sizes, BATCH_SIZE, 20, 100, shapes=2)
+    shapes = args.get("shapes", 1)
+    budgets = packing.fixed_budgets(sizes, BATCH_SIZE, 20, 100, shapes=shapes)
     whole = loader.TrainBatches(corpus, train, budgets, 5, 0, 0.1, BATCH_SIZE)
     evaluation = loader.eval_batches(corpus, val, 7)
     n, accumulate = parallel.n_parts(mesh), args.get("accumulate", 1)
@@ -47,7 +48,7 @@ def make_batches(args: dict, mesh):
         return whole, evaluation
     groups = shards.drawn_groups(sizes, BATCH_SIZE, None)
     edges = shards.expected_edges(sizes, corpus.n_node(train))
-    parts = shards.part_budgets(sizes, groups, n * accumulate, 20, shapes=2)
+    parts = shards.part_budgets(sizes, groups, n * accumulate, 20, shapes=shapes)
     return shards.ShardedBatches(whole, edges, parts, n, parallel.own_parts(mesh), accumulate), evaluation
 
 

@@ -1,8 +1,8 @@
 """Matrix products whose gradients are such products again, to any order of reverse mode.
 
 In bfloat16, JAX's own gradient would multiply float32 by bfloat16 (in float32 on a GPU) and round the gradients of
-weights. In float32 the numbers are JAX's; on a CPU no batched product has a transposed first factor, for which XLA:CPU
-has no fast routine.
+weights. In float32 the numbers are JAX's; on a CPU no gradient has a transposed first factor, for which XLA:CPU has no
+fast routine.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def product(x: jax.Array, w: jax.Array, how: str, dtype, turned: bool = False) -
 
 def outer(x: jax.Array, g: jax.Array, how: str, dtype) -> jax.Array:
     """[..., n, i], [..., n, o] -> [..., i, o] in `dtype`: products summed over n."""
-    if platform() != "cpu":
+    if platform() != "cpu" or x.size == 0:
         return product(x.mT, g, how, dtype)
     if how == "bfloat16":
         x, g = x.astype(jnp.bfloat16), g.astype(jnp.bfloat16)
@@ -61,7 +61,7 @@ def swapped(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _swapped(x: jax.Array, after: jax.Array) -> jax.Array:
-    """x.mT, in memory on a CPU, when `after` exists (the forward pass would keep x twice otherwise).
+    """x.mT, in memory on a CPU, once `after` exists (the forward pass would keep x twice otherwise).
 
     XLA moves transpositions through everything but a branch, here on what is always true and XLA cannot know. (It does
     where it knows every number that the condition looks at, for instance to be zero; hence many.)

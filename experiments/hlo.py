@@ -10,6 +10,8 @@ BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1,
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 # They move nothing: names for what is there already, and the ends of copies that are counted where they start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
+# Of as many elements as they read, one each. (A fusion inside a fusion is a change of layout.)
+SAME_ELEMENTS = {"bitcast", "reshape", "transpose", "copy", "convert", "fusion"}
 STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 # The model's named scopes, innermost first: an operation inside several belongs to the first of them.
 PARTS = {
@@ -116,32 +118,49 @@ class _Array(NamedTuple):
     shape: tuple[int, ...]
 
 
+_NOTHING = _Array(0, False, ())
+
+
 def _slices(lines: list[str]) -> _Slices:
-    sizes: dict[str, int] = {}
+    results: dict[str, _Array] = {}
     parameters: dict[str, int] = {}
-    uses: dict[str, list[tuple[str, int]]] = {}  # (kind, bytes of what follows from it)
+    uses: dict[str, list[tuple[str, str]]] = {}  # (kind, name) of what follows
     written = None
     for line in lines:
         match = _INSTRUCTION.match(line)
         if not match:
             continue
         name, result, kind, operands = match.groups()
-        sizes[name] = sum(array.size for array in _arrays(result))
+        results[name] = next(iter(_arrays(result)), _NOTHING)
         named = _names(operands)
         if kind == "parameter":
             parameters[name] = int(operands)
         elif kind == "dynamic-update-slice" and "ROOT " in line and named[0] in parameters:
-            written = sizes[named[1]]
-            uses.setdefault(named[0], []).append(("slice", 0))
+            written = results[named[1]].size
+            uses.setdefault(named[0], [])
             named = named[1:]
         for operand in named:
-            uses.setdefault(operand, []).append((kind, sizes[name]))
+            uses.setdefault(operand, []).append((kind, name))
     read = {
-        index: sum(size for _, size in uses[name])
+        index: round(part * results[name].size)
         for name, index in parameters.items()
-        if name in uses and all(kind == "slice" for kind, _ in uses[name])
+        if name in uses and (part := _part_read(name, results, uses)) < 1
     }
     return _Slices(read, written)
+
+
+def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple[str, str]]]) -> float:
+    """Which part of an array is read where all that follows from it are slices, of it or of it in another layout."""
+    count = prod(results[name].shape)
+    part = 0.0
+    for kind, user in uses.get(name, []):
+        if kind == "slice":
+            part += prod(results[user].shape) / count
+        elif kind in SAME_ELEMENTS and prod(results[user].shape) == count:
+            part += _part_read(user, results, uses)
+        else:
+            return 1.0
+    return min(part, 1.0)
 
 
 def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from jaxatoms.models.indexing import stacked, sum_segments, take_many, take_rows
 from jaxatoms.models.layers import Dense
 from jaxatoms.models.precision import Precision
 from jaxatoms.ops.products import product, swapped
+from jaxatoms.ops.target import platform
 
 
 class TripletBasis(NamedTuple):
@@ -75,11 +76,16 @@ class BasisEmbedding(nnx.Module):
     def __call__(self, radial: jax.Array) -> jax.Array:
         return self.precision.dot(radial, self.kernel[...]).reshape(-1, self.n_out, self.n_spherical)
 
-    def by_order(self, radial: jax.Array) -> jax.Array:
-        """[n_edge, m, n_out, l] where the functions are pairs (l, m) of as many degrees as orders."""
+    def combined(self, radial: jax.Array, series: np.ndarray) -> jax.Array:
+        """[n_edge, j, n_out, l]: the functions (l, m) of as many degrees as orders, summed over m with series [m, j].
+
+        The kernel is combined instead of its much larger products.
+        """
         count = math.isqrt(self.n_spherical)
-        kernel = self.kernel[...].reshape(-1, self.n_out, count, count).transpose(0, 3, 1, 2)
-        return self.precision.dot(radial, kernel.reshape(len(kernel), -1)).reshape(-1, count, self.n_out, count)
+        kernel = self.kernel[...].reshape(-1, self.n_out, count, count)
+        kernel = jnp.einsum("rilm,mj->rjil", kernel, series.astype(kernel.dtype), precision="highest")
+        flat = self.precision.dot(radial, kernel.reshape(len(kernel), -1))
+        return flat.reshape(-1, series.shape[1], self.n_out, count)
 
 
 def radial_basis(distance: jax.Array, cutoff: float, num_radial: int) -> jax.Array:
@@ -217,41 +223,46 @@ class Bases(nnx.Module):
         norms = jnp.asarray(geo.harmonic_norms(count), radial.dtype)
         mask = indices.out_mask.transpose(0, 2, 1)[..., None]
         polar = jnp.where(mask, geo.legendre(outer.cosine, count) * norms, 0)
-        weights = self.mlp_sbf_qint.by_order(radial)
         in_table = batch.main.in_table
-        weights = take_rows(weights, in_table.reshape(-1), indices.main_slot)
-        weights = weights.reshape(*in_table.shape, -1, count)
-        by_order = product(weights, polar, "highest", polar.dtype, True).reshape(*in_table.shape, count, -1, k_q)
-        project, own = _fourier_moments(unstacked(by_order, 2), outer.phases, outer.collinear)
-        return self.precision.store(project.reshape(*project.shape[:3], -1)), own
+        slots = take_rows(radial, in_table.reshape(-1), indices.main_slot)
+        series = geo.legendre_of_cosine(count) * geo.harmonic_norms(count)[:, None]
+        weights = self.mlp_sbf_qint.combined(slots, series).reshape(*in_table.shape, count, -1, count)
+        moments, own = _fourier_moments(_sum_degrees(weights, polar), outer.phases, outer.collinear)
+        project = stacked([self.precision.store(moment) for moment in moments], -2)
+        return project.reshape(*project.shape[:3], -1), own
 
 
-def _fourier_moments(by_order: list[jax.Array], phases, collinear: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum over m of by_order[m] times P_m(cos t) as one weight per moment, and its value at t = 0.
+def _sum_degrees(weights: jax.Array, polar: jax.Array) -> list[jax.Array]:
+    """[N, k, j, i, l], [N, k, q, l] -> j of [N, k, i, q], summed over l.
 
-    Sums over m are written out, as most coefficients are zero: as a product with a matrix, every step on the way to
-    the moments was an array of their size.
+    Written out where memory is the limit: XLA fuses the sums into what reads them, but not products of so few terms,
+    before and after which it changes layouts as well. On a CPU the product is faster.
+    """
+    n, k, count, i, n_degree = weights.shape
+    if platform() != "cpu":
+        split = [[weights[:, :, j, :, l, None] for l in range(n_degree)] for j in range(count)]
+        terms = [[w * polar[:, :, None, :, l] for l, w in enumerate(wave)] for wave in split]
+        return [sum(wave[1:], wave[0]) for wave in terms]
+    waves = product(weights.reshape(n, k, count * i, -1), polar, "highest", polar.dtype, True)
+    return unstacked(waves.reshape(n, k, count, i, -1), 2)
+
+
+def _fourier_moments(waves: list[jax.Array], phases, collinear: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """The cosine series sum_k waves[k] cos(k t) as one weight per moment, and its value at t = 0.
 
     Args:
-      by_order: of [..., i, q].
+      waves: of [..., i, q].
       phases: of [..., q], from `azimuth`; collinear: [..., q], where t counts as 90 degrees.
 
     Returns:
-      weights [..., i, n_moment, q] of the moments 1, cos(k a), sin(k a) and "collinear inside", and [..., i, q].
+      weights, each [..., i, q], of the moments 1, cos(k a), sin(k a) and "collinear inside", and [..., i, q].
     """
-    count = len(by_order)
-    norms = geo.harmonic_norms(count)
-    series = geo.legendre_of_cosine(count) * norms[:, None]
-
-    def total(coefficients):
-        return sum(float(c) * by_order[m] for m, c in enumerate(coefficients) if c)
-
-    at_right_angle = total(np.polynomial.legendre.legvander(0.0, count - 1).ravel() * norms)
+    count = len(waves)
+    at_right_angle = sum(waves[4::4], waves[0]) - sum(waves[2::4])
     turning = [jnp.where(collinear, 0, wave)[..., None, :] for wave in phases]
     collinear = collinear[..., None, :]
-    waves = [total(series[:, k]) for k in range(count)]
     moments = [jnp.where(collinear, at_right_angle, waves[0])]
     moments += [waves[k] * turning[k] for k in range(1, count)]
     moments += [waves[k] * turning[count - 1 + k] for k in range(1, count)]
-    own = jnp.where(collinear, at_right_angle, total(norms))
-    return stacked([*moments, at_right_angle], -2), own
+    own = jnp.where(collinear, at_right_angle, sum(waves[1:], waves[0]))
+    return [*moments, at_right_angle], own

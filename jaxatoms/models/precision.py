@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.ops import products
+from jaxatoms.ops.target import platform
 
 
 def widened(x: jax.Array) -> jax.Array:
@@ -52,6 +53,10 @@ class Precision:
             rows = rows.astype(jnp.bfloat16)
         return products.product(rows, w, self._dense, dtype or x.dtype).reshape(*x.shape[:-1], w.shape[-1])
 
+    def dot_over_two(self, x: jax.Array, w: jax.Array) -> jax.Array:
+        """[..., i, c] x [i, c, o] -> [..., o] in the dtype of x, summed over i and c."""
+        return products.product_over_two(x, w, self._dense, x.dtype)
+
     def dot_turned(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """[n, o] x [i, o] -> [n, i] in the dtype of x: the gradient of `dot` in its first factor."""
         return products.product(x, w, self._dense, x.dtype, turned=True)
@@ -60,7 +65,12 @@ class Precision:
         """[n, i], [n, o] -> [i, o] in `dtype`: the gradient of `dot` in its second factor."""
         return products.outer(x, g, self._dense, dtype)
 
-    def weighted_sums(self, weights: jax.Array, x: jax.Array) -> jax.Array:
-        """[..., n, i] x [..., i, c], leading axes equal: sums of features in float32 at least, in every policy."""
+    def weighted_sums(self, weights: jax.Array, x: jax.Array, few: bool = False) -> jax.Array:
+        """[..., n, i] x [..., i, c], leading axes equal: sums of features in float32 at least, in every policy.
+
+        `few`: there are about ten i at most.
+        """
         x = widened(x)
+        if few and platform() != "cpu":
+            return products.written_out(weights, x)
         return products.product(weights, x, self.sums, x.dtype)

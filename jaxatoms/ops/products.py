@@ -5,6 +5,7 @@ weights. In float32 the numbers are JAX's; on a CPU no gradient has a transposed
 fast routine.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -22,6 +23,10 @@ def product(x: jax.Array, w: jax.Array, how: str, dtype, turned: bool = False) -
     """
     batch = tuple(range(x.ndim - 2))
     dims = (((x.ndim - 1,), (w.ndim - (1 if turned else 2),)), (batch, batch))
+    return _multiplied(x, w, dims, how, dtype)
+
+
+def _multiplied(x: jax.Array, w: jax.Array, dims, how: str, dtype) -> jax.Array:
     if how != "bfloat16":
         common = jnp.promote_types(x.dtype, w.dtype)
         return jax.lax.dot_general(x.astype(common), w.astype(common), dims, precision=how).astype(dtype)
@@ -52,6 +57,47 @@ def _backward(how, dtype, turned, factors, g):
 
 
 product.defvjp(lambda x, w, how, dtype, turned: (product(x, w, how, dtype, turned), (x, w)), _backward)
+
+
+def product_over_two(x: jax.Array, w: jax.Array, how: str, dtype) -> jax.Array:
+    """[..., i, c] x [i, c, o] -> [..., o] in `dtype`, summed over i and c; `how` as for `product`.
+
+    Where layouts have tiles (TPU), bringing i and c into one axis costs three passes over x.
+    """
+    if platform() == "cpu":
+        flat = product(x.reshape(-1, w.shape[0] * w.shape[1]), w.reshape(-1, w.shape[2]), how, dtype)
+        return flat.reshape(*x.shape[:-2], -1)
+    rows = "nk"[: x.ndim - 2]
+    return _contraction(x, w, f"{rows}ic,ico->{rows}o", how, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _contraction(x: jax.Array, w: jax.Array, spec: str, how: str, dtype) -> jax.Array:
+    """As `jnp.einsum` of two factors that share no axis with the result."""
+    left, right, out = re.split(",|->", spec)
+    summed = [axis for axis in left if axis in right]
+    dims = (tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ())
+    found = [axis for axis in left + right if axis not in summed]
+    return _multiplied(x, w, dims, how, dtype).transpose([found.index(axis) for axis in out])
+
+
+def _contraction_backward(spec, how, dtype, factors, g):
+    (x, w), (left, right, out) = factors, re.split(",|->", spec)
+    gx = _contraction(g, w, f"{out},{right}->{left}", how, x.dtype)
+    return gx, _contraction(x, g, f"{left},{out}->{right}", how, w.dtype)
+
+
+_contraction.defvjp(lambda x, w, *how: (_contraction(x, w, *how), (x, w)), _contraction_backward)
+
+
+def written_out(x: jax.Array, w: jax.Array) -> jax.Array:
+    """[..., n, i] x [..., i, o] -> [..., n, o] as a sum of i elementwise products, for a few i.
+
+    XLA joins it to what comes before and after. A product reads and writes arrays in layouts of its own, which for a
+    few terms costs an accelerator more than the product.
+    """
+    terms = [x[..., i, None] * w[..., None, i, :] for i in range(x.shape[-1])]
+    return sum(terms[1:], terms[0])
 
 
 def swapped(x: jax.Array) -> jax.Array:

@@ -65,6 +65,36 @@ def test_of_arrays_read_or_changed_in_part_the_parts_count():
     assert _main_memory(IN_PLACE) == 4 * 8 * (4 + 4 + 4)
 
 
+BEHIND_A_LAYOUT = """HloModule jit_step
+
+%fused_computation.2 (param_0.1: f32[64,8]) -> f32[64,8] {
+  %param_0.1 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  ROOT %copy = f32[64,8]{0,1:T(8,128)} copy(%param_0.1)
+}
+
+%fused_computation.1 (param_0: f32[64,8], param_1: bf16[64,8]) -> f32[4,8] {
+  %param_0 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %param_1 = bf16[64,8]{1,0:T(8,128)} parameter(1)
+  %turned = f32[64,8]{0,1:T(8,128)} fusion(%param_0), kind=kLoop, calls=%fused_computation.2
+  %some = f32[4,8]{0,1:T(8,128)} slice(%turned), slice={[0:4], [0:8]}
+  %wide = f32[64,8]{1,0:T(8,128)} convert(%param_1)
+  %others = f32[4,8]{1,0:T(8,128)} slice(%wide), slice={[8:12], [0:8]}
+  %all = f32[8]{0:T(8,128)} reduce(%wide), dimensions={0}
+  ROOT %sum = f32[4,8]{1,0:T(8,128)} add(%some, %others)
+}
+
+ENTRY %main (w: f32[64,8], v: bf16[64,8]) -> f32[4,8] {
+  %w = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %v = bf16[64,8]{1,0:T(8,128)} parameter(1)
+  ROOT %out = f32[4,8]{1,0:T(8,128)} fusion(%w, %v), kind=kLoop, calls=%fused_computation.1
+}
+"""
+
+
+def test_slices_behind_a_change_of_layout_count_as_slices_unless_all_is_read_as_well():
+    assert _main_memory(BEHIND_A_LAYOUT) == 4 * 4 * 8 + 2 * 64 * 8 + 4 * 4 * 8
+
+
 PRODUCTS = """HloModule jit_step
 
 %fused (param_0: f32[30,8], param_1: f32[8,4]) -> f32[30,4] {

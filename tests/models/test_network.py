@@ -1,4 +1,4 @@
-"""Blocks computed again in the backward pass against blocks that keep what they computed."""
+"""One network written in two ways: blocks that compute again or keep, programs for a CPU or for accelerators."""
 
 import dataclasses
 
@@ -13,14 +13,15 @@ from flax import nnx
 
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.registry import build_model
+from jaxatoms.ops.target import compiling_for
 
 SMALL = GemNetOCConfig(**NANO | {"num_blocks": 2})
 TOLERANCE = 1e-10  # float64, relative to each parameter's largest gradient
 
 
-def _gradients(direct: bool, remat: bool):
+def _gradients(direct: bool, **dimensions):
     """(energy, forces, gradient of a sum over both by every parameter) in float64."""
-    config = dataclasses.replace(SMALL, direct_forces=direct, remat=remat)
+    config = dataclasses.replace(SMALL, direct_forces=direct, **dimensions)
     model = build_model(config, ("sum",), nnx.Rngs(0))
     nnx.update(model, jax.tree.map(lambda x: x.astype(np.float64), nnx.state(model)))
     batch = pad([GALLERY[name] for name in ("seven", "water")])
@@ -33,14 +34,27 @@ def _gradients(direct: bool, remat: bool):
     return jax.tree.map(np.asarray, (out.energy, out.forces, nnx.to_flat_state(gradients)))
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_recomputation_changes_nothing(direct):
-    with jax.enable_x64(True):
-        energy, forces, plain = _gradients(direct, remat=False)
-        energy_2, forces_2, gradients = _gradients(direct, remat=True)
+def _assert_equal(first, second):
+    (energy, forces, plain), (energy_2, forces_2, gradients) = first, second
     np.testing.assert_allclose(energy_2, energy, rtol=TOLERANCE)
     np.testing.assert_allclose(forces_2, forces, rtol=0, atol=TOLERANCE * np.abs(forces).max())
     for (path, expected), (path_2, found) in zip(plain, gradients, strict=True):
         assert path == path_2
         error = np.abs(found[...] - expected[...]).max()
         assert error <= TOLERANCE * np.abs(expected[...]).max(), (path, error)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_recomputation_changes_nothing(direct):
+    with jax.enable_x64(True):
+        _assert_equal(_gradients(direct, remat=False), _gradients(direct, remat=True))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_programs_for_accelerators_compute_the_same(direct):
+    """Some sums are written differently for them; what is run here is that program, on a CPU."""
+    with jax.enable_x64(True):
+        here = _gradients(direct, num_blocks=1, num_spherical=4)
+        with compiling_for("tpu"):
+            there = _gradients(direct, num_blocks=1, num_spherical=4)
+        _assert_equal(here, there)

@@ -24,7 +24,7 @@ from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import stacked, sum_segments, take_many, take_rows, unstacked
 from jaxatoms.models.layers import Dense
 from jaxatoms.models.precision import Precision
-from jaxatoms.ops.products import product, swapped
+from jaxatoms.ops.products import product, swapped, written_out
 from jaxatoms.ops.target import platform
 
 
@@ -233,16 +233,10 @@ class Bases(nnx.Module):
 
 
 def _sum_degrees(weights: jax.Array, polar: jax.Array) -> list[jax.Array]:
-    """[N, k, j, i, l], [N, k, q, l] -> j of [N, k, i, q], summed over l.
-
-    Written out where memory is the limit: XLA fuses the sums into what reads them, but not products of so few terms,
-    before and after which it changes layouts as well. On a CPU the product is faster.
-    """
-    n, k, count, i, n_degree = weights.shape
+    """[N, k, j, i, l], [N, k, q, l] -> j of [N, k, i, q], summed over the few l."""
+    n, k, count, i, _ = weights.shape
     if platform() != "cpu":
-        split = [[weights[:, :, j, :, l, None] for l in range(n_degree)] for j in range(count)]
-        terms = [[w * polar[:, :, None, :, l] for l, w in enumerate(wave)] for wave in split]
-        return [sum(wave[1:], wave[0]) for wave in terms]
+        return [written_out(weights[:, :, j], polar.mT) for j in range(count)]
     waves = product(weights.reshape(n, k, count * i, -1), polar, "highest", polar.dtype, True)
     return unstacked(waves.reshape(n, k, count, i, -1), 2)
 

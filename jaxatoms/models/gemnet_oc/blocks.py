@@ -33,8 +33,10 @@ class Bilinear(nnx.Module):
     def __init__(self, n_in, n_out, args):
         self.bilinear = Dense(n_in, n_out, **args)
 
-    def __call__(self, x):
-        return self.bilinear(x)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., i, c] -> [rows, n_out] where i * c = n_in; rows are all that comes before."""
+        kernel = self.bilinear.kernel[...].reshape(*x.shape[-2:], -1)
+        return self.bilinear.precision.dot_over_two(x, kernel).reshape(-1, kernel.shape[-1])
 
 
 class SwapUp(nnx.Module):
@@ -91,7 +93,7 @@ class TripletEdge(SwapUp):
         return self.down_projection(self.scale_rbf(gated))
 
     def _finish(self, z, x, batch, indices, observe):
-        y = self.mlp_cbf(z.reshape(z.shape[0] * z.shape[1], -1).astype(x.dtype))
+        y = self.mlp_cbf(z.astype(x.dtype))
         observe("scale_cbf_sum", value=y, reference=x)
         return self._up(self.scale_cbf_sum(y), batch, indices)
 
@@ -119,7 +121,7 @@ class TripletAtom(nnx.Module):
         x = self.down_projection(self.scale_rbf(gated))
         slots = take_rows(x, table.reshape(-1), indices.main_slot).reshape(*table.shape, -1)
         z = self.precision.weighted_sums(basis.e2a, slots)
-        y = self.mlp_cbf(z.reshape(z.shape[0], -1))
+        y = self.mlp_cbf(z)
         observe("scale_cbf_sum", value=y, reference=x)
         return self.up_projection_ca(self.scale_cbf_sum(y))
 
@@ -158,7 +160,7 @@ class Quadruplet(SwapUp):
         return self._up(self.scale_sbf_sum(y), batch, indices)
 
     def _sums(self, turned: jax.Array, quad: QuadBasis, batch: GraphBatch, indices: Indices) -> jax.Array:
-        """[n_node * k_main, n_sbf * c] projected sums over all d and b, the case c = d removed."""
+        """[n_node, k_main, n_sbf, c] projected sums over all d and b, the case c = d removed."""
         n, k, i, f = quad.project.shape
         k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[1]
         moments = self.precision.weighted_sums(quad.phases, turned)
@@ -167,8 +169,8 @@ class Quadruplet(SwapUp):
         moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
         z = self.precision.dot(quad.project.reshape(n, k * i, f), moments).reshape(n, k, i, -1)
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
-        own = self.precision.weighted_sums(quad.self_weight, same.reshape(n, k, k_q, -1))
-        return (z - own).reshape(n * k, -1).astype(turned.dtype)
+        own = self.precision.weighted_sums(quad.self_weight, same.reshape(n, k, k_q, -1), few=True)
+        return (z - own).astype(turned.dtype)
 
 
 class Pair(nnx.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxatoms.ops.products import product
+from jaxatoms.ops.products import product, product_over_two, written_out
 from jaxatoms.ops.target import compiling_for
 
 SHAPES = {
@@ -112,3 +112,35 @@ def test_only_a_gpu_is_asked_for_a_narrow_result(target, dtype):
     with compiling_for(target):
         program = jax.make_jaxpr(lambda x, w: product(x, w, "bfloat16", jnp.bfloat16))(x, w)
     assert f"{'bf16' if dtype == 'bfloat16' else 'f32'}[6,8] = dot_general" in str(program)
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("leading", [(5,), (5, 2)])
+def test_a_product_over_two_axes_agrees_with_einsum_to_the_second_derivative(leading, target):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in [(*leading, 3, 4), (3, 4, 6)])
+
+    def results(product):
+        squared = lambda x, w: jnp.sum(jnp.sin(product(x, w)))  # noqa: E731
+        inner = jax.grad(squared, (0, 1))
+        outer = jax.grad(lambda x, w: sum(jnp.sum(g**2) for g in inner(x, w)), (0, 1))
+        return product(x, w), inner(x, w), outer(x, w)
+
+    expected = results(lambda x, w: jnp.einsum("...ic,ico->...o", x, w, precision="highest"))
+    with compiling_for(target):
+        found = results(lambda x, w: product_over_two(x, w, "highest", jnp.float32))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_over_two_axes_has_the_dtypes_of_a_product():
+    x, w = jnp.ones((6, 2, 4), jnp.bfloat16), jnp.ones((2, 4, 8), jnp.float32)
+    for target in ("cpu", "tpu"):
+        with compiling_for(target):
+            out, pull = jax.vjp(lambda x, w: product_over_two(x, w, "bfloat16", jnp.bfloat16), x, w)
+            assert [a.dtype for a in (out, *pull(out))] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+
+
+def test_a_sum_of_few_terms_written_out_is_a_product():
+    x, w, *_ = _factors("batched")
+    np.testing.assert_allclose(written_out(x, w), x @ w, rtol=1e-5, atol=1e-5)

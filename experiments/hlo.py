@@ -151,12 +151,11 @@ def _slices(lines: list[str]) -> _Slices:
 
 def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple[str, str]]]) -> float:
     """Which part of an array is read where all that follows from it are slices, of it or of it in another layout."""
-    count = prod(results[name].shape)
-    part = 0.0
+    size, part = prod(results[name].shape), 0.0
     for kind, user in uses.get(name, []):
         if kind == "slice":
-            part += prod(results[user].shape) / count
-        elif kind in SAME_ELEMENTS and prod(results[user].shape) == count:
+            part += prod(results[user].shape) / max(size, 1)
+        elif kind in SAME_ELEMENTS and prod(results[user].shape) == size:
             part += _part_read(user, results, uses)
         else:
             return 1.0

@@ -162,7 +162,7 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
     for file in files:
         for record in _records(file):
             kind = record.get("benchmark", "train_throughput")
-            key = (*(record.get(name) for name in KINDS[kind].key), _machine(record))
+            key = (*(record.get(name) or False for name in KINDS[kind].key), _machine(record))  # not said: not used
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
                 newest[kind][key] = record
     return {kind: list(lines.values()) for kind, lines in newest.items()}

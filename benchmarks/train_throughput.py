@@ -179,7 +179,8 @@ def compare(case: str, forces: str, args: argparse.Namespace) -> list[dict]:
         before = _run_peer(peer_command, tuned=False)
         ours = _run(ours_command, args.malloc_tuned)
         after = _run_peer(peer_command, tuned=True)
-    peers = [line | {"model": args.model, "machine": ours["machine"]} for line in (before, after) if line]
+    beside = {"model": args.model, "remat": args.remat, "machine": ours["machine"]}
+    peers = [line | beside for line in (before, after) if line]
     if not peers:
         return [ours]
     return [ours | {"ratios": ratios(ours, peers), "same_edges": same_edges(ours, peers[0])}, *peers]

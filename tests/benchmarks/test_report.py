@@ -59,6 +59,16 @@ def test_each_kind_of_line_has_its_table(written):
     assert "## Loader" not in written(TRAIN)
 
 
+def test_the_newest_line_of_a_case_counts_also_where_an_option_is_not_named(written):
+    peer = TRAIN | {"who": "fairchem-core"}
+    later = {"run": "2026-01-02T00:00:00", "step_s": 0.4}
+    text = written(TRAIN, peer | {"remat": False}, peer | {"remat": True}, peer | later)
+    rows = [line.split(" | ")[1:4] for line in text.splitlines() if line.startswith("| mol20")]
+    assert [(code, seconds[:5]) for code, _, seconds in rows] == [
+        ("jaxatoms", "0.300"), ("fairchem-core", "0.400"), ("fairchem-core, beside --remat", "0.300"),
+    ]  # fmt: skip
+
+
 def test_a_gpu_session_is_a_file_of_lines(tmp_path):
     items = {"parity": {"exit": 0, "lines": []}, "molecules": {"exit": 0, "lines": [TRAIN, INFERENCE]}, "late": {}}
     (tmp_path / "session.json").write_text(json.dumps({"items": items}, indent=1))

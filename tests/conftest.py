@@ -1,8 +1,9 @@
 """Puts this folder on the import path (pytest does so for the folder of a conftest): `fixtures`, `twins`.
 
-XLA compiles without LLVM's optimisations, here and in the processes that tests start: compiling is most of what the
-tests spend, and results do not depend on it beyond rounding. What takes more than a second to compile is kept for the
-test run, so that runs that resume, and processes of their own, load it.
+XLA compiles without LLVM's optimisations and with its older code generator, which takes half as long, here and in the
+processes that tests start: compiling is most of what the tests spend, and results do not depend on it beyond rounding.
+What takes more than a second to compile is kept for the test run, so that runs that resume, and processes of their own,
+load it.
 """
 
 import atexit
@@ -12,8 +13,12 @@ import tempfile
 
 import pytest
 
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ["XLA_FLAGS"] = " ".join((*_QUICK, os.environ.get("XLA_FLAGS", "")))
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of a test run; others inherit it
     _programs = tempfile.mkdtemp(prefix="jaxatoms-test-programs-")

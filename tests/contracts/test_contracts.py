@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import golden, quick_jit
+from fixtures import golden
 from fixtures.structures import BUDGET, GALLERY, LINEAR, ROOMY, concatenate, graphs_of, pad
 from flax import nnx
 from twins.gemnet_oc_enumerated import forward, heads
@@ -38,7 +38,7 @@ def _function(kind: str):
         return out, gradient
 
     # The gradient model has its own derivative in it; one more would be second order and slow to compile.
-    return quick_jit(
+    return jax.jit(
         with_gradient if kind == "direct" else lambda model, batch, w: (model(batch), -model(batch).forces)
     )
 
@@ -203,7 +203,7 @@ def _loss_gradient(kind: str):
         difference = jnp.where(batch.force_mask[:, None], out.forces - batch.forces, 0)
         return jnp.sum(jnp.where(batch.energy_mask, out.energy - batch.energy, 0) ** 2) + jnp.sum(difference**2)
 
-    return quick_jit(jax.value_and_grad(loss_fn), static_argnums=1)
+    return jax.jit(jax.value_and_grad(loss_fn), static_argnums=1)
 
 
 def loss_and_gradient(kind, systems):

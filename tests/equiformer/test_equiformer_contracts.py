@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import equiformer, quick_jit
+from fixtures import equiformer
 from fixtures.structures import GALLERY, concatenate
 from flax import nnx
 
@@ -27,7 +27,7 @@ def model(config=CONFIG):
 
 @functools.cache
 def compiled(graphdef):
-    return quick_jit(lambda state, batch, key: nnx.merge(graphdef, state)(batch, key=key))
+    return jax.jit(lambda state, batch, key: nnx.merge(graphdef, state)(batch, key=key))
 
 
 def predict(systems, config=CONFIG, spare=0.0, key=None):
@@ -133,14 +133,14 @@ def test_gradients_are_finite_and_match_differences(remat):
             out = nnx.merge(graphdef, params)(batch)
             return jnp.sum(jnp.sin(out.energy)) + jnp.sum(jnp.cos(out.forces) * batch.node_mask[:, None, None])
 
-        value, grads = quick_jit(jax.value_and_grad(loss))(params)
+        value, grads = jax.jit(jax.value_and_grad(loss))(params)
         leaves = jax.tree.leaves(grads)
         assert all(np.isfinite(g).all() for g in leaves)
         keys = jax.random.split(jax.random.key(0), len(leaves))
         direction = jax.tree.unflatten(jax.tree.structure(grads), [
             jax.random.normal(k, g.shape, g.dtype) for k, g in zip(keys, leaves, strict=True)])
         slope = sum(jnp.vdot(g, d) for g, d in zip(leaves, jax.tree.leaves(direction), strict=True))
-        moved = [quick_jit(loss)(jax.tree.map(lambda p, d, s=s: p + s * 1e-5 * d, params, direction)) for s in (1, -1)]
+        moved = [jax.jit(loss)(jax.tree.map(lambda p, d, s=s: p + s * 1e-5 * d, params, direction)) for s in (1, -1)]
         assert float(moved[0] - moved[1]) / 2e-5 == pytest.approx(float(slope), rel=1e-6)
         assert np.isfinite(value)
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import quick_jit
 from fixtures.nano import NANO
 from fixtures.structures import GALLERY, pad
 from flax import nnx
@@ -30,7 +29,7 @@ def _gradients(direct: bool, **dimensions):
         out = model(batch)
         return jnp.sum(out.energy) + jnp.sum(out.forces**2), out
 
-    gradients, out = quick_jit(nnx.grad(total, has_aux=True))(model, batch)
+    gradients, out = jax.jit(nnx.grad(total, has_aux=True))(model, batch)
     return jax.tree.map(np.asarray, (out.energy, out.forces, nnx.to_flat_state(gradients)))
 
 

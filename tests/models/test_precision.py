@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import golden, quick_jit
+from fixtures import golden
 from flax import nnx
 
 from jaxatoms.models import indexing
@@ -90,7 +90,7 @@ def test_no_product_mixes_types(name):
 @pytest.mark.parametrize("name", ["tiny", "tiny_gradient"])
 def test_outputs_and_gradients_are_those_of_float32_to_the_precision_of_bfloat16(name):
     exact, narrow = (
-        quick_jit(function)(params, batch)
+        jax.jit(function)(params, batch)
         for function, params, batch in (_program(name, Precision()), _program(name, BF16))
     )
     scale = lambda x: max(float(jnp.abs(x).max()), 1e-12)  # noqa: E731

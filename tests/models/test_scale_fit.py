@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from fixtures import golden, quick_jit
+from fixtures import golden
 from fixtures.structures import GALLERY, concatenate, graphs_of, pad
 from twins import gemnet_oc_enumerated as twin
 
@@ -31,7 +31,7 @@ def fitted():
     parts = [[GALLERY[name] for name in part] for part in PARTS]
     batches = [pad(part, np.float32) for part in parts]
     fit_scale_factors(model, batches)
-    observe = quick_jit(_observe)
+    observe = jax.jit(_observe)
     results = [jax.tree.map(np.asarray, observe(model, batch)) for batch in batches]
     factors = {name: float(f.scale_factor[...]) for name, f in scale_factors(model.backbone)}
     systems = [concatenate(part) for part in parts]

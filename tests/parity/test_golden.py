@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import golden, quick_jit
+from fixtures import golden
 from flax import nnx
 
 from jaxatoms.interop.names import checkpoint_name, to_theirs
@@ -93,13 +93,13 @@ def _compiled(graphdef, scales, gradients):
         return loss, seen | out | {"basis/radial_main_raw": basis.radial, "train/loss": loss}
 
     if not gradients:
-        return quick_jit(lambda *args: (loss_fn(*args)[1], {}))
+        return jax.jit(lambda *args: (loss_fn(*args)[1], {}))
 
     def with_gradients(*args):
         (_, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(*args)
         return values, grads
 
-    return quick_jit(with_gradients)
+    return jax.jit(with_gradients)
 
 
 def _run(model, batch, gold, gradients):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fixtures import quick_jit
 from fixtures.golden import as_dtype, tight_budget
 from flax import nnx
 
@@ -180,7 +179,7 @@ def _check(variant, config, shipped, names, slope=True):
         padded.positions[:n_node] = systems.positions
         padded.cell[:n_graph] = systems.cell
         plain_force, (plain_energy, features, out, h0, seen) = jax.tree.map(
-            np.asarray, quick_jit(_evaluate, static_argnums=2)(model, padded, slope)
+            np.asarray, jax.jit(_evaluate, static_argnums=2)(model, padded, slope)
         )
     assert count_edges(graphs, systems.n_node)["main"].tolist() == [72, 180][:n_graph]
     edge_graph = padded.node_graph[padded.main.receivers]

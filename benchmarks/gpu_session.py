@@ -4,8 +4,8 @@
     python -m benchmarks.report benchmarks/results/*.json*
 
 Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a
-process of its own under a time limit, and the file is written after each, so that a failure or the end of a lease costs
-one item.
+process of its own and may take half of the time that is left, the last one all; the file is written after each. So a
+failure or the end of a lease costs one item.
 The workloads are those of `train_throughput` with copies that fill a large device.
 """
 
@@ -84,17 +84,18 @@ def main():
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--model", default="gemnet_oc_s", help="preset or .json of dimensions")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter of the peer's environment")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything; what is left is shared out")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything; an item takes half of the rest at most")
     parser.add_argument("--quick", action="store_true", help="few repeats and small batches: a trial of the script")
     args = parser.parse_args()
     end = time.perf_counter() + 60 * args.minutes
     record: dict = {"command": sys.argv, "items": {}}
-    for item in items(args.model, args.peer, args.quick):
+    todo = items(args.model, args.peer, args.quick)
+    for item in todo:
         left = end - time.perf_counter()
         if left <= 0:
             record["items"][item.name] = {"exit": None, "skipped": "no time left"}
             continue
-        record["items"][item.name] = result = run(item, left)
+        record["items"][item.name] = result = run(item, left if item is todo[-1] else left / 2)
         print(f"{item.name:32} exit {result['exit']}  {result['seconds']:.0f} s", flush=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
     record |= provenance()

@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--model", default="gemnet_oc_s", help="preset or .json of dimensions")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter of the peer's environment")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for everything; an item takes at most half the rest")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all items; one takes at most half the rest")
     parser.add_argument("--quick", action="store_true", help="few repeats and small batches: a trial of the script")
     args = parser.parse_args()
     end = time.perf_counter() + 60 * args.minutes

@@ -47,7 +47,7 @@ def items(model: str, peer: str | None, quick: bool) -> list[Item]:
     with_peer = ["--peer", peer, "--peer-device", "cuda"] if peer else []
     bf16, f32 = ["--precision", "bfloat16"], ["--precision", "float32"]
     return [
-        Item("parity", ["-m", "pytest", *PARITY, "-m", "not slow"], lines=False),
+        Item("parity", ["-m", "pytest", *PARITY, "-m", "not slow", "-k", "not float64"], lines=False),
         _throughput("molecules batch 20, bfloat16", *direct("mol20", 1), *bf16, *common, *with_peer),
         _throughput("molecules packed, bfloat16", *direct("mol20", molecules), *bf16, *common, *with_peer),
         _throughput("slabs batch 20, bfloat16", *direct("slab2", twenty), *bf16, *common, *with_peer),

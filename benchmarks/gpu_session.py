@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON]
     python -m benchmarks.report benchmarks/results/*.json*
 
-Not run on a GPU yet; the script itself was tried on a CPU (`--quick --model gemnet_oc_tiny`). Each item runs in a
-process of its own and may take half of the time that is left, the last one all; the file is written after each. So a
-failure or the end of a lease costs one item.
+Not run on a GPU yet; the script itself was tried on a CPU (`--quick`, small models), where limits cut most items. Each
+item runs in a process of its own and may take half of the time that is left, the last one all; the file is written
+after each. So a failure or the end of a lease costs one item.
 The workloads are those of `train_throughput` with copies that fill a large device.
 """
 

@@ -3,10 +3,13 @@
 import json
 import sys
 
+import pytest
+
 from benchmarks import gpu_session
 from benchmarks.gpu_session import Item
 
 
+@pytest.mark.slow
 def test_an_item_that_hangs_leaves_time_for_the_next(tmp_path, monkeypatch):
     todo = [
         Item("hangs", ["-c", "import time; print('begun', flush=True); time.sleep(600)"], lines=False),

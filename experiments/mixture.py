@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from experiments import tasks
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.mixing import mix_counts, split_names
 from jaxatoms.data.splits import make_split
-from jaxatoms.data.store import open_dataset
 from jaxatoms.types import InputError
 
 
@@ -56,6 +56,6 @@ def task_names(data: list[tasks.TaskData]) -> list[str]:
 
 
 def _n_train(name: str, options: dict) -> int:
-    spec, store = open_dataset(name, options.get("data_root"), options.get("cache_dir"))
-    rule = options.get("split_rule") or spec.split_rule
-    return len(make_split(store, rule, seed=0, held_out=spec.held_out).train)
+    rule = options.get("split_rule")
+    spec, store = open_upstream(name, options.get("data_root"), options.get("cache_dir"), rule)
+    return len(make_split(store, rule or spec.split_rule, seed=0, held_out=spec.held_out).train)

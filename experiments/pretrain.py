@@ -57,7 +57,8 @@ class PretrainConfig:
     subset: str | None = None
     """File of experiments.select: draw the N structures of a single data set from these only."""
     split: str = "auto"
-    """auto (by formula or system, or the file's own), or record: at random, so that near copies may be held out."""
+    """auto (the published split where the data have one, else by formula or system), group, or record: at random, so
+    that near copies may be held out."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -153,7 +154,7 @@ class PretrainConfig:
 
 
 _CHOICES = {
-    "split": ("auto", "record"),
+    "split": ("auto", "group", "record"),
     "force_atoms": ("all", "free"),
     "loss_scales": ("ea", "jmp"),
     "scales": ("fit", "shipped"),

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import make_split, save_split
-from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.store import Store
 from jaxatoms.data.subset import draw_subset
 from jaxatoms.types import InputError
 
@@ -47,7 +48,7 @@ def prepare_task(
     Raises:
       InputError: anything wrong with the data or with n.
     """
-    spec, store = open_dataset(name, data_root, cache_dir)
+    spec, store = open_upstream(name, data_root, cache_dir, split_rule)
     split = make_split(store, split_rule or spec.split_rule, seed=0, held_out=spec.held_out)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")

@@ -53,7 +53,7 @@ class FinetuneConfig:
     downstream: str
     """rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin, file:PATH."""
     init: str
-    """Run folder or checkpoint to start from, or `scratch`."""
+    """Where to start: RUN (its best-validation checkpoint), RUN@last, a step folder, a converted folder, or scratch."""
     init_mode: str = "ema"
     """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
     EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
@@ -135,12 +135,12 @@ class Setup:
     optim: FinetuneOptim
     steps_per_epoch: int
     total_steps: int
-    pretrained: dict  # settings of the pretraining run
+    origin: dict  # see `finetune_model.origin_record`
 
     @property
     def upstream(self) -> str:
         """What the model was pretrained on, or scratch."""
-        return str(self.pretrained.get("upstream", "?"))
+        return self.origin["upstream"]
 
 
 @cli.one_line_errors()
@@ -156,11 +156,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     """Data, batches, model and schedule of a run."""
+    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = finetune_model.find_init(config.init, config.model)
-    corpus, split = open_data(config, init[1])
-    finetune_model.check_elements(corpus.store, init[1], config.downstream)
+    origin = _recorded_origin(resolved) or init.origin
+    if init.path is not None and not config.quiet and not config.resume:
+        say(finetune_model.describe_origin(origin))
+    corpus, split = open_data(config, init.model)
+    finetune_model.check_elements(corpus.store, init.model, config.downstream)
     given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
-    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init[1]), **given)
+    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init.model), **given)
     if run_dir is not None:
         (run_dir / "data").mkdir(exist_ok=True)
         save_split(run_dir / "data" / "split.npz", split, corpus.store)
@@ -169,17 +173,24 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     val_samples = samples_of(0, split.val[:n_val])
     eval_shapes: list = []
     val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
-    model, model_config, head = _make_model(config, recipe, corpus, val, *init[:2])
+    model, model_config, head = _make_model(config, recipe, corpus, val, init.path, init.model)
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
     optim = _make_optim(recipe, batches, total)
     setup = Setup(
         config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
-        init[2],
+        origin,
     )  # fmt: skip
-    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     return _recomputing(setup) if _recomputes(setup, resolved) else setup
+
+
+def _recorded_origin(resolved: Path | None) -> dict | None:
+    """What a run that is resumed noted when it started; the folder of --init may hold another run by now."""
+    if resolved is None or not resolved.exists():
+        return None
+    record = json.loads(resolved.read_text())
+    return record.get("origin") or {"upstream": record["upstream"]}  # an older run noted no more
 
 
 def _recomputes(setup: Setup, resolved: Path | None) -> bool:
@@ -323,6 +334,7 @@ def checkpoint_meta(setup: Setup, session: Session, plateau: Plateau) -> dict:
         "precision": setup.config.precision,
         "tasks": [task_record(setup, (session.last_metrics or {}).get("energy_shift_ev"))],
         "upstream": setup.upstream,
+        "origin": setup.origin,
         "config": dataclasses.asdict(setup.config),
         "plateau": plateau._asdict(),
     }
@@ -458,7 +470,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: i
         "samples_seen": done * setup.recipe.batch_size,
         "downstream": setup.config.downstream,
         "upstream": setup.upstream,
-        "pretrained": setup.pretrained,
+        "origin": setup.origin,
         "init": setup.config.init,
         "split": {name: len(part) for name, part in setup.split._asdict().items()},
         "head": dataclasses.asdict(setup.head),
@@ -486,6 +498,7 @@ def _write_config(run_dir: Path, setup: Setup):
         "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
         "facts": dataclasses.asdict(setup.corpus.facts),
         "upstream": setup.upstream,
+        "origin": setup.origin,
     }
     write_record(run_dir / "resolved.json", resolved)
 

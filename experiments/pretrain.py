@@ -409,6 +409,21 @@ def checkpoint_meta(setup: Setup) -> dict:
         "tasks": [tasks.task_record(d.task) for d in setup.data],
         "config": dataclasses.asdict(setup.config),
         "seed": setup.config.seed,
+        "budget": budget_record(setup),
+    }
+
+
+def budget_record(setup: Setup) -> dict:
+    """The whole budget N x E, whatever part of it a checkpoint has seen; fine-tuning runs record it as their origin."""
+    config, samples, steps = setup.config, setup.n_train * setup.config.epochs, setup.batches.total_steps
+    fixed = config.batch_size * config.accumulate if config.batch_edges is None else None
+    return {
+        "n": setup.n_train,
+        "n_per_task": {d.task.name: len(d.train) for d in setup.data},
+        "epochs": config.epochs,
+        "samples": samples,
+        "steps": steps,
+        "samples_per_step": fixed or samples / steps,  # batches filled by edges: on average
     }
 
 
@@ -439,8 +454,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
         "total_steps": setup.total_steps,
         "finished": done == setup.total_steps,
         "samples_seen": _samples_seen(setup, done),
-        "budget": {"n": setup.n_train, "epochs": setup.config.epochs,
-                   "samples": setup.n_train * setup.config.epochs},
+        "budget": budget_record(setup),
         "n_per_task": {d.task.name: len(d.train) for d in setup.data},
         "upstream": setup.config.upstream,
         "model": setup.config.model,

@@ -1,9 +1,10 @@
-"""Errors of a fine-tuning run on a split of its data, in the paper's units.
+"""Errors of a fine-tuning or pretraining run on a split of its data.
 
     python -m experiments.evaluate --run runs/ft --split test --samples all
 
-Reports the last and the best averaged weights; writes <split>.json and, of both, <split>_parity_<weights>.png and
-<split>_errors_<weights>.png into the run folder.
+Reports the last and the best averaged weights on the structures that the run itself set apart, and writes
+<split>.json into the run folder. Of a fine-tuning run errors are in the paper's units, and
+<split>_parity_<weights>.png and <split>_errors_<weights>.png lie beside them.
 """
 
 import dataclasses
@@ -12,15 +13,24 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from experiments import cli, evaluation
 from experiments.finetune import FinetuneConfig, open_data
+from experiments.passes import plan_pass
+from experiments.pretrain import PretrainConfig, loss_scales_of, physical, prepare_data
+from experiments.provenance import provenance
 from experiments.runtime import prepare_process
+from experiments.session import write_record
+from experiments.tasks import make_corpus
+from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry
 from jaxatoms.models.precision import Precision
+from jaxatoms.training import loop
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
+from jaxatoms.training.step import make_eval_step
 from jaxatoms.types import InputError
 
 
@@ -29,7 +39,7 @@ class EvaluateConfig:
     """Which run, and on what."""
 
     run: str
-    """Folder of a run of experiments.finetune."""
+    """Folder of a run of experiments.finetune or experiments.pretrain."""
     split: str = "test"
     """train, val or test."""
     samples: str = "all"
@@ -50,9 +60,16 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(EvaluateConfig, argv, description=__doc__, prog="python -m experiments.evaluate")
     prepare_process()
     run_dir = Path(config.run)
-    run_config = read_run(run_dir, config)
+    settings = read_run(run_dir, config)
+    evaluate_run = evaluate_pretraining if isinstance(settings, PretrainConfig) else evaluate_finetuning
+    evaluate_run(run_dir, settings, config)
+    return 0
+
+
+def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
+    """Errors in the paper's units, with plots."""
     model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
-    corpus, split = open_data(run_config, model_config)
+    corpus, split = open_data(settings, model_config, run_dir / "data")
     whole = getattr(split, config.split)
     records = evaluation.draw(whole, parse_count(config.samples))
     models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
@@ -61,21 +78,49 @@ def main(argv: list[str] | None = None) -> int:
     result = evaluation.assess(run_dir, config.split, records, len(whole), forwards, corpus, [], config.batch_edges)
     print(evaluation.describe(result))
     print(f"-> {run_dir}/{config.split}.json and {config.split}_*.png")
-    return 0
 
 
-def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig:
+def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: EvaluateConfig):
+    """MAEs of energies and forces of every task, in meV and meV/A."""
+    data = prepare_data(settings, run_dir, resumed=True)
+    parts = [getattr(d, config.split) for d in data]
+    chosen = [evaluation.draw(part, parse_count(config.samples)) for part in parts]
+    if not sum(map(len, chosen)):
+        raise InputError(f"{run_dir}: the run's split has no {config.split} structures")
+    models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
+    scales, apply = loss_scales_of(settings, data), models["last_ema"].apply
+    model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
+    corpus, *_ = make_corpus(data, registry.uses_nearest_graph(model_config))
+    samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
+    stream = plan_pass(corpus, samples, config.batch_edges, [])
+    step = make_eval_step(apply, scales, free_only=settings.force_atoms == "free")
+    result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
+    for name, model in models.items():
+        result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), data)
+    write_record(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
+    on = f"{result['n_structure']:,} of {result['of']:,} {config.split} structures"
+    for name in models:
+        found = result[name]
+        errors = f"{found['force_mae_mev_per_angstrom']:.1f} meV/A, energies {found['energy_mae_mev']:.1f} meV"
+        print(f"{name}: MAE of forces {errors} on {on}")
+    print(f"-> {run_dir}/{config.split}.json")
+
+
+def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig | PretrainConfig:
     """The run's settings, with this command's data folders where they are given.
 
     Raises:
-      InputError: not a fine-tuning run, or one whose test split must not be looked at yet.
+      InputError: no training run, or one whose test split must not be looked at yet.
     """
     try:
         record = json.loads((run_dir / "config.json").read_text())
         places = {k: getattr(config, k) for k in ("data_root", "cache_dir")}
-        settings = FinetuneConfig(**record | {k: place for k, place in places.items() if place is not None})
+        kind = PretrainConfig if "upstream" in record else FinetuneConfig
+        settings = kind(**record | {k: place for k, place in places.items() if place is not None})
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{run_dir} is no folder of experiments.finetune ({error})") from None
+        raise InputError(
+            f"{run_dir} is no folder of experiments.finetune or experiments.pretrain ({error})"
+        ) from None
     summary = run_dir / "summary.json"
     finished = summary.exists() and json.loads(summary.read_text())["finished"]
     if config.split == "test" and not finished:

@@ -7,7 +7,9 @@ The recipe of each data set is the paper's; `--budget small` keeps everything bu
 
 import dataclasses
 import functools
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,16 +18,25 @@ import numpy as np
 from flax import nnx
 
 from experiments import cli, evaluation, finetune_model, remat
-from experiments.passes import plan_pass
+from experiments.passes import Pass, plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
+from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import loader, packing
-from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.classes import compositions
+from jaxatoms.data.corpus import Samples, draw_over_tasks, samples_of
 from jaxatoms.data.downstream import ForceData
-from jaxatoms.data.downstream_corpus import DownstreamCorpus, family_of, open_downstream
-from jaxatoms.data.splits import Split, save_split
+from jaxatoms.data.downstream_corpus import (
+    DownstreamCorpus,
+    constants_record,
+    family_of,
+    open_downstream,
+    with_constants,
+)
+from jaxatoms.data.references import LinearReference
+from jaxatoms.data.splits import Split
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import collate, empty_structures
 from jaxatoms.models import registry as models
@@ -43,7 +54,8 @@ from jaxatoms.types import InputError
 RESUMABLE = (
     "resume", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples",
 )  # fmt: skip
-SCALE_FIT_BATCHES = 16
+ENERGY_PROBE = 512  # training structures that fix the zero of a potential's energy
+SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +72,17 @@ class FinetuneConfig:
     model: str | None = None
     """Dimensions of a run from scratch (default gemnet_oc_s); a checkpoint of others is refused."""
     target: str | None = None
-    """Column to learn, or `forces`, for data sets without a recipe."""
+    """What to learn of a data set without a recipe: forces, energy, or a scalar of the file by its name. Default:
+    forces where there are any, else energies."""
     forces: str = "auto"
     """auto (the recipe's), gradient or direct."""
+    split: str = "auto"
+    """auto takes the published split or the file's own, else keeps groups together, else draws structures; group or
+    record ask for these, and FILE.npz names a saved split (arrays train, val, test)."""
     n_train: int | None = None
-    """Training structures of a random split, for data sets without a published one (or to override it)."""
+    """Training structures, taken from the training part of the split."""
     n_val: int | None = None
+    """Validation structures, taken from the validation part of the split."""
     val_samples: int | None = None
     """Validation structures that are evaluated every epoch, at most; default: 10,000, or 2000 with --budget small."""
     test_samples: str = "2000"
@@ -158,22 +175,28 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     """Data, batches, model and schedule of a run."""
     resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = finetune_model.find_init(config.init, config.model)
+    folder = None if run_dir is None else run_dir / "data"
+    resumed = run_dir is not None and (run_dir / "checkpoints").exists()
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(finetune_model.describe_origin(origin))
-    corpus, split = open_data(config, init.model)
+    corpus, split = open_data(config, init.model, folder if resumed else None)
     finetune_model.check_elements(corpus.store, init.model, config.downstream)
     given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
     recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init.model), **given)
-    if run_dir is not None:
-        (run_dir / "data").mkdir(exist_ok=True)
-        save_split(run_dir / "data" / "split.npz", split, corpus.store)
+    if folder is not None and not resumed:
+        save_run_data(folder, split, corpus.store, constants_record(corpus))
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
     n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
-    val_samples = samples_of(0, split.val[:n_val])
+    val_samples = samples_of(0, evaluation.draw(split.val, n_val))
     eval_shapes: list = []
     val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
-    model, model_config, head = _make_model(config, recipe, corpus, val, init.path, init.model)
+    def batches_to_fit() -> list:
+        drawn = draw_over_tasks(val_samples, SCALE_FIT_STRUCTURES, config.seed)
+        plan = plan_pass(corpus, drawn, evaluation.BATCH_EDGES, eval_shapes)
+        return [jax.device_put(batch) for batch in itertools.islice(plan.batches(), SCALE_FIT_BATCHES)]
+
+    model, model_config, head = _make_model(config, recipe, corpus, batches_to_fit, init.path, init.model)
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
@@ -225,11 +248,16 @@ def _make_optim(recipe: Recipe, batches: loader.TrainBatches, total: int) -> Fin
     )
 
 
-def open_data(config: FinetuneConfig, model: models.ModelConfig) -> tuple[DownstreamCorpus, Split]:
+def open_data(
+    config: FinetuneConfig, model: models.ModelConfig, saved: Path | None = None
+) -> tuple[DownstreamCorpus, Split]:
     """The data set and split that a run's settings name, with the graphs that its model reads.
 
+    Args:
+      saved: folder of the run's own split and constants (`run_data`), which are taken where it is given.
+
     Raises:
-      InputError: anything wrong with them.
+      InputError: anything wrong with them, or data that have changed since the run began.
     """
     sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
     graph = find_graph(config.downstream, model)
@@ -238,13 +266,17 @@ def open_data(config: FinetuneConfig, model: models.ModelConfig) -> tuple[Downst
         config.data_root,
         config.cache_dir,
         target=config.target,
+        rule=config.split,
         sizes=sizes,
         cutoff=config.cutoff or (graph and graph.cutoff),
         max_neighbors=config.max_neighbors or (graph and graph.max_neighbors),
+        split=None if saved is None else functools.partial(load_run_split, saved),
     )
+    constants = None if saved is None else load_run_constants(saved)
+    corpus = corpus if constants is None else with_constants(corpus, constants)
     corpus = dataclasses.replace(corpus, nearest=models.uses_nearest_graph(model))
     if len(split.test) == 0:
-        raise InputError(f"{config.downstream}: the split leaves no test structures; lower --n-train or --n-val")
+        raise InputError(f"{config.downstream}: the split leaves no test structures; give more, or another --split")
     return corpus, split
 
 
@@ -265,9 +297,9 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
     )
 
 
-def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, val: list,
+def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, batches_to_fit: Callable[[], list],
                 path: Path | None, dimensions: models.ModelConfig):
-    """(model, dimensions, head): pretrained, or fresh with fitted scale factors."""
+    """(model, dimensions, head): pretrained, or fresh with scale factors fitted on `batches_to_fit()`."""
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
     dimensions = finetune_model.dimensions_of(
@@ -279,7 +311,7 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
         model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
         return model, dimensions, head
     if models.has_scale_factors(dimensions):
-        fit_scale_factors(module, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]])
+        fit_scale_factors(module, batches_to_fit())
     return models.split_model(module), dimensions, head
 
 
@@ -309,30 +341,25 @@ def make_loss(setup: Setup):
 
 
 def validation_metrics(sums: dict, corpus: DownstreamCorpus) -> dict[str, float]:
-    """The data set's metric in the paper's unit, "loss" (what best means), and the energy offset of a potential."""
+    """The data set's metric in the paper's unit, and "loss" (what best means)."""
     if "class_count" in sums:
         recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
         return {"loss": 1 - recall, "balanced_accuracy": recall}
-    metrics = {}
     if "force_error" in sums:
         facts = corpus.facts
         assert isinstance(facts, ForceData)
         mae = float(sums["force_error"] / max(sums["force_count"], 1)) * facts.force_std
-        metrics = {"loss": mae, "force_mae_mev_per_angstrom": 1000 * mae}
-        if "predicted" in sums and sums["scalar_count"]:
-            label, guess = (float(sums[k] / sums["scalar_count"]) for k in ("labelled", "predicted"))
-            metrics["energy_shift_ev"] = label * corpus.std + corpus.mean - facts.force_std * guess
-        return metrics
+        return {"loss": mae, "force_mae_mev_per_angstrom": 1000 * mae}
     mae = float(sums["scalar_error"] / max(sums["scalar_count"], 1)) * corpus.std
     return {"loss": mae, "mae": mae * evaluation.unit_of(corpus.facts)[1]}
 
 
-def checkpoint_meta(setup: Setup, session: Session, plateau: Plateau) -> dict:
+def checkpoint_meta(setup: Setup, reference: LinearReference | None, plateau: Plateau) -> dict:
     """What a checkpoint needs so that it can be used without the data."""
     return {
         **finetune_model.record(setup.model_config, setup.head),
         "precision": setup.config.precision,
-        "tasks": [task_record(setup, (session.last_metrics or {}).get("energy_shift_ev"))],
+        "tasks": [task_record(setup, reference)],
         "upstream": setup.upstream,
         "origin": setup.origin,
         "config": dataclasses.asdict(setup.config),
@@ -340,16 +367,15 @@ def checkpoint_meta(setup: Setup, session: Session, plateau: Plateau) -> dict:
     }
 
 
-def task_record(setup: Setup, energy_shift: float | None) -> dict:
+def task_record(setup: Setup, reference: LinearReference | None) -> dict:
     """What prediction needs, in the form of a pretraining task (`tasks.task_record`).
 
-    Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std; its
-    zero is set so that the mean error on the validation structures vanishes.
+    Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std. Its
+    zero, which forces say nothing about, is `reference`, fitted to training energies; None where there are none.
     """
     facts, corpus = setup.corpus.facts, setup.corpus
-    systems = corpus.store.element_counts(setup.split.train[:20_000])
-    seen = np.flatnonzero(systems.any(axis=0))
     references = getattr(facts, "references", {})
+    seen = np.flatnonzero(corpus.store.elements(setup.split.train))
     record = {
         "name": setup.config.downstream,
         "energy_std": corpus.std,
@@ -362,8 +388,42 @@ def task_record(setup: Setup, energy_shift: float | None) -> dict:
         "property": getattr(facts, "column", "forces"),
     }
     if setup.head.kind == "gradient":
-        record |= {"energy_std": record["force_std"], "energy_mean": energy_shift or 0.0}
+        record |= {"energy_std": record["force_std"], "energy_mean": 0.0, "energy_zero": "unknown"}
+    if setup.head.kind == "gradient" and reference is not None:
+        record |= {**reference.as_record(), "energy_zero": "fitted"}
+        record["reference"] = {str(z): float(reference.coeff[z]) for z in seen}
     return record
+
+
+def energy_probe(setup: Setup) -> Pass | None:
+    """The training structures whose energies fix the zero of a potential's: all compositions alike, at most 512."""
+    store, train = setup.corpus.store, setup.split.train
+    train = train[np.isfinite(store.energy[train])]
+    if setup.head.kind != "gradient" or len(train) == 0:
+        return None
+    _, composition = np.unique(compositions(store, train), return_inverse=True)
+    drawn = draw_over_tasks(Samples(composition.astype(np.int32), train), ENERGY_PROBE, setup.config.seed)
+    return plan_pass(setup.corpus, samples_of(0, np.sort(drawn.record)), evaluation.BATCH_EDGES, setup.eval_shapes)
+
+
+def fit_energy_zero(setup: Setup, probe: Pass, predict: Callable) -> LinearReference:
+    """Energies per element, eV, that are least squares of what the labels are above the potential.
+
+    Args:
+      probe: of `energy_probe`.
+      predict: batch -> ModelOutput.
+
+    A potential trained on forces is right up to a constant of each composition. Constants per element fit those of
+    the training compositions, and say which others they fix (`LinearReference.determines`).
+    """
+    corpus, counts, rest = setup.corpus, [], []
+    assert isinstance(corpus.facts, ForceData)
+    for group, batch in zip(probe.groups, probe.batches(), strict=True):
+        records = probe.samples.record[group]
+        energy = np.asarray(predict(batch).energy, np.float64)[: len(records)] * corpus.facts.force_std
+        counts.append(corpus.store.element_counts(records))
+        rest.append(corpus.store.energy[records] - energy)
+    return LinearReference.solve(np.concatenate(counts).astype(np.float64), np.concatenate(rest))
 
 
 def make_optimizer(setup: Setup):
@@ -386,6 +446,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         if resumed:
             state, constants, meta = restore_run(checkpoints, state, constants)
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
+        probe, reference = energy_probe(setup), [_recalled_reference(meta)]
         _write_config(run_dir, setup)
         update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
         # Compiled once for validation and test, which share their batch shapes.
@@ -393,6 +454,11 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
 
         def errors(params, constants, batch):
             return sums(apply(params, constants, batch), batch)
+
+        def validated(params):
+            if probe is not None:
+                reference[0] = fit_energy_zero(setup, probe, functools.partial(apply, params, constants))
+            return validation_metrics(evaluate(params, constants, setup.val, errors), setup.corpus)
 
         def lower_rate(step: int, metrics: dict):
             if step > setup.optim.cosine_steps:
@@ -403,10 +469,8 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
                 checkpoints=checkpoints,
                 log=log,
                 constants=constants,
-                metrics=lambda params: validation_metrics(
-                    evaluate(params, constants, setup.val, errors), setup.corpus
-                ),
-                meta=lambda: checkpoint_meta(setup, session, plateau[0]),
+                metrics=validated,
+                meta=lambda: checkpoint_meta(setup, reference[0], plateau[0]),
                 save_every=setup.steps_per_epoch,
                 after_validation=lower_rate,
             )
@@ -432,6 +496,12 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     if done == setup.total_steps:
         test_run(setup, run_dir, apply, state.ema, constants)
     _closing_words(run_dir, setup, done)
+
+
+def _recalled_reference(meta: dict) -> LinearReference | None:
+    """The zero of the energy that a run stopped with, until its next validation."""
+    task = meta.get("tasks", [{}])[0]
+    return LinearReference.from_record(task) if task.get("energy_zero") == "fitted" else None
 
 
 def _layer_rates(setup: Setup):

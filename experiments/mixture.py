@@ -5,20 +5,27 @@ from pathlib import Path
 from experiments import tasks
 from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.mixing import mix_counts, split_names
-from jaxatoms.data.splits import make_split
+from jaxatoms.data.task_split import task_split
 from jaxatoms.types import InputError
 
 
 def prepare_mixture(
-    upstream: str, n: int | str, mix: str, seed: int, *, val_samples: int, save_to: Path | None, **options
+    upstream: str,
+    n: int | str,
+    mix: str,
+    seed: int,
+    *,
+    save_to: Path | None = None,
+    saved: Path | None = None,
+    **options,
 ) -> list[tasks.TaskData]:
     """The tasks that a comma-separated list names, in its order.
 
     Args:
       n: structures of all tasks together.
       mix: see `mixing.mix_counts`; without effect for a single task.
-      val_samples: validation structures of all tasks together, at most.
       save_to: folder for splits and references; a subfolder per task where there are several.
+      saved: folder of a run under way, whose splits and references are taken.
       options: as `tasks.prepare_task` takes them.
 
     Raises:
@@ -36,8 +43,8 @@ def prepare_mixture(
             name,
             count,
             seed,
-            val_samples=-(-val_samples // len(names)),
-            save_to=save_to and (save_to / f"task{i}" if len(names) > 1 else save_to),
+            save_to=task_folder(save_to, i, len(names)),
+            saved=task_folder(saved, i, len(names)),
             **options,
         )
         for i, (name, count) in enumerate(zip(names, counts, strict=True))
@@ -55,7 +62,12 @@ def task_names(data: list[tasks.TaskData]) -> list[str]:
     return [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
+def task_folder(folder: Path | None, index: int, n_task: int) -> Path | None:
+    """Where one of several tasks keeps its split and references."""
+    return folder and (folder / f"task{index}" if n_task > 1 else folder)
+
+
 def _n_train(name: str, options: dict) -> int:
-    rule = options.get("split_rule")
+    rule = options.get("split_rule", "auto")
     spec, store = open_upstream(name, options.get("data_root"), options.get("cache_dir"), rule)
-    return len(make_split(store, rule or spec.split_rule, seed=0, held_out=spec.held_out).train)
+    return len(task_split(name, spec, store, rule).train)

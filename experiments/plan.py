@@ -28,6 +28,8 @@ def print_plan(setup, out: TextIO):
     if len(setup.data) > 1:
         say(f"mix         {config.mix}: " + ", ".join(f"{d.task.name} {len(d.train)}" for d in setup.data))
     say(f"budget      N x E = {n} x {config.epochs} = {n * config.epochs} samples")
+    if setup.left_out:
+        say(f"            {setup.left_out} of them are left out, since batches are whole")
     say(f"steps       {setup.total_steps} ({setup.steps_per_epoch} per epoch), warm-up {setup.optim.warmup_steps}")
     say(f"model       {config.model}: {models.count_params(setup.model.params):,} parameters, {config.precision}")
     shapes = ", ".join(f"{b.n_main}" for b in batches.budgets)

@@ -21,6 +21,8 @@ from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
 from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.corpus import draw_over_tasks
+from jaxatoms.data.mixing import split_names
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import collate, empty_structures, stack
 from jaxatoms.models import registry as models
@@ -33,7 +35,7 @@ from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
 from jaxatoms.training.runlog import RunLog
-from jaxatoms.training.step import init_state, make_eval_step, make_train_step
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step, mean_loss
 from jaxatoms.types import InputError
 
 SCALE_FIT_BATCHES = 16
@@ -57,8 +59,9 @@ class PretrainConfig:
     subset: str | None = None
     """File of experiments.select: draw the N structures of a single data set from these only."""
     split: str = "auto"
-    """auto (the published split where the data have one, else by formula or system), group, or record: at random, so
-    that near copies may be held out."""
+    """auto takes the published split (OC20, OC22: the official validation set beside the training set) or the file's
+    own, else keeps groups (formulas, systems) together; group or record ask for these (record holds out near copies of
+    training structures), and FILE.npz names a saved split."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -87,7 +90,8 @@ class PretrainConfig:
     loss_scales: str = "ea"
     """Loss weights of energy and forces: ea (the paper: 1 and 10) or jmp."""
     scales: str = "fit"
-    """Scale factors: fit (on validation batches) or shipped (JMP's values; S and L only)."""
+    """Scale factors: fit (on 16 batches drawn from the validation structures of all data sets) or shipped (JMP's
+    values; S and L only)."""
     precision: str = "float32"
     """Matmuls: float32, tf32, or bfloat16, which also keeps GemNet-OC's edge arrays so. Everything else is float32."""
     fused_residual: bool = False
@@ -102,7 +106,7 @@ class PretrainConfig:
     val_every: float = 0.05
     """Validate every so many epochs."""
     val_samples: int = 2000
-    """Validation structures, at most."""
+    """Validation structures of each data set, at most."""
     cutoff: float | None = None
     """A; default: the data set's (8 for molecules, 12 for periodic structures)."""
     max_neighbors: int | None = None
@@ -141,6 +145,8 @@ class PretrainConfig:
             object.__setattr__(self, "n", "2e6" if self.subset is None else "all")
         if self.subset is not None and "," in self.upstream:
             raise InputError("--subset belongs to one data set; give one --upstream")
+        if self.split not in ("auto", "group", "record") and len(split_names(self.upstream)) > 1:
+            raise InputError(f"--split {self.split} names a file, which belongs to one data set; give one --upstream")
         parse_count(self.n)
         cli.check_positive(self, "epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples",
                            "log_every", "accumulate", "steps_per_call")  # fmt: skip
@@ -154,7 +160,6 @@ class PretrainConfig:
 
 
 _CHOICES = {
-    "split": ("auto", "group", "record"),
     "force_atoms": ("all", "free"),
     "loss_scales": ("ea", "jmp"),
     "scales": ("fit", "shipped"),
@@ -180,14 +185,26 @@ class Setup:
 
     @property
     def loss_scales(self) -> LossScales:
-        prefix = "jmp_" if self.config.loss_scales == "jmp" else ""
-        scales = ([getattr(d.spec, f"{prefix}{name}_scale") for d in self.data] for name in ("energy", "force"))
-        return LossScales(*map(jnp.array, scales))
+        return loss_scales_of(self.config, self.data)
 
     @property
     def n_train(self) -> int:
         """Training structures of all tasks."""
         return sum(len(d.train) for d in self.data)
+
+    @property
+    def left_out(self) -> int:
+        """How many of the N x E visits of structures no step makes, since batches are whole (fixed mode only)."""
+        config = self.config
+        whole = self.batches.total_steps * config.batch_size * config.accumulate
+        return self.n_train * config.epochs - whole if config.batch_edges is None else 0
+
+
+def loss_scales_of(config: PretrainConfig, data: list[tasks.TaskData]) -> LossScales:
+    """The weights of energy and forces of every task."""
+    prefix = "jmp_" if config.loss_scales == "jmp" else ""
+    scales = ([getattr(d.spec, f"{prefix}{name}_scale") for d in data] for name in ("energy", "force"))
+    return LossScales(*map(jnp.array, scales))
 
 
 @cli.one_line_errors()
@@ -215,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Setup:
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
     with fleet.writer_first("data prepared"):
-        data = prepare_data(config, run_dir if fleet.is_writer() else None)
+        data = prepare_data(config, run_dir, resumed=not fit)
     model_config = models.find_config(config.model)
     corpus, train_samples, val_samples = tasks.make_corpus(data, models.uses_nearest_graph(model_config))
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
@@ -224,7 +241,9 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     precision = Precision(matmul=config.precision, fused_residual=config.fused_residual)
     model = models.make_model(model_config, len(data), config.seed, precision)
     if fit and models.has_scale_factors(model_config):
-        set_scale_factors(config, model, model_config, val)
+        drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)
+        batches_to_fit = loader.eval_batches(corpus, drawn, min(config.batch_size, len(drawn.record)))
+        set_scale_factors(config, model, model_config, batches_to_fit)
     total = min(batches.total_steps, config.max_steps or batches.total_steps)
     warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
     optim = OptimConfig(
@@ -257,8 +276,9 @@ def _recomputing(setup: Setup, precision: Precision) -> Setup:
     return dataclasses.replace(setup, model=setup.model._replace(apply=apply), model_config=model_config)
 
 
-def prepare_data(config: PretrainConfig, run_dir: Path | None) -> list[tasks.TaskData]:
-    """The run's tasks; splits and references are saved where there is a run folder."""
+def prepare_data(config: PretrainConfig, run_dir: Path | None, resumed: bool) -> list[tasks.TaskData]:
+    """The run's tasks; a new run saves their splits and references in its folder, one that is resumed takes them."""
+    folder = run_dir and run_dir / "data"
     return mixture.prepare_mixture(
         config.upstream,
         parse_count(config.n),
@@ -270,8 +290,9 @@ def prepare_data(config: PretrainConfig, run_dir: Path | None) -> list[tasks.Tas
         cutoff=config.cutoff,
         max_neighbors=config.max_neighbors,
         subset=config.subset,
-        split_rule=None if config.split == "auto" else config.split,
-        save_to=run_dir and run_dir / "data",
+        split_rule=config.split,
+        save_to=folder if fleet.is_writer() and not resumed else None,
+        saved=folder if resumed else None,
     )
 
 
@@ -314,19 +335,20 @@ def stream(setup: Setup, first: int, validate_every: int) -> Iterator:
     config = setup.config
     if config.steps_per_call == 1:
         return loader.prefetch(setup.batches.batch, range(first, setup.total_steps), config.workers)
-    plan = calls.plan_calls(first, setup.total_steps, validate_every, config.steps_per_call)
+    stops = (validate_every, setup.steps_per_epoch)
+    plan = calls.plan_calls(first, setup.total_steps, stops, config.steps_per_call)
     return loader.prefetch(calls.StackedBatches(setup.batches).batch, plan, config.workers)
 
 
-def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
-    """Fit the scale factors on validation batches, or load JMP's.
+def set_scale_factors(config: PretrainConfig, model, model_config, drawn: list):
+    """Fit the scale factors on batches drawn from the validation structures of all tasks, or load JMP's.
 
     Raises:
       InputError: shipped factors for dimensions that JMP never shipped.
     """
     if config.scales == "fit":
         notify = (lambda _: None) if config.quiet else (lambda text: print(f"\r{text} ", end="", flush=True))
-        fit_scale_factors(model, [jax.device_put(b) for b in val[:SCALE_FIT_BATCHES]], notify)
+        fit_scale_factors(model, [jax.device_put(b) for b in drawn], notify)
         if not config.quiet:
             print()
         return
@@ -339,6 +361,9 @@ def set_scale_factors(config: PretrainConfig, model, model_config, val: list):
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
     config, model, devices = setup.config, setup.model, setup.devices
+    if not config.quiet and setup.left_out:
+        say(f"{setup.left_out} of the {setup.n_train * config.epochs:,} visits of structures are left out: they do not "
+            "fill a batch of the last epoch")
     out_dir, val = fleet.output_dir(run_dir), devices.grouped(setup.val)
     divisors = models.shared_gradient_divisors(setup.model_config, model.params)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
@@ -428,22 +453,31 @@ def budget_record(setup: Setup) -> dict:
 
 
 def physical(sums: dict, data: list[tasks.TaskData]) -> dict[str, float]:
-    """MAEs in meV and meV/A: of the one task, or the mean over tasks and each task's own."""
-    metrics = {"loss": float(sums["loss"] / sums["count"])}
+    """MAEs in meV and meV/A: of the one task, or the mean over tasks and each task's own; NaN without labels."""
+    metrics = {"loss": mean_loss(sums)}
     labels = {"force": "force_mae_mev_per_angstrom", "energy": "energy_mae_mev"}
     if not np.array_equal(sums["all_force_count"], sums["force_count"]):
         labels["all_force"] = "all_atom_force_mae_mev_per_angstrom"
     for name, label in labels.items():
-        mae = np.asarray(sums[f"{name}_error"]) / np.maximum(sums[f"{name}_count"], 1)
-        values = [
-            1000 * float(m) * getattr(d.task.normalization, f"{name.removeprefix('all_')}_std")
-            for m, d in zip(mae, data, strict=True)
-        ]
-        metrics[label] = float(np.mean(values))
+        scales = [getattr(d.task.normalization, f"{name.removeprefix('all_')}_std") for d in data]
+        values = 1000 * np.array(scales) * _means(sums[f"{name}_error"], sums[f"{name}_count"])
+        metrics[label] = _mean_over_tasks(values)
         if len(values) > 1:
             names = mixture.task_names(data)
-            metrics |= {f"{label}/{task}": value for task, value in zip(names, values, strict=True)}
+            metrics |= {f"{label}/{task}": float(value) for task, value in zip(names, values, strict=True)}
     return metrics
+
+
+def _means(total, count) -> np.ndarray:
+    """total / count, NaN where nothing was counted."""
+    total, count = np.asarray(total, np.float64), np.asarray(count)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _mean_over_tasks(values: np.ndarray) -> float:
+    """The mean over the tasks that have labels; NaN where none has."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def summarise(setup: Setup, session: Session, state, done: int, meter, train_step) -> dict:
@@ -454,7 +488,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
         "total_steps": setup.total_steps,
         "finished": done == setup.total_steps,
         "samples_seen": _samples_seen(setup, done),
-        "budget": budget_record(setup),
+        "budget": budget_record(setup) | {"left_out": setup.left_out},
         "n_per_task": {d.task.name: len(d.train) for d in setup.data},
         "upstream": setup.config.upstream,
         "model": setup.config.model,
@@ -476,7 +510,10 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
 
 
 def mean_force_baseline(val: list, data: list[tasks.TaskData], free_only: bool = True) -> float:
-    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom; the mean over tasks."""
+    """Validation force MAE, meV/A, of predicting the mean force (zero) on every free atom; the mean over tasks.
+
+    NaN without force labels.
+    """
     total, count = np.zeros(len(data)), np.zeros(len(data))
     for batch in val:
         mask, task = batch.force_mask & (batch.free | (not free_only)), batch.task[batch.node_graph]
@@ -484,7 +521,7 @@ def mean_force_baseline(val: list, data: list[tasks.TaskData], free_only: bool =
             own = mask & (task == i)
             total[i], count[i] = total[i] + np.abs(batch.forces[own]).sum(), count[i] + 3 * own.sum()
     force_std = np.array([d.task.normalization.force_std for d in data])
-    return float(np.mean(1000 * force_std * total / np.maximum(count, 1)))
+    return _mean_over_tasks(1000 * force_std * _means(total, count))
 
 
 def _samples_seen(setup: Setup, done: int) -> int:
@@ -515,22 +552,28 @@ def _closing_words(run_dir: Path, config: PretrainConfig, setup: Setup, summary:
         return
     if config.quiet:
         return
-    print(f"\nvalidation force MAE on {config.upstream} ({sum(int(b.graph_mask.sum()) for b in setup.val)} structures)")
-    _print_errors(summary, "force_mae_mev_per_angstrom")
+    held_out = f"{config.upstream} ({sum(int(b.graph_mask.sum()) for b in setup.val)} structures)"
+    if any("forces" in d.task.labels for d in setup.data):
+        print(f"\nvalidation force MAE on {held_out}")
+        _print_errors(summary, "force_mae_mev_per_angstrom", "meV/A")
+    else:
+        print(f"\nvalidation energy MAE on {held_out}, which have no forces")
+        _print_errors(summary, "energy_mae_mev", "meV")
     if "all_atom_force_mae_mev_per_angstrom" in summary["validation"]:
         print("the same with fixed atoms, which the paper's loss counts (--force-atoms)")
-        _print_errors(summary, "all_atom_force_mae_mev_per_angstrom")
+        _print_errors(summary, "all_atom_force_mae_mev_per_angstrom", "meV/A")
     print(f"{summary['structures_per_second']:.1f} structures/s, {summary['atoms_per_second']:,.0f} atoms/s, "
           f"{summary['occupancy']:.1%} of edge slots real, {summary['compiled_shapes']} compiled shapes, "
           f"peak memory {summary['peak_memory_gib']['host']:.1f} GiB")
     print(f"run folder: {run_dir}")
 
 
-def _print_errors(summary: dict, name: str):
+def _print_errors(summary: dict, name: str, unit: str):
     rows = {"before training": (summary["validation_before"] or {}).get(name),
-            "mean-force baseline": summary["mean_baseline_" + name], "after training": summary["validation"][name]}
+            "mean-force baseline": summary.get("mean_baseline_" + name), "after training": summary["validation"][name]}
     for label, value in rows.items():
-        print(f"  {label:20s} {'-' if value is None else format(value, '9.1f')} meV/A")
+        if value is not None:
+            print(f"  {label:20s} {value:9.1f} {unit}")
 
 
 if __name__ == "__main__":

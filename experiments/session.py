@@ -36,31 +36,32 @@ class Session:
     best: float = float("inf")
     first_metrics: dict | None = None
     last_metrics: dict | None = None
+    validated_at: int = 0  # step of `last_metrics`
     last_saved: int = -1
 
     def recall(self, meta: dict):
         """Take up where the checkpoint with this record left off."""
         self.best, self.first_metrics, self.last_metrics = meta["best"], meta["first_metrics"], meta["metrics"]
+        self.validated_at = meta.get("validated_at", meta["step"])
 
     def validate(self, step: int, state: TrainState):
-        """Evaluate the averaged weights; save when they are the best so far, and every `save_every` steps."""
+        """Evaluate the averaged weights; save when they are the best so far."""
         metrics = self.metrics(state.ema)
         self.first_metrics = self.first_metrics or metrics
-        self.last_metrics = metrics
+        self.last_metrics, self.validated_at = metrics, step
         self.log.log_validation(step, metrics)
         if step:
             self.after_validation(step, metrics)
         if step and metrics[self.primary] < self.best:
             self.best = metrics[self.primary]
             self.save(step, state, "best")
-        elif step and step % self.save_every == 0:
-            self.save(step, state, "last")
 
     def save(self, step: int, state: TrainState, kind: str):
         """Write a checkpoint, unless this very step is saved already."""
         if step == self.last_saved:
             return
         meta = self.meta() | {"best": self.best, "metrics": self.last_metrics, "first_metrics": self.first_metrics}
+        meta["validated_at"] = self.validated_at
         self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta, kind)
         self.last_saved = step
 
@@ -78,6 +79,8 @@ class Session:
                 should_stop=lambda: self.agree(bool(stop)),
                 log_every=log_every,
                 validate_every=validate_every,
+                save=lambda step, state: self.save(step, state, "last"),
+                save_every=self.save_every,
             )
             state, done, meter = train(
                 state, self.constants, batches, train_step, hooks, first_step=first, total_steps=total,

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
 from jaxatoms.data.joined import open_upstream
-from jaxatoms.data.references import LinearReference, make_normalization
+from jaxatoms.data.references import LinearReference, Normalization, labels_in, make_normalization
 from jaxatoms.data.registry import DatasetSpec
-from jaxatoms.data.splits import make_split, save_split
 from jaxatoms.data.store import Store
 from jaxatoms.data.subset import draw_subset
+from jaxatoms.data.task_split import task_split
 from jaxatoms.types import InputError
 
 
@@ -23,6 +24,7 @@ class TaskData:
     task: Task
     train: np.ndarray  # record indices, in the order drawn
     val: np.ndarray
+    test: np.ndarray
 
 
 def prepare_task(
@@ -36,20 +38,22 @@ def prepare_task(
     cutoff: float | None = None,
     max_neighbors: int | None = None,
     subset: str | None = None,
-    split_rule: str | None = None,
+    split_rule: str = "auto",
     save_to: Path | None = None,
+    saved: Path | None = None,
 ) -> TaskData:
     """Open a data set, split it, draw `n` training records and fit references on them.
 
-    The split depends on the data alone (seed 0), so that runs of every seed share their validation set; `seed`
-    draws the subset. The reference is fitted on the whole train split, as in the paper. `subset` names a file of
-    experiments.select to draw from instead of the whole train split; `split_rule` replaces the data set's.
+    The split depends on the data alone, so that runs of every seed share their validation set; `seed` draws the
+    subset. The reference is fitted on the whole train split, as in the paper. `subset` names a file of
+    experiments.select to draw from instead of the whole train split; `split_rule` is as in `task_split`. `saved` is
+    the folder that `save_to` was when the run began: its split, references and constants are taken.
 
     Raises:
-      InputError: anything wrong with the data or with n.
+      InputError: anything wrong with the data or with n; data that are not those of `saved`.
     """
-    spec, store = open_upstream(name, data_root, cache_dir, split_rule)
-    split = make_split(store, split_rule or spec.split_rule, seed=0, held_out=spec.held_out)
+    spec, store = open_upstream(name, data_root, cache_dir, split_rule, must_validate=saved is None)
+    split = task_split(name, spec, store, split_rule) if saved is None else load_run_split(saved, store)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")
     pool = split.train if subset is None else load_subset(Path(subset), store, split.train)
@@ -59,11 +63,10 @@ def prepare_task(
         raise InputError(f"{name}: {error} (validation and test structures are held out)") from None
     n_val = min(val_samples, len(split.val))
     val = np.sort(np.random.RandomState(0).choice(split.val, n_val, replace=False))
-    reference = LinearReference.fit(store, split.train)
-    normalization = make_normalization(spec, store, split.train, reference)
+    labels = _labels(name, store, split.train)
+    reference, normalization = _constants(spec, store, split.train, labels, saved)
     if save_to is not None:
-        save_to.mkdir(parents=True, exist_ok=True)
-        save_split(save_to / "split.npz", split, store)
+        save_run_data(save_to, split, store, dataclasses.asdict(normalization))
         reference.save(save_to / "linref.npz")
     task = Task(
         name=name,
@@ -72,8 +75,30 @@ def prepare_task(
         normalization=normalization,
         cutoff=cutoff or spec.cutoff,
         max_neighbors=max_neighbors or spec.max_neighbors,
+        labels=labels,
     )
-    return TaskData(spec, task, train, val)
+    return TaskData(spec, task, train, val, split.test)
+
+
+def _labels(name: str, store: Store, train: np.ndarray) -> tuple[str, ...]:
+    """What can be learnt: "energy", "forces" or both."""
+    found = tuple(np.array(["energy", "forces"])[list(labels_in(store, train))].tolist())
+    if not found:
+        raise InputError(
+            f"{name}: no training structure has an energy or forces; name their keys as file:PATH#energy_key,forces_key"
+        )
+    return found
+
+
+def _constants(
+    spec: DatasetSpec, store: Store, train: np.ndarray, labels: tuple[str, ...], saved: Path | None
+) -> tuple[LinearReference, Normalization]:
+    kept = None if saved is None else load_run_constants(saved)
+    if saved is not None and kept is not None:
+        return LinearReference.load(saved / "linref.npz"), Normalization(**kept)
+    fit = LinearReference.fit if "energy" in labels else LinearReference.none
+    reference = fit(store, train)
+    return reference, make_normalization(spec, store, train, reference)
 
 
 def load_subset(path: Path, store: Store, train: np.ndarray) -> np.ndarray:
@@ -103,21 +128,13 @@ def make_corpus(data: list[TaskData], nearest: bool = False) -> tuple[Corpus, Sa
 
 
 def task_record(task: Task) -> dict:
-    """What prediction needs of a task, as JSON values (`task_constants` reads it back)."""
-    seen = np.flatnonzero(task.reference.seen)
+    """What prediction needs of a task, as JSON values (`jaxatoms.inference` reads it)."""
     return {
         "name": task.name,
         "energy_std": task.normalization.energy_std,
         "force_std": task.normalization.force_std,
-        "reference": {str(z): float(task.reference.coeff[z]) for z in seen},
+        **task.reference.as_record(),
         "cutoff": task.cutoff,
         "max_neighbors": task.max_neighbors,
+        "labels": list(task.labels),
     }
-
-
-def reference_from_record(record: dict) -> LinearReference:
-    """The linear reference of a `task_record`."""
-    coeff, seen = np.zeros(121), np.zeros(121, bool)
-    for z, value in record["reference"].items():
-        coeff[int(z)], seen[int(z)] = value, True
-    return LinearReference(coeff, seen)

@@ -130,14 +130,6 @@ def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget) -> Gra
     return collate(systems, graphs, missing, budget)
 
 
-def reference_of(record: dict) -> LinearReference:
-    """The energies per element that were subtracted in training."""
-    coeff, seen = np.zeros(121), np.zeros(121, bool)
-    for z, value in record["reference"].items():
-        coeff[int(z)], seen[int(z)] = value, True
-    return LinearReference(coeff, seen)
-
-
 def check_elements(record: dict, atomic_numbers: np.ndarray, source: str):
     """Refuse elements that the model's head never saw.
 
@@ -155,7 +147,19 @@ def check_elements(record: dict, atomic_numbers: np.ndarray, source: str):
 def physical_energy(normalised, record: dict, systems: SystemBatch) -> np.ndarray:
     """[n_graph] float64 eV of normalised energies [n_graph]."""
     residual = np.asarray(normalised, np.float64) * record["energy_std"] + record.get("energy_mean", 0.0)
-    return reference_of(record).add_back(residual, systems.atomic_numbers, systems.n_node)
+    return LinearReference.from_record(record).add_back(residual, systems.atomic_numbers, systems.n_node)
+
+
+def knows_energy(record: dict, systems: SystemBatch) -> np.ndarray:
+    """[n_graph] bool: whether a head's training fixes the zero of the energy of each structure's composition."""
+    if record.get("energy_zero", "fitted") == "unknown" or "energy" not in labels_of(record):
+        return np.zeros(len(systems.n_node), bool)
+    return LinearReference.from_record(record).determines(systems.atomic_numbers, systems.n_node)
+
+
+def labels_of(record: dict) -> tuple[str, ...]:
+    """The kinds of labels that a head was trained on: "energy", "forces" or both."""
+    return tuple(record.get("labels", ("energy", "forces")))
 
 
 def physical_forces(normalised, record: dict, *, gradient: bool) -> np.ndarray:

@@ -4,7 +4,7 @@ A call of several steps saves their dispatch, which is what small batches wait f
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxatoms.data.loader import TrainBatches
@@ -19,14 +19,14 @@ class Call(NamedTuple):
     length: int
 
 
-def plan_calls(first: int, total: int, every: int, length: int) -> Iterator[Call]:
+def plan_calls(first: int, total: int, every: Sequence[int], length: int) -> Iterator[Call]:
     """The calls of steps first .. total - 1: `length` steps each, and single ones where fewer are left.
 
-    No call goes past the end or a multiple of `every`, where validation and saving need the state. From a step between
-    two calls the plan continues as if it had begun earlier, so a resumed run makes the same calls.
+    No call goes past the end or a multiple of any of `every`, where validation and saving need the state. From a step
+    between two calls the plan continues as if it had begun earlier, so a resumed run makes the same calls.
     """
     while first < total:
-        left = min(total, (first // every + 1) * every) - first
+        left = min(total, *((first // n + 1) * n for n in every)) - first
         yield Call(first, length if left >= length else 1)
         first += length if left >= length else 1
 

@@ -27,6 +27,7 @@ class Task:
     normalization: Normalization
     cutoff: float  # A
     max_neighbors: int = 30  # K of the main graph; the other graphs follow in fixed proportions
+    labels: tuple[str, ...] = ("energy", "forces")  # kinds that any training structure has; the others are not learnt
 
 
 class Samples(NamedTuple):
@@ -43,6 +44,19 @@ class Samples(NamedTuple):
 def samples_of(task: int, records: np.ndarray) -> Samples:
     """All `records` of one task."""
     return Samples(np.full(len(records), task, np.int32), np.asarray(records, np.int64))
+
+
+def draw_over_tasks(samples: Samples, n: int, seed: int) -> Samples:
+    """At most `n` of the samples at random, every task with an equal share where it has as many, in random order."""
+    rng = np.random.default_rng([seed, 4])
+    order = rng.permutation(len(samples.task))
+    # The rank of a sample within its task: the first of every task come before the second of any.
+    rank = np.empty(len(order), np.int64)
+    for task in np.unique(samples.task):
+        own = order[samples.task[order] == task]
+        rank[own] = np.arange(len(own))
+    chosen = order[np.argsort(rank[order], kind="stable")][:n]
+    return samples.at(rng.permutation(chosen))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,3 +287,4 @@ _MAKERS: dict[str, Callable[[str, str], ForceData | ScalarData]] = {
     "qmof": _qmof,
     "matbench": _matbench,
 }
+PUBLISHED = tuple(_MAKERS)  # families whose split and constants are published

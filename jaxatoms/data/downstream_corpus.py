@@ -4,20 +4,22 @@ The counterpart of `corpus.Corpus`: one data set, published constants, graphs by
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxatoms.data.corpus import Samples
-from jaxatoms.data.downstream import ForceData, Graph, ScalarData, downstream
+from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
+from jaxatoms.data.references import LinearReference, labels_in
 from jaxatoms.data.registry import find_spec
-from jaxatoms.data.splits import Split, downstream_split, make_split
+from jaxatoms.data.splits import Split
 from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
 from jaxatoms.types import Graphs, InputError, SystemBatch
 
-PUBLISHED = ("rmd17", "md22", "spice", "qm9", "qmof", "matbench")
 _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
 
 
@@ -56,6 +58,25 @@ class DownstreamCorpus:
         return Targets(values.astype(np.float32), none, task)
 
 
+def constants_record(corpus: DownstreamCorpus) -> dict:
+    """The numbers that targets are normalised by, as JSON values; `with_constants` puts them back."""
+    facts = corpus.facts
+    if isinstance(facts, ForceData):
+        own = {name: getattr(facts, name) for name in ("energy_mean", "energy_std", "force_mean", "force_std")}
+    else:
+        own = {"references": {str(z): value for z, value in facts.references.items()}}
+    return {"mean": corpus.mean, "std": corpus.std, **own}
+
+
+def with_constants(corpus: DownstreamCorpus, record: dict) -> DownstreamCorpus:
+    """The corpus normalised by the numbers of a `constants_record`, whatever its data would give now."""
+    own = {name: value for name, value in record.items() if name not in ("mean", "std")}
+    if "references" in own:
+        own["references"] = {int(z): value for z, value in own["references"].items()}
+    facts = dataclasses.replace(corpus.facts, **own)
+    return dataclasses.replace(corpus, facts=facts, mean=record["mean"], std=record["std"])
+
+
 def graphs_of(systems: SystemBatch, graph: Graph, rng=None, edge_dropout=0.0, nearest: bool = False) -> Graphs:
     """The four graphs (or the one of EquiformerV2) under the cutoff and neighbour rule of a downstream set."""
     limits = np.array([neighbor_limits(int(k)) for k in graph.neighbors(systems.n_node)])
@@ -72,15 +93,21 @@ def open_downstream(
     cache_dir: str | None = None,
     *,
     target: str | None = None,
+    rule: str = "auto",
     sizes: tuple[int, int] | None = None,
     cutoff: float | None = None,
     max_neighbors: int | None = None,
+    split: Callable[[Store], Split] | None = None,
 ) -> tuple[DownstreamCorpus, Split]:
     """A downstream data set and its split.
 
-    Published sets bring their constants and split; any other one (demo:aspirin, file:PATH) gets constants of its
-    train split, gradient forces or the column `target`, and a split by records with seed 42: `sizes` (train, val),
-    the rest being test, or 80 / 10 / 10 %.
+    Published sets bring their constants; any other one (demo:aspirin, file:PATH) gets those of its train split. It
+    learns forces by gradient, or `target`; without `target` what the data set is about, else forces, else energies.
+
+    Args:
+      target: "forces", "energy", or a scalar by the name of its column, with or without `target_` before it.
+      rule, sizes: of the split, see `task_split.task_split`.
+      split: gives the split of the store instead, such as one that was saved.
 
     Raises:
       InputError: unknown data set, missing target, a part of the split without labels, or a split larger than the data.
@@ -89,49 +116,58 @@ def open_downstream(
     if published and target is not None:
         raise InputError(f"{name} names its own target; leave --target {target} out")
     spec, store = open_dataset(name, data_root, cache_dir)
-    split = _split(name, store, sizes, published)
-    facts = downstream(name) if published else _own_facts(name, store, split.train, spec, target)
-    _check_labels(name, facts, store, split)
+    parts = task_split(name, spec, store, rule, sizes) if split is None else split(store)
+    facts = downstream(name) if published else _own_facts(name, store, parts.train, spec, target)
+    _check_labels(name, facts, store, parts)
     if cutoff or max_neighbors:
         graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
         facts = dataclasses.replace(facts, graph=graph)
-    return DownstreamCorpus(facts, store, *_constants(facts, store, split.train)), split
-
-
-def _split(name: str, store: Store, sizes: tuple[int, int] | None, published: bool) -> Split:
-    if published and sizes is None:
-        return downstream_split(name, store)
-    n = len(store)
-    if sizes is None and name.startswith("demo:"):
-        return make_split(store, "record", seed=42)
-    train, val = sizes or (int(0.8 * n), n - int(0.8 * n) - int(0.1 * n))
-    if train < 1 or val < 1 or train + val >= n:
-        raise InputError(f"{name}: {n} structures cannot be split into {train} train, {val} val and a test set")
-    order = np.random.RandomState(42).permutation(n)
-    return Split(*np.split(order, [train, train + val]))
+    return DownstreamCorpus(facts, store, *_constants(facts, store, parts.train)), parts
 
 
 def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> ForceData | ScalarData:
     """Facts of a set that nobody published constants for."""
-    scalars = [c for c in store.extra_columns if c.startswith("target_")]
-    column = target or spec.target or (scalars[0] if scalars and np.isnan(store.energy[train]).all() else "forces")
-    graph = Graph(spec.cutoff, spec.max_neighbors)
+    column, graph = _own_target(name, store, train, spec, target), Graph(spec.cutoff, spec.max_neighbors)
+    if column == "energy":
+        reference = LinearReference.fit(store, train)
+        own = {int(z): float(reference.coeff[z]) for z in np.flatnonzero(reference.seen)}
+        return ScalarData(name=name, column=column, graph=graph, unit="eV", reduction="sum", references=own,
+                          table_unit="meV", table_scale=1000.0)  # fmt: skip
     if column != "forces":
-        if column not in store.extra_columns:
-            raise InputError(f"{name} has no column '{column}'; it has {', '.join(scalars) or 'energies and forces'}")
         return ScalarData(name=name, column=column, graph=graph, unit="", reduction="mean")
     forces = store.take(_some(train)).forces
     forces = forces[np.isfinite(forces).all(axis=1)]
     if len(forces) == 0 or not forces.std() > 0:
-        raise InputError(f"{name} has no forces to train on; name a scalar with --target")
+        raise InputError(f"{name} has no forces to train on; name a scalar with --target, or the forces' key after '#'")
     energy = store.energy[train]
+    energy = energy[np.isfinite(energy)]  # forces alone are enough
     return ForceData(
         name=name,
         graph=graph,
-        energy_mean=float(np.nanmean(energy)),
-        energy_std=float(np.nanstd(energy)) or 1.0,
+        energy_mean=float(energy.mean()) if len(energy) else 0.0,
+        energy_std=(float(energy.std()) if len(energy) else 0.0) or 1.0,
         force_std=float(forces.std()),
     )
+
+
+def _own_target(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> str:
+    """"forces", "energy" or a column."""
+    scalars = [column for column in store.extra_columns if column.startswith("target_")]
+    if target is None and spec.target:
+        return spec.target
+    if target is None:
+        has_energy, has_forces = labels_in(store, train)
+        if has_forces or not (has_energy or scalars):
+            return "forces"
+        if not has_energy and len(scalars) > 1:
+            listed = ", ".join(column.removeprefix("target_") for column in scalars)
+            raise InputError(f"{name} has no energies or forces, but the scalars {listed}; choose one with --target")
+        return "energy" if has_energy else scalars[0]
+    for column in (target, f"target_{target}"):
+        if column in ("forces", "energy", *scalars):
+            return column
+    listed = ", ".join(scalars) or "energies and forces only"
+    raise InputError(f"{name} has no column '{target}'; it has {listed}")
 
 
 def _check_labels(name: str, facts: ForceData | ScalarData, store: Store, split: Split):

@@ -1,7 +1,7 @@
 """A training set and the official validation set that lies beside it, read as one store (OC20, OC22).
 
 Both are converted apart, each into its own store. Joined, the training records come first; the column
-`official_split` says which are which, so that `splits.make_split` finds the published split where it looks for it.
+`official_split` says which are which, so that `task_split` finds the published split where it looks for it.
 """
 
 import hashlib
@@ -36,6 +36,11 @@ class JoinedStore:
 
     def __reduce__(self):
         return JoinedStore, self.parts
+
+    @property
+    def source(self) -> str:
+        """Where the training records came from, for messages."""
+        return self.parts[0].source
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +88,10 @@ class JoinedStore:
         """[n_graph, 121] int32; see `Store.element_counts`."""
         return np.concatenate([part.element_counts(own) for part, own in self._runs(indices)])
 
+    def elements(self, indices: np.ndarray) -> np.ndarray:
+        """[121] bool; see `Store.elements`."""
+        return np.any([part.elements(own) for part, own in self._runs(indices)], axis=0)
+
     def _runs(self, indices: np.ndarray) -> Iterator[tuple[Store, np.ndarray]]:
         """Stretches of indices that lie in one part, as indices into that part."""
         indices = np.asarray(indices, np.int64).reshape(-1)
@@ -96,14 +105,14 @@ def open_upstream(
     name: str,
     data_root: Path | str | None = None,
     cache_dir: Path | str | None = None,
-    split_rule: str | None = None,
+    split_rule: str = "auto",
     *,
     must_validate: bool = True,
 ) -> tuple[DatasetSpec, Store | JoinedStore]:
     """`store.open_dataset` for a set to pretrain on: joined with its official validation set where it has one apart.
 
     Args:
-      split_rule: a rule that replaces the data set's own; then the training set is opened alone.
+      split_rule: see `task_split.task_split`; any but "auto" splits the training set alone.
       must_validate: False warns where the validation set is absent, instead of refusing: the set is then split by
         group, as `--split group` does.
 
@@ -113,7 +122,7 @@ def open_upstream(
     Source: specification pretraining 6 ("validation sources").
     """
     spec, source = resolve(name, data_root or os.environ.get("JAXATOMS_DATA") or None)
-    if not spec.validation or split_rule not in (None, "official"):
+    if not spec.validation or split_rule != "auto":
         return open_dataset(name, data_root, cache_dir)
     folder = find_validation(spec, source)
     if folder is None:

@@ -27,10 +27,13 @@ class LinearReference:
     Attributes:
       coeff: [121] float64 eV, indexed by atomic number, 0 for elements not in the fit.
       seen: [121] bool, whether the fit saw the element.
+      span: [rank, 121] orthonormal compositions, where those of the fit do not fix every element's energy: only
+        their combinations have a known reference energy. None: all compositions of the elements seen have.
     """
 
     coeff: np.ndarray
     seen: np.ndarray
+    span: np.ndarray | None = None
 
     @classmethod
     def fit(cls, store: Store, indices: np.ndarray) -> "LinearReference":
@@ -55,19 +58,47 @@ class LinearReference:
             raise InputError(
                 f"{store.path}: no record has an energy; a reference energy needs labelled structures"
             )
-        counts, energy = triangle[:, :N_ELEMENT], triangle[:, N_ELEMENT]
-        # What lstsq would use for the uncompressed matrix, in which rank is to be judged.
-        rcond = np.finfo(np.float64).eps * max(n_record, N_ELEMENT)
-        coeff = np.linalg.lstsq(counts, energy, rcond=rcond)[0]
-        seen = np.abs(counts).max(axis=0) > 0
-        rank = np.linalg.matrix_rank(counts, rtol=rcond)
-        if rank < seen.sum():
+        fitted = cls.solve(triangle[:, :N_ELEMENT], triangle[:, N_ELEMENT], n_record)
+        if fitted.span is not None:
             warnings.warn(
-                f"{store.path.name}: the training compositions fix {rank} of {seen.sum()} reference energies; energies "
-                "of other compositions cannot be trusted, forces can",
+                f"{store.path.name}: the training compositions fix {len(fitted.span)} of {fitted.seen.sum()} reference "
+                "energies; energies of other compositions cannot be trusted, forces can",
                 stacklevel=2,
             )
-        return cls(np.where(seen, coeff, 0.0), seen)
+        return fitted
+
+    @classmethod
+    def solve(cls, counts: np.ndarray, energy: np.ndarray, n_record: int | None = None) -> "LinearReference":
+        """Least squares of `energy` [n], eV, on `counts` [n, 121]; the shortest vector among equal minima.
+
+        Args:
+          n_record: rows of the uncompressed matrix, in which rank is judged; default n.
+        """
+        # What lstsq would use for the uncompressed matrix.
+        rcond = np.finfo(np.float64).eps * max(n_record or len(counts), N_ELEMENT)
+        coeff = np.linalg.lstsq(counts, energy, rcond=rcond)[0]
+        seen = np.abs(counts).max(axis=0) > 0
+        _, size, directions = np.linalg.svd(counts, full_matrices=False)
+        rank = int((size > rcond * size.max(initial=0)).sum())
+        return cls(np.where(seen, coeff, 0.0), seen, directions[:rank] if rank < seen.sum() else None)
+
+    def determines(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
+        """[n_graph] bool: whether the fit fixes the reference energy of each structure's composition.
+
+        Args: as `reference_energy`; elements may be unseen.
+        """
+        graph, counts = np.repeat(np.arange(len(n_node)), n_node), np.zeros((len(n_node), N_ELEMENT))
+        np.add.at(counts, (graph, atomic_numbers), 1)
+        known = ~counts[:, ~self.seen].any(axis=1)
+        if self.span is None:
+            return known
+        outside = np.linalg.norm(counts - counts @ self.span.T @ self.span, axis=1)
+        return known & (outside <= 1e-6 * np.linalg.norm(counts, axis=1))
+
+    @classmethod
+    def none(cls, store: Store, indices: np.ndarray) -> "LinearReference":
+        """Zero for every element of the records: for data without energies."""
+        return cls(np.zeros(N_ELEMENT), store.elements(indices))
 
     def reference_energy(
         self, atomic_numbers: np.ndarray, n_node: np.ndarray, records: np.ndarray | None = None
@@ -117,9 +148,10 @@ class LinearReference:
         return np.asarray(residual, np.float64) + self.reference_energy(atomic_numbers, n_node, records)
 
     def save(self, path: Path | str) -> None:
-        """Writes npz with the keys `coeff` (the reference's) and `seen`."""
+        """Writes npz with the keys `coeff` (the reference's), `seen` and, where there is one, `span`."""
+        span = {} if self.span is None else {"span": self.span}
         with open(path, "wb") as file:
-            np.savez(file, coeff=self.coeff, seen=self.seen)
+            np.savez(file, coeff=self.coeff, seen=self.seen, **span)
 
     @classmethod
     def load(cls, path: Path | str) -> "LinearReference":
@@ -132,12 +164,26 @@ class LinearReference:
             with np.load(path, allow_pickle=False) as saved:
                 coeff = _padded(saved["coeff"].astype(np.float64).reshape(-1))
                 seen = saved["seen"].astype(bool) if "seen" in saved else coeff != 0
+                span = saved.get("span")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             message = " ".join(str(error).split())
             raise InputError(
                 f"{path}: not a linear reference ({message}); fit one on the train split"
             ) from None
-        return cls(coeff, seen)
+        return cls(coeff, seen, span)
+
+    def as_record(self) -> dict:
+        """The reference as JSON values: {"reference": {atomic number: eV}} and "span" where there is one."""
+        own = {str(z): float(self.coeff[z]) for z in np.flatnonzero(self.seen)}
+        return {"reference": own} | ({} if self.span is None else {"span": self.span.tolist()})
+
+    @classmethod
+    def from_record(cls, record: dict) -> "LinearReference":
+        """The reference of a record that holds the values of `as_record`."""
+        coeff, seen = np.zeros(N_ELEMENT), np.zeros(N_ELEMENT, bool)
+        for z, value in record["reference"].items():
+            coeff[int(z)], seen[int(z)] = value, True
+        return cls(coeff, seen, np.array(record["span"]) if "span" in record else None)
 
     def _refuse(
         self, node: int, atomic_numbers: np.ndarray, graph: np.ndarray, records: np.ndarray | None
@@ -178,18 +224,29 @@ def make_normalization(
 ) -> Normalization:
     """The published constants of a named data set, otherwise those of its train split.
 
-    Warns when the data differ from the published constants more than threefold: most likely a unit is wrong.
+    A kind of label that no training structure has needs no scale and gets 1. Warns when the data differ from the
+    published constants more than threefold: most likely a unit is wrong.
 
     Raises:
       InputError: energies or forces do not vary.
     """
-    measured = target_std(store, train, reference)
+    labelled = labels_in(store, train)
+    measured = [std if found else 1.0 for std, found in zip(target_std(store, train, reference), labelled, strict=True)]
     if spec.energy_std is None or spec.force_std is None:
         return Normalization(*measured)
     published = Normalization(spec.energy_std, spec.force_std)
-    warn_if_far(spec.name, "energy after the linear reference", measured[0], published.energy_std, "eV")
-    warn_if_far(spec.name, "force", measured[1], published.force_std, "eV/A")
+    if labelled[0]:
+        warn_if_far(spec.name, "energy after the linear reference", measured[0], published.energy_std, "eV")
+    if labelled[1]:
+        warn_if_far(spec.name, "force", measured[1], published.force_std, "eV/A")
     return published
+
+
+def labels_in(store: Store, indices: np.ndarray) -> tuple[bool, bool]:
+    """Whether any of the records has an energy, and whether any has a force."""
+    chunks = _chunks(indices)
+    has_energy = any(np.isfinite(store.energy[chunk]).any() for chunk in chunks)
+    return has_energy, any(np.isfinite(store.take(chunk).forces).any() for chunk in chunks)
 
 
 def target_std(store: Store, indices: np.ndarray, reference: LinearReference) -> tuple[float, float]:

@@ -162,9 +162,8 @@ def official_split(store: Store) -> Split:
     np.maximum.at(highest, codes, parts)
     torn = np.flatnonzero(lowest != highest)
     if len(torn):
-        place = store.manifest["source"].get("path", store.path)
         raise InputError(
-            f"{place}: group '{names[torn[0]]}' lies in two official splits; download the file again"
+            f"{store.source}: group '{names[torn[0]]}' lies in two official splits; download the file again"
         )
     return Split(*(np.flatnonzero(parts == split) for split in range(len(SPLITS))))
 
@@ -238,7 +237,7 @@ def save_split(path: Path | str, split: Split, store: Store) -> None:
 
 
 def load_split(path: Path | str, store: Store) -> Split:
-    """The saved indices.
+    """The saved indices; a file of one's own needs the arrays `train`, `val` and `test` only.
 
     Raises:
       InputError: not a split file, one made for other records, or one that names a record twice or
@@ -246,15 +245,16 @@ def load_split(path: Path | str, store: Store) -> Split:
     """
     try:
         with np.load(path, allow_pickle=False) as saved:
-            split = Split(*(saved[name] for name in Split._fields))
-            fingerprint = str(saved["fingerprint"])
+            split = Split(*(saved[name].astype(np.int64) for name in Split._fields))
+            fingerprint = str(saved["fingerprint"]) if "fingerprint" in saved else store.fingerprint
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not a readable split file ({_one_line(error)}); make the split again"
         ) from None
     if fingerprint != store.fingerprint:
         raise InputError(
-            f"{path}: made for another version of the data than {store.path}; make the split again"
+            f"{path}: belongs to data with fingerprint {fingerprint[:12]}, but {store.source} now has "
+            f"{store.fingerprint[:12]}; restore the data, or begin anew with the changed ones"
         )
     together = np.concatenate(split)
     if len(together) and (together.min() < 0 or together.max() >= len(store)):

@@ -22,6 +22,7 @@ from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.writer import write_columns
 from jaxatoms.types import InputError, System, SystemBatch
 
+_RECORDS_PER_CHUNK = 65_536
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,11 @@ class Store:
     def fingerprint(self) -> str:
         """Hash of the content (not of its place): equal stores hold equal records in equal order."""
         return self.manifest["fingerprint"]
+
+    @property
+    def source(self) -> str:
+        """Where the records came from, for messages."""
+        return str(self.manifest["source"].get("path", self.path))
 
     @property
     def largest_element(self) -> int:
@@ -134,6 +140,15 @@ class Store:
         flat = record * N_ELEMENT + self._columns["atomic_numbers"][rows]
         counts = np.bincount(flat, minlength=len(indices) * N_ELEMENT)
         return counts.reshape(len(indices), N_ELEMENT).astype(np.int32)
+
+    def elements(self, indices: np.ndarray) -> np.ndarray:
+        """[121] bool: the atomic numbers that occur in these records, however many they are."""
+        found = np.zeros(N_ELEMENT, bool)
+        indices = np.asarray(indices)
+        for first in range(0, len(indices), _RECORDS_PER_CHUNK):
+            _, rows = self._rows(indices[first : first + _RECORDS_PER_CHUNK])
+            found[np.unique(self._columns["atomic_numbers"][rows])] = True
+        return found
 
     def verify(self) -> None:
         """Reads every column once and compares its sha256 with the manifest.

@@ -161,7 +161,6 @@ def error_sums(out: Any, batch: GraphBatch) -> Mapping[str, jax.Array]:
         if out.energy.ndim == 1:
             difference = jnp.where(mask, out.energy - batch.energy, 0)
             sums["scalar_error"] = jnp.sum(jnp.abs(difference))
-            sums["predicted"], sums["labelled"] = (jnp.sum(jnp.where(mask, v, 0)) for v in (out.energy, batch.energy))
         else:
             right = jnp.argmax(out.energy, axis=-1) == batch.energy.astype(jnp.int32)
             label = jax.nn.one_hot(batch.energy.astype(jnp.int32), out.energy.shape[-1]) * mask[:, None]

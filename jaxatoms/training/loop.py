@@ -61,6 +61,8 @@ class Hooks:
     should_stop: Callable[[], bool]
     log_every: int = 50
     validate_every: int = 1000
+    save: Callable[[int, TrainState], None] = lambda step, state: None
+    save_every: int = 0
 
 
 def train(
@@ -82,7 +84,7 @@ def train(
 
     Args:
       batches: host batches of each call, or the list of this process's parts of one shape; no call may go past a
-        multiple of `hooks.validate_every` or `total_steps`.
+        multiple of `hooks.validate_every`, of `hooks.save_every`, or `total_steps`.
       place: puts one of these onto the devices.
       n_process: processes that each see about the same share of every step; rates count all of them.
 
@@ -106,12 +108,17 @@ def train(
         if fresh:  # compilation must not count as throughput
             jax.block_until_ready(metrics)
             meter = Meter(shares=n_process)
-        if done % hooks.validate_every == 0 or done == total_steps:
+        validating = done % hooks.validate_every == 0 or done == total_steps
+        saving = hooks.save_every > 0 and done % hooks.save_every == 0
+        if validating or saving:
             _report(waiting, hooks, meter)
             waiting = None
             _check_finite(done, metrics)  # what is validated may be saved
             pause = time.perf_counter()
-            hooks.validate(done, state)
+            if validating:
+                hooks.validate(done, state)
+            if saving:
+                hooks.save(done, state)
             meter.began += time.perf_counter() - pause
         if hooks.should_stop():
             _check_finite(done, metrics)

@@ -283,7 +283,8 @@ def _training_text(metrics: Mapping[str, float]) -> str:
 
 
 def _validation_text(metrics: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if "mae" in name} or dict(metrics)
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}  # NaN: nothing is labelled
+    shown = {name: value for name, value in known.items() if "mae" in name} or known
     return "val  " + "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:3])
 
 

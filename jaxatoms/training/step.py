@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxatoms.training.losses import LossScales, error_sums, label_counts, pretraining_loss
+from jaxatoms.training.losses import LabelCounts, LossScales, error_sums, label_counts, pretraining_loss
 from jaxatoms.training.parallel import global_gradient, global_sums, replicated
 
 ApplyFn = Callable[..., Any]  # (params, constants, batch, edge_dropout) -> ModelOutput
@@ -120,13 +120,22 @@ def make_update(
 
 
 def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None, free_only: bool = False):
-    """eval_step(params, constants, batch) -> sums from which loss and MAEs of a whole set follow."""
+    """eval_step(params, constants, batch) -> sums from which loss (`mean_loss`) and MAEs of a whole set follow."""
     n_task = len(scales.energy)
 
     def eval_step(params, constants, batch):
         out = apply(params, constants, batch, 0.0)
-        loss, _ = pretraining_loss(out.energy, out.forces, batch, scales, free_only=free_only)
-        count = jnp.sum(batch.graph_mask)
-        return {"loss": loss * count, "count": count, **error_sums(out.energy, out.forces, batch, n_task)}
+        # With counts of 1 the terms are sums: batches differ in how many of their structures are labelled.
+        one = LabelCounts(jnp.ones(()), jnp.ones(()))
+        _, terms = pretraining_loss(out.energy, out.forces, batch, scales, one, free_only)
+        counts = label_counts(batch, free_only)
+        terms |= {"energy_labels": counts.energy, "force_labels": counts.forces}
+        return terms | error_sums(out.energy, out.forces, batch, n_task)
 
     return jax.jit(global_sums(eval_step, mesh))
+
+
+def mean_loss(sums) -> float:
+    """The loss of a whole set from the sums of `make_eval_step`: each term is the mean over its labelled structures."""
+    terms = ((sums[f"{name}_loss"], sums[f"{name}_labels"]) for name in ("energy", "force"))
+    return float(sum(total / max(count, 1) for total, count in terms))

@@ -21,14 +21,15 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize(("total", "every", "length"), [(20, 5, 4), (23, 100, 4), (12, 4, 4), (7, 2, 3), (9, 3, 1)])
 def test_every_step_is_made_once_and_validations_lie_between_calls(total, every, length):
-    plan = list(calls.plan_calls(0, total, every, length))
+    stops = (every, 2 * every)
+    plan = list(calls.plan_calls(0, total, stops, length))
     assert [s for c in plan for s in range(c.first, c.first + c.length)] == list(range(total))
     ends = {c.first + c.length for c in plan}
     assert ends >= {total, *range(every, total, every)} and {c.length for c in plan} <= {length, 1}
     singles = sum(c.length == 1 for c in plan)
     assert length == 1 or singles <= (total // every + 1) * (length - 1), "as few single steps as possible"
     for i, call in enumerate(plan):
-        assert list(calls.plan_calls(call.first, total, every, length)) == plan[i:], "a resumed run differs"
+        assert list(calls.plan_calls(call.first, total, stops, length)) == plan[i:], "a resumed run differs"
 
 
 def test_a_stack_holds_the_batches_of_its_steps_in_one_shape(source):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.corpus import Corpus, Samples, Task, draw_over_tasks, samples_of
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import write_store
 from jaxatoms.types import InputError, System
@@ -104,3 +104,15 @@ def test_samples_select_and_repeat():
     picked = samples.at(np.array([2, 0, 2]))
     np.testing.assert_array_equal(picked.record, [9, 5, 9])
     np.testing.assert_array_equal(picked.task, [2, 2, 2])
+
+
+def test_a_draw_over_tasks_gives_each_its_share_at_random():
+    samples = Samples(np.repeat(np.arange(3, dtype=np.int32), [500, 40, 3]), np.arange(543))
+    drawn = draw_over_tasks(samples, 60, seed=1)
+    counts = np.bincount(drawn.task)
+    assert counts[2] == 3 and abs(counts[0] - counts[1]) <= 1 and counts.sum() == 60
+    assert len(set(drawn.record)) == 60 and drawn.record[drawn.task == 0].max() > 250
+    again, other = draw_over_tasks(samples, 60, seed=1), draw_over_tasks(samples, 60, seed=2)
+    np.testing.assert_array_equal(drawn.record, again.record)
+    assert not np.array_equal(drawn.record, other.record)
+    assert len(draw_over_tasks(samples, 1000, seed=0).record) == 543

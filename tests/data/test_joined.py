@@ -8,8 +8,8 @@ from fixtures import native
 
 from experiments import mixture, tasks
 from jaxatoms.data.joined import JoinedStore, open_upstream
-from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.data.task_split import task_split
 from jaxatoms.types import InputError
 
 OPTIONS = {"val_samples": 4, "data_root": None}
@@ -34,8 +34,9 @@ def add_validation(root, name="s2ef_val_id", first=50):
 @pytest.mark.parametrize("name", ["s2ef_val_id", "val_id", "all/val_id"])
 def test_the_whole_training_set_is_trained_and_the_set_beside_it_validates(root, name):
     add_validation(root, name)
-    spec, store = open_upstream(f"oc20@{root / 's2ef_train_2M'}", cache_dir=root / "c")
-    split = make_split(store, spec.split_rule)
+    source = f"oc20@{root / 's2ef_train_2M'}"
+    spec, store = open_upstream(source, cache_dir=root / "c")
+    split = task_split(source, spec, store)
     assert [part.tolist() for part in split] == [list(range(12)), [12, 13, 14], []]
 
 
@@ -48,6 +49,8 @@ def test_all_of_the_training_set_can_be_asked_for(root):
         f"{name},demo:organic", 24, "balanced", 0, cache_dir=root / "c", save_to=None, **OPTIONS
     )
     assert [len(d.train) for d in pair] == [12, 12]
+    again = tasks.prepare_task(name, 12, 0, cache_dir=root / "c", saved=root / "run", **OPTIONS)
+    assert again.train.tolist() == data.train.tolist() and again.val.tolist() == data.val.tolist()
 
 
 def test_without_a_validation_set_the_run_is_refused_before_conversion_unless_told_how_to_split(root):
@@ -92,6 +95,7 @@ def test_a_joined_store_reads_like_a_store(root):
         np.testing.assert_array_equal(batch.positions[6 * index : 6 * index + 6], one.positions)
         assert batch.energy[index] == one.energy[0] == both.energy[[14, 0, 1, 12][index]]
     assert both.element_counts([12, 3]).shape == (2, 121)
+    assert np.flatnonzero(both.elements([12, 3])).tolist() == [6, 8, 29] and both.source == train.source
     assert len(both.take([]).n_node) == 0
     codes, names = both.groups
     assert codes.max() == len(names) - 1 and len(codes) == 15

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fixtures import native
 
-from jaxatoms.data.references import LinearReference, Normalization, make_normalization, target_std
+from jaxatoms.data.references import LinearReference, Normalization, labels_in, make_normalization, target_std
 from jaxatoms.data.registry import DATASETS
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset, write_store
@@ -136,3 +136,36 @@ def test_real_sample_evaluates_every_split(real_data, tmp_path):
     for part in split:
         batch = store.take(part)
         assert np.isfinite(reference.subtract(batch.energy, batch.atomic_numbers, batch.n_node)).all()
+
+
+def test_only_compositions_within_those_of_the_fit_have_a_reference_energy(tmp_path):
+    water_and_methanol = [[8, 1, 1], [6, 8, 1, 1, 1, 1]]
+    counts = np.array([np.bincount(z, minlength=121) for z in water_and_methanol], float)
+    reference = LinearReference.solve(counts, np.array([-2000.0, -3000.0]))
+    assert len(reference.span) == 2 and reference.seen.sum() == 3
+    asked = [[8, 1, 1] * 2, [6, 8, 1, 1, 1, 1, 8, 1, 1], [8, 8], [7, 1, 1, 1]]
+    known = reference.determines(np.concatenate(asked), np.array([len(z) for z in asked]))
+    np.testing.assert_array_equal(known, [True, True, False, False])
+    again = LinearReference.from_record(reference.as_record())
+    np.testing.assert_array_equal(again.coeff, reference.coeff)
+    np.testing.assert_array_equal(again.span, reference.span)
+    reference.save(tmp_path / "r.npz")
+    np.testing.assert_array_equal(LinearReference.load(tmp_path / "r.npz").span, reference.span)
+    full = LinearReference.solve(np.eye(121)[[1, 8]] * 2, np.array([-27.0, -4000.0]))
+    assert full.span is None and full.determines(np.array([8, 1, 1]), np.array([3])).all()
+
+
+def test_a_kind_of_label_that_is_nowhere_needs_no_scale(tmp_path):
+    systems = [System(np.array([1, 1], np.uint8), np.eye(3)[:2], energy=float(i)) for i in range(6)]
+    store, train = write_store(iter(systems), tmp_path / "s", {}), np.arange(6)
+    assert labels_in(store, train) == (True, False)
+    found = make_normalization(DATASETS["file"], store, train, LinearReference.fit(store, train))
+    assert found.force_std == 1.0 and found.energy_std > 0
+
+
+def test_every_element_of_many_records_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxatoms.data.store._RECORDS_PER_CHUNK", 4)
+    systems = (System(np.array([1, 8 if i == 17 else 1], np.uint8), np.eye(3)[:2]) for i in range(20))
+    store = write_store(systems, tmp_path / "s", {})
+    assert np.flatnonzero(store.elements(np.arange(20))).tolist() == [1, 8]
+    assert np.flatnonzero(store.elements(np.arange(10))).tolist() == [1]

@@ -109,13 +109,14 @@ def test_saved_splits_fit_their_store_only(tmp_path):
     for a, b in zip(load_split(tmp_path / "split.npz", store), make_split(store), strict=True):
         np.testing.assert_array_equal(a, b)
     other = store_of(tmp_path, [([1, 1], f"g{i}") for i in range(21)])
-    for path, word in (
-        (tmp_path / "split.npz", "another version"),
-        (tmp_path / "none.npz", "not a readable split"),
+    both = f"{store.fingerprint[:12]}, but s now has {other.fingerprint[:12]}"
+    for path, words in (
+        (tmp_path / "split.npz", (both, "restore the data, or begin anew")),
+        (tmp_path / "none.npz", ("not a readable split", "make the split again")),
     ):
         with pytest.raises(InputError) as error:
             load_split(path, other)
-        assert native.is_one_line_about(error, path, word, "make the split again")
+        assert native.is_one_line_about(error, path, *words)
 
 
 def test_real_samples_split_without_overlap(real_data, tmp_path):

@@ -160,7 +160,7 @@ def _refusal(command, options, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--downstream", "demo:aspirin", "--n-train", "990", "--n-val", "10"], "1000 structures cannot be split"),
+        (["--downstream", "demo:aspirin", "--n-train", "990", "--n-val", "10"], "the training part .* has 800"),
         (["--downstream", "demo:gap", "--target", "target_mu"], "no column 'target_mu'"),
         (["--downstream", "matbench:phonons/9"], "9"),
         (["--downstream", "demo:aspirin", "--lr", "-1"], "--lr must be positive"),
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_other_dimensions_cannot_be_resumed_into(gradient, nano_
 def test_the_test_split_is_not_shown_before_training_ended(gradient, tmp_path, capsys):
     (tmp_path / "config.json").write_text((gradient / "config.json").read_text())
     assert "has not finished" in _refusal(evaluate, ["--run", str(tmp_path)], capsys)
-    assert "no folder of experiments.finetune" in _refusal(evaluate, ["--run", str(tmp_path / "none")], capsys)
+    assert "no folder of experiments.finetune or" in _refusal(evaluate, ["--run", str(tmp_path / "none")], capsys)
 
 
 def test_vibrations_and_relaxation_with_a_fine_tuned_model(gradient, tmp_path):

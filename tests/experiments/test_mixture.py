@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
 def test_every_task_gets_its_share(cache):
     data = mixture.prepare_mixture("demo:organic,demo:slab", 60, "2:1", 0, cache_dir=cache, **OPTIONS)
     assert [len(d.train) for d in data] == [40, 20]
-    assert [len(d.val) for d in data] == [20, 20]
+    assert [len(d.val) for d in data] == [40, 40]  # of each
     assert [d.task.cutoff for d in data] == [8.0, 12.0]
     corpus, train, _ = tasks.make_corpus(data)
     assert np.bincount(train.task).tolist() == [40, 20]

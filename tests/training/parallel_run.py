@@ -75,7 +75,7 @@ def run(args: dict) -> dict:
     )  # fmt: skip
     build = calls.StackedBatches(batches).batch if per_call > 1 else lambda call: batches.batch(call.first)
     losses = []
-    for call in calls.plan_calls(0, args["steps"], args["steps"], per_call):
+    for call in calls.plan_calls(0, args["steps"], (args["steps"],), per_call):
         state, metrics = step(state, constants, place(build(call)))
         values = {name: np.atleast_1d(value) for name, value in metrics.items()}
         losses += [{name: float(value[i]) for name, value in values.items()} for i in range(call.length)]

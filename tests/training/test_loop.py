@@ -1,5 +1,7 @@
 """The loop: logs a step late, validates on time, stops on request, refuses a loss that is not finite."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -152,7 +154,7 @@ class _Calls(_Record):
     def run(self, first, total, length):
         state = TrainState(jnp.int32(first), None, None, None)
         batches = []
-        for call in calls.plan_calls(first, total, self.hooks.validate_every, length):
+        for call in calls.plan_calls(first, total, (self.hooks.validate_every,), length):
             batches.append(_Batch())
             batches[-1].length = call.length
         place = {"place": lambda batch: batch}
@@ -186,3 +188,13 @@ def test_evaluation_sums_over_batches_in_float64():
     sums = evaluate(None, None, [2.0**24, 1.0, 1.0], eval_step)
     assert sums["loss"] == 2**24 + 2 and sums["count"] == 3 and sums["loss"].dtype == np.float64
     np.testing.assert_array_equal(sums["by_task"], [2**24 + 2, 3])
+
+
+def test_a_checkpoint_is_saved_at_every_epochs_end_whether_or_not_validations_fall_there():
+    record = _Record(validate_every=4)
+    record.hooks = dataclasses.replace(
+        record.hooks, save=lambda step, state: record.events.append(("save", step, int(state.step))), save_every=5
+    )
+    record.run(total=11)
+    assert [event for event in record.events if event[0] == "save"] == [("save", 5, 5), ("save", 10, 10)]
+    assert [event[1] for event in record.events if event[0] == "validate"] == [4, 8, 11]

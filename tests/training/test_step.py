@@ -16,9 +16,9 @@ from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.model import ModelOutput
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import make_model, split_model
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer
-from jaxatoms.training.step import init_state, make_eval_step, make_train_step
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step, mean_loss
 
 NANO = GemNetOCConfig(
     num_blocks=1, emb_size_atom=8, emb_size_edge=8, emb_size_trip_in=4, emb_size_trip_out=4, emb_size_quad_in=4,
@@ -92,7 +92,7 @@ def test_metrics_are_those_of_the_parameters_before_the_update(batches):
     before = make_eval_step(_toy, SCALES)(state.params, constants, batches.batch(0))
     _, metrics = step(state, constants, batches.batch(0))
     assert set(metrics) == {"loss", "energy_loss", "force_loss", "grad_norm"}
-    assert float(metrics["loss"]) == pytest.approx(float(before["loss"] / before["count"]), rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(mean_loss(before), rel=1e-6)
     assert float(metrics["loss"]) == pytest.approx(float(metrics["energy_loss"] + metrics["force_loss"]), rel=1e-6)
 
 
@@ -101,8 +101,8 @@ def test_the_reported_norm_is_that_of_the_gradient_before_clipping(batches):
     batch = jax.device_put(batches.batch(0))
 
     def loss(params):
-        out = make_eval_step(_toy, SCALES)(params, constants, batch)
-        return out["loss"] / out["count"]
+        out = _toy(params, constants, batch)
+        return pretraining_loss(out.energy, out.forces, batch, SCALES)[0]
 
     expected = float(optax.global_norm(jax.grad(loss)(state.params)))
     _, metrics = step(state, constants, batch)
@@ -217,19 +217,33 @@ def test_equal_states_and_batches_give_equal_results(batches):
         np.testing.assert_array_equal(one, two)
 
 
-def test_evaluation_sums_do_not_depend_on_how_structures_are_batched(organic):
+def test_evaluation_does_not_depend_on_how_structures_are_batched(organic):
+    """Some structures lack labels, so batches differ in how many they have."""
     corpus, samples = organic
     some = samples.at(np.arange(24))
     state, constants, _ = _toy_state()
     evaluate = make_eval_step(_toy, SCALES)
     totals = []
     for size in (3, 8, 24):
-        sums = [evaluate(state.params, constants, b) for b in loader.eval_batches(corpus, some, size)]
+        batches = [_without_labels(batch) for batch in loader.eval_batches(corpus, some, size)]
+        sums = [evaluate(state.params, constants, batch) for batch in batches]
         totals.append({k: sum(np.asarray(s[k], np.float64) for s in sums) for k in sums[0]})
     for other in totals[1:]:
         for name, value in totals[0].items():
             np.testing.assert_allclose(other[name], value, rtol=1e-5, err_msg=name)
-    assert totals[0]["count"] == 24
+        assert mean_loss(other) == pytest.approx(mean_loss(totals[0]), rel=1e-5)
+    whole = jax.device_put(_without_labels(loader.eval_batches(corpus, some, 24)[0]))
+    out = _toy(state.params, constants, whole)
+    assert mean_loss(totals[0]) == pytest.approx(float(pretraining_loss(*out, whole, SCALES)[0]), rel=1e-5)
+    assert totals[0]["energy_labels"] < 24 == len(some.record)
+
+
+def _without_labels(batch: GraphBatch) -> GraphBatch:
+    """The labels of larger structures alone."""
+    size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
+    return batch._replace(
+        energy_mask=batch.energy_mask & (size > 9), force_mask=batch.force_mask & (size[batch.node_graph] > 11)
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""The one split that every command takes of a data set, so that what one of them trains on no other one tests on.
+
+The published split or the file's own comes first, then groups, then records. Numbers of structures are taken inside its
+training part; the test part never changes.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from jaxatoms.data.downstream import PUBLISHED
+from jaxatoms.data.registry import DatasetSpec
+from jaxatoms.data.splits import Split, downstream_split, load_split, make_split
+from jaxatoms.data.store import Store
+from jaxatoms.types import InputError
+
+_SEED = 42  # of the order in which `sizes` takes structures
+
+
+def task_split(
+    name: str, spec: DatasetSpec, store: Store, rule: str = "auto", sizes: tuple[int, int] | None = None
+) -> Split:
+    """The split of a data set, which depends on the data and the rule alone, never on a run's seed.
+
+    Args:
+      name: as `open_dataset` takes it, for messages.
+      rule: "auto" takes the published split or the file's own where there is one, else keeps groups together, else
+        draws records; "group" and "record" ask for these; anything else is the path of a saved split.
+      sizes: (train, val) structures to keep of the training and validation parts; None keeps all.
+
+    Raises:
+      InputError: a set too small for its published split, a saved split of other data, more structures asked for than
+        their part has.
+
+    Example:
+      >>> spec, store = open_dataset("demo:aspirin"); split = task_split("demo:aspirin", spec, store, sizes=(100, 50))
+    """
+    published = rule == "auto" and spec.family in PUBLISHED
+    if published:
+        split = downstream_split(name, store)
+    elif rule in ("auto", "group", "record"):
+        split = _lone_atoms_to_train(store, _by_rule(name, spec, store, rule))
+    else:
+        split = load_split(Path(rule), store)
+    return split if sizes is None else _inside(name, split, sizes, in_order=published)
+
+
+def _by_rule(name: str, spec: DatasetSpec, store: Store, rule: str) -> Split:
+    if rule != "auto":
+        return make_split(store, rule, held_out=spec.held_out)
+    has_own = "official_split" in store.extra_columns
+    if spec.name == "file" and not has_own and store.manifest["n_group"] == 0:
+        warnings.warn(
+            f"{name} names no groups, so single structures are drawn for validation and test, and near copies of "
+            "training structures may be among them; give related structures a common `group`, or use --split FILE.npz",
+            stacklevel=3,
+        )
+    own_rule = "official" if has_own else spec.split_rule
+    return make_split(store, own_rule, held_out=spec.held_out)
+
+
+def _lone_atoms_to_train(store: Store, split: Split) -> Split:
+    """Single atoms fix reference energies, and a test on them says nothing."""
+    lone = [part[store.n_node[part] == 1] for part in split]
+    if not len(lone[1]) + len(lone[2]):
+        return split
+    kept = [part[store.n_node[part] > 1] for part in split]
+    return Split(np.sort(np.concatenate([kept[0], *lone])), kept[1], kept[2])
+
+
+def _inside(name: str, split: Split, sizes: tuple[int, int], in_order: bool) -> Split:
+    """The first of each part in drawn order; published splits are drawn already."""
+    parts = []
+    for word, part, size in zip(("training", "validation"), split, sizes, strict=False):
+        if size > len(part):
+            raise InputError(
+                f"{name}: asked for {size} {word} structures, but the {word} part of its split has {len(part)}; lower "
+                "the number, or choose another --split"
+            )
+        order = np.arange(len(part)) if in_order else np.random.RandomState(_SEED).permutation(len(part))
+        parts.append(part[order[:size]])
+    return Split(*parts, split.test)

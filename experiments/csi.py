@@ -207,6 +207,7 @@ def _sizes(role: str, data: Extracted, rank: float) -> dict:
     return {
         f"{role} structures": data.info["n_structure"],
         f"{role} atoms": data.info["n_atom"],
+        f"{role} fingerprint": data.info.get("fingerprint"),
         f"{role} effective rank": rank,
     }
 

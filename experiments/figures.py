@@ -89,9 +89,15 @@ def csi_panels(figure: CsiFigure, comparisons: list[Comparison], extractor: str 
     tasks = [*figure.tasks, *(t for t in found if figure.other_tasks and t not in MOLECULAR + MATERIALS)]
     order = list(UPSTREAM.values())
     order += [u for u in dict.fromkeys(u for t in tasks for u in found.get(t, {})) if u not in order]
-    panels: Panels = {task: {u: found.get(task, {}).get(u) for u in order} for task in tasks}
+    panels: Panels = {task: _csi_panel(found.get(task, {}), order) for task in tasks}
     networks = sorted({c.extractor.partition(":")[0] for c in own})
     return panels, f"{figure.title} ({', '.join(networks) or _why_none(figure, comparisons)})"
+
+
+def _csi_panel(found: Mapping[str, Mapping[str, Bar]], order: list[str]) -> dict[str, Bar | None]:
+    """The bars of a task, sets in `order`; a set has several where its scores are not repetitions of each other."""
+    missing: dict[str, Bar | None] = {"": None}
+    return {u + apart: bar for u in order for apart, bar in sorted((found.get(u) or missing).items())}
 
 
 def _why_none(figure: CsiFigure, comparisons: list[Comparison]) -> str:

@@ -69,6 +69,9 @@ class FinetuneConfig:
     init_mode: str = "ema"
     """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
     EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
+    refit_scales: bool = False
+    """Fit the scale factors of a pretrained GemNet-OC anew on this data set, instead of keeping those that its weights
+    were trained with."""
     model: str | None = None
     """Dimensions of a run from scratch (default gemnet_oc_s); a checkpoint of others is refused."""
     target: str | None = None
@@ -299,7 +302,11 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
 
 def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, batches_to_fit: Callable[[], list],
                 path: Path | None, dimensions: models.ModelConfig):
-    """(model, dimensions, head): pretrained, or fresh with scale factors fitted on `batches_to_fit()`."""
+    """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
+
+    Raises:
+      InputError: --refit-scales for a network that has no scale factors, or a checkpoint that does not fit.
+    """
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
     dimensions = finetune_model.dimensions_of(
@@ -309,8 +316,10 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
     if path is not None:
         notify = (lambda _: None) if config.quiet else say
         model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
-        return model, dimensions, head
-    if models.has_scale_factors(dimensions):
+        nnx.update(module, model.params, model.constants)
+    if config.refit_scales and not models.has_scale_factors(dimensions):
+        raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
+    if models.has_scale_factors(dimensions) and (path is None or config.refit_scales):
         fit_scale_factors(module, batches_to_fit())
     return models.split_model(module), dimensions, head
 

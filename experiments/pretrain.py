@@ -102,7 +102,8 @@ class PretrainConfig:
     seed: int = 0
     """Of the subset, the order, the edge dropout and the weights."""
     max_steps: int | None = None
-    """Stop after this many steps; the schedule then ends there."""
+    """Stop after this many steps; the schedule then ends there. 0 saves the network untrained, its scale factors
+    fitted: the control of `experiments.study --control scales`."""
     val_every: float = 0.05
     """Validate every so many epochs."""
     val_samples: int = 2000
@@ -148,7 +149,9 @@ class PretrainConfig:
         if self.split not in ("auto", "group", "record") and len(split_names(self.upstream)) > 1:
             raise InputError(f"--split {self.split} names a file, which belongs to one data set; give one --upstream")
         parse_count(self.n)
-        cli.check_positive(self, "epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples",
+        if self.max_steps is not None and self.max_steps < 0:
+            raise InputError(f"--max-steps must be at least 0, got {self.max_steps}")
+        cli.check_positive(self, "epochs", "batch_size", "batch_edges", "lr", "val_every", "val_samples",
                            "log_every", "accumulate", "steps_per_call")  # fmt: skip
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
@@ -244,7 +247,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)
         batches_to_fit = loader.eval_batches(corpus, drawn, min(config.batch_size, len(drawn.record)))
         set_scale_factors(config, model, model_config, batches_to_fit)
-    total = min(batches.total_steps, config.max_steps or batches.total_steps)
+    total = batches.total_steps if config.max_steps is None else min(batches.total_steps, config.max_steps)
     warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
     optim = OptimConfig(
         lr=config.lr,

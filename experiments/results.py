@@ -30,7 +30,7 @@ _NEUTRAL = {
 _OF_PRETRAIN_ROW = _NEUTRAL | {"upstream", "mix", "n", "epochs"}
 _OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "target"}
 _IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # of a pretraining run, beside the settings of its row
-_METHOD = ("init_mode", "freeze_backbone", "forces")  # of fine-tuning; they belong to the row
+_METHOD = ("init_mode", "freeze_backbone", "forces", "refit_scales")  # of fine-tuning; they belong to the row
 _JMP_BUDGET = (120_000_000, 2)  # structures, epochs of the public checkpoints
 
 

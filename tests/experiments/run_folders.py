@@ -63,9 +63,10 @@ def finetuning(folder: Path, init, downstream, mae, unit="meV/A", *, best=None, 
     return folder
 
 
-def comparison(folder: Path, scores: dict[tuple[str, str], float], extractor="equiformer_v2:1", **settings):
-    """A csi.json of {(upstream, downstream): score}."""
+def comparison(folder: Path, scores: dict[tuple[str, str], float], extractor="equiformer_v2:1", data="d", **settings):
+    """A csi.json of {(upstream, downstream): score}; every set has the fingerprint `data`."""
     config = {"aggregation": "flat", "sampling": "balanced"} | settings
-    rows = [{"Upstream": u, "Downstream": d, "CSI Score": s, "low": 0.9 * s, "high": 1.1 * s}
+    rows = [{"Upstream": u, "Downstream": d, "CSI Score": s, "low": 0.9 * s, "high": 1.1 * s,
+             "upstream fingerprint": data, "downstream fingerprint": data}
             for (u, d), s in scores.items()]
     write(folder, csi={"rows": rows, "config": config, "extractor": extractor})

@@ -84,6 +84,19 @@ def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):
     assert finetune_model.find_init("scratch").origin == {"upstream": "scratch"}
 
 
+def test_scale_factors_stay_with_their_weights_unless_they_are_refitted(nano_run):
+    kept = {n.removeprefix("constants/"): v for n, v in _params(nano_run, part="constants").items()}
+    base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
+    changed = {}
+    for refit in (False, True):
+        model = finetune.prepare(finetune.FinetuneConfig(refit_scales=refit, **base), None).model
+        flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v
+                for k, v in jax.tree.leaves_with_path(model.constants)}  # fmt: skip
+        factors = [name for name in flat if "scale_factor" in name]
+        changed[refit] = sum(not np.array_equal(flat[name], kept[name]) for name in factors) / len(factors)
+    assert changed[False] == 0 and changed[True] > 0.9
+
+
 def test_a_frozen_backbone_does_not_move_and_the_head_does(scalar, nano_run):
     start, end = _params(nano_run, part="ema"), _params(scalar)
     for name, array in end.items():

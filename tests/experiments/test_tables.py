@@ -146,7 +146,7 @@ def test_the_row_is_what_the_run_noted_when_it_started_whatever_the_folder_holds
 def test_a_checkpoint_in_the_middle_is_marked_in_its_cell(tmp_path):
     pre = pretraining(tmp_path / "pre")
     finetuning(tmp_path / "ft", f"{pre}/checkpoints/step_00001000", "rmd17:aspirin", 30.0, step=1000)
-    text, (page, table) = tables.write_table("1", find_results(tmp_path), tmp_path)
+    text, (_, table) = tables.write_table("1", find_results(tmp_path), tmp_path)
     assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 30.00 (1) [1] |" in text
     assert "- [1] starts from pretraining step 1,000 of 500,000, about 20,000 of 10,000,000 samples" in text
     assert "step 1,000 of 500,000" in csv_cells(table)["ANI-1x", "2000000", "rMD17", "", ""]["notes"]
@@ -310,9 +310,30 @@ def test_a_missing_extractor_is_said_with_what_there_is(tmp_path):
 
 def test_seeds_of_a_comparison_become_mean_and_deviation(tmp_path):
     for seed, score in enumerate((1.0, 3.0)):
-        comparison(tmp_path / str(seed), {("ani1x", "qm9:U_0"): score})
+        comparison(tmp_path / str(seed), {("ani1x", "qm9:U_0"): score}, seed=seed)
     panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
     assert panels["QM9"]["ANI-1x"] == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(("change", "names"), [
+    ({"extractor": "equiformer_v2:2"}, ["ANI-1x, equiformer_v2:1", "ANI-1x, equiformer_v2:2"]),
+    ({"n": "400"}, ["ANI-1x, n 400", "ANI-1x, n 800"]),
+    ({"data": "e123456789"}, ["ANI-1x, upstream d, downstream d", "ANI-1x, upstream e12345, downstream e12345"]),
+    ({"data": None}, ["ANI-1x, upstream d, downstream d", "ANI-1x, upstream of b, downstream of b"]),
+])  # fmt: skip
+def test_scores_of_other_extractors_sizes_or_data_are_bars_of_their_own(tmp_path, change, names):
+    comparison(tmp_path / "a", {("ani1x", "qm9:U_0"): 1.0}, n="800")
+    comparison(tmp_path / "b", {("ani1x", "qm9:U_0"): 3.0}, **({"n": "800", "seed": 1} | change))
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
+    shown = {name: bar.value for name, bar in panels["QM9"].items() if bar}
+    assert sorted(shown) == names and sorted(shown.values()) == [1.0, 3.0]
+
+
+def test_a_seed_that_was_compared_twice_counts_once(tmp_path):
+    for name, score in (("a", 1.0), ("b", 3.0)):
+        comparison(tmp_path / name, {("ani1x", "qm9:U_0"): score}, seed=0)
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
+    assert panels["QM9"]["ANI-1x"].value == 3.0
 
 
 def test_figure_4_shows_the_mixture_beside_the_paper(tmp_path):

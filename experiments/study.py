@@ -158,7 +158,9 @@ def _pretrain(config: StudyConfig, out: Path, label: str, upstream: str, seed: i
             "--model", config.model, "--batch-size", str(config.pretrain_batch),
             "--batch-shapes", str(config.pretrain_shapes),
             "--lr", str(config.pretrain_lr), "--val-samples", "100", "--val-every", str(config.epochs),
-            "--split", config.split, "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
+            "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
+    if config.split != "auto":
+        argv += ("--split", config.split)
     if config.control != "none":
         argv += ("--max-steps", "0")
     for name in ("cutoff", "max_neighbors"):

@@ -17,7 +17,7 @@ class Recipe:
     lr: float = 8e-5
     patience: int = 3  # validation epochs without progress before the plateau rule acts
     force_coefficient: float = 10.0
-    dropout: float = 0.0  # of the head
+    dropout: float = 0.0  # of the features that the head reads
     weight_decay: float = 0.1
     warmup_epochs: int = 0  # from a fifth of the rate
     cosine_epochs: int | None = 32  # None: all epochs; afterwards the plateau rule takes over

@@ -104,7 +104,7 @@ def check_layout(record: dict, source: str):
         change = "the head for classes and that for R_2_Abs are the reference's now; fine-tune again"
     else:
         change = (
-            "networks with emb_size_atom = emb_size_edge (gemnet_oc_tiny) had a dense layer after every sum over edges, "
+            "networks with emb_size_atom = emb_size_edge (gemnet_oc_tiny) had a dense layer after each sum over edges, "
             "which the reference leaves out; pretrain again"
         )
     raise InputError(f"{source} was saved by an earlier version of jaxatoms and cannot be loaded: {change}")

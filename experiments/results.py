@@ -134,6 +134,8 @@ def _pretrained_row(run: Path, backbone: str):
     if not config:
         return _converted_row(run, backbone), None
     label = upstream_label(config["upstream"], config.get("mix", "balanced"), summary.get("n_per_task"))
+    if config.get("ema_decay") == 0.99 and not backbone.startswith("equiformer"):
+        config = {**config, "ema_decay": None}  # recorded as a number before the default followed the model
     variant = differences(config, PretrainConfig, _OF_PRETRAIN_ROW)
     if not summary.get("finished"):
         variant = "; ".join(filter(None, (variant, "pretraining not finished")))

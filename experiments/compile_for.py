@@ -154,7 +154,7 @@ def _lower(setup, mesh, budget: BatchBudget):
         model.apply,
         optimizer,
         setup.loss_scales,
-        ema_decay=setup.config.ema_decay,
+        ema_decay=setup.optim.ema_decay,
         edge_dropout=setup.config.edge_dropout,
         mesh=mesh,
         shardings=shardings,

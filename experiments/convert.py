@@ -24,6 +24,7 @@ from jaxatoms.interop.safetensors_file import read_safetensors, write_model
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import JMP_TASKS, Converted, convert
 from jaxatoms.models.registry import (
+    check_layout,
     config_from_record,
     default_reductions,
     model_record,
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{count['n_array']} arrays, {count['n_value']:,} values -> {config.safetensors} and its .json card")
     else:
         arrays, meta = read_safetensors(Path(str(config.from_safetensors)))
+        check_layout(meta, str(config.from_safetensors))
         path = _save(Path(str(config.out)), arrays, meta)
         print(f"{config.from_safetensors} -> {path}")
     return 0

@@ -132,6 +132,7 @@ def load(checkpoint: Path) -> registry.PureModel:
     """The averaged weights of a checkpoint as a pure model."""
     folder = resolve_checkpoint(checkpoint)
     meta = read_meta(folder)
+    registry.check_layout(meta, str(folder))
     policy = Precision(matmul=meta["precision"])
     model = registry.split_model(nnx.eval_shape(lambda: registry.build_recorded(meta, policy)))
     arrays, _ = restore(folder, {"ema": model.params, "constants": model.constants})

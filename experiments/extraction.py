@@ -12,6 +12,7 @@ from rich.progress import track
 
 from experiments.extractors import Extractor
 from experiments.passes import Pass, plan_pass
+from experiments.recipes import extraction_graph
 from jaxatoms.csi.aggregation import aggregate
 from jaxatoms.csi.features import FeatureSet, check_features, load_features
 from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, update_part
@@ -140,7 +141,9 @@ def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
 def opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root=None, cache_dir=None):
     """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
     if spec.family in PUBLISHED:
-        corpus, split = open_downstream(name, data_root, cache_dir)
+        graph = extraction_graph(name, nearest)
+        limits = dict(cutoff=graph and graph.cutoff, max_neighbors=graph and graph.max_neighbors)
+        corpus, split = open_downstream(name, data_root, cache_dir, **limits)
         return dataclasses.replace(corpus, nearest=nearest), split.train
     train = make_split(store, spec.split_rule, seed=0, held_out=spec.held_out).train
     return Corpus((_unlabelled(name, store, spec),), nearest), train

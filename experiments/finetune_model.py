@@ -20,6 +20,7 @@ from jaxatoms.models.registry import (
     ModelConfig,
     PureModel,
     build_finetuned,
+    check_layout,
     config_from_record,
     find_config,
     largest_atomic_number,
@@ -151,13 +152,14 @@ def find_init(init: str, model: str | None = None) -> Init:
       model: name or file of the dimensions of a run from scratch, or that the checkpoint must have.
 
     Raises:
-      InputError: no such checkpoint or model, or a checkpoint of another size.
+      InputError: no such checkpoint or model, or a checkpoint of another size or of an earlier layout.
     """
     if init == "scratch":
         return Init(None, find_config(model or "gemnet_oc_s"), {"upstream": "scratch"})
     path = resolve_checkpoint(init)
     meta = read_meta(path)
     config = config_from_record(meta["model"])
+    check_layout({"model": meta["model"]}, init)  # the backbone alone is taken
     if model is not None and _size(config) != _size(find_config(model)):
         raise InputError(f"{init} holds a network of other dimensions than {model}; leave --model out or change --init")
     return Init(path, config, origin_record(init, path, meta))

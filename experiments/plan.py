@@ -59,7 +59,7 @@ def compile_step(setup, batch):
         model.apply,
         optimizer,
         setup.loss_scales,
-        ema_decay=setup.config.ema_decay,
+        ema_decay=setup.optim.ema_decay,
         edge_dropout=setup.config.edge_dropout,
         accumulate=setup.config.accumulate,
     )

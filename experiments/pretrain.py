@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, fleet, mixture, remat, tasks
+from experiments import cli, fleet, mixture, recipes, remat, tasks
 from experiments.compile_for import compile_for, find_topology, part_shape, print_report
 from experiments.plan import compile_step, print_plan
 from experiments.provenance import peak_memory_gib, provenance
@@ -81,7 +81,8 @@ class PretrainConfig:
     warmup_steps: int | None = None
     """Default: 2000, or a tenth of the run where that is less."""
     weight_decay: float = 0.1
-    ema_decay: float = 0.99
+    ema_decay: float | None = None
+    """Of the averaged weights, per step; default: 0.99, and 0 (no average) for EquiformerV2, as in the paper."""
     clip_norm: float = 1.0
     edge_dropout: float = 0.1
     """Rate at which directed edges are dropped in training."""
@@ -155,6 +156,8 @@ class PretrainConfig:
                            "log_every", "accumulate", "steps_per_call")  # fmt: skip
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema-decay must be at least 0 and below 1, got {self.ema_decay}")
         if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
         cli.check_choices(self, _CHOICES)
@@ -254,7 +257,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         weight_decay=config.weight_decay,
         warmup_steps=warmup,
         clip_norm=config.clip_norm,
-        ema_decay=config.ema_decay,
+        ema_decay=recipes.pretraining_ema(model_config) if config.ema_decay is None else config.ema_decay,
     )
     per_epoch = max(1, batches.total_steps // config.epochs)
     pure = models.split_model(model)
@@ -384,7 +387,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             model.apply,
             optimizer,
             scales,
-            ema_decay=config.ema_decay,
+            ema_decay=setup.optim.ema_decay,
             edge_dropout=config.edge_dropout,
             dropout_seed=config.seed if models.has_dropout(setup.model_config) else None,
             free_only=config.force_atoms == "free",

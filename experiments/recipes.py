@@ -1,4 +1,7 @@
-"""How each downstream family is fine-tuned: one recipe per row of the paper (specification finetuning 1, 5 and 7)."""
+"""How each downstream family is fine-tuned, one recipe per row of the paper (specification finetuning 1, 5 and 7).
+
+Also what else follows from the model: graphs of fine-tuning and of extraction, the average kept in pretraining.
+"""
 
 import dataclasses
 
@@ -17,7 +20,7 @@ class Recipe:
     lr: float = 8e-5
     patience: int = 3  # validation epochs without progress before the plateau rule acts
     force_coefficient: float = 10.0
-    dropout: float = 0.0  # of the head
+    dropout: float = 0.0  # of the features that the head reads
     weight_decay: float = 0.1
     warmup_epochs: int = 0  # from a fifth of the rate
     cosine_epochs: int | None = 32  # None: all epochs; afterwards the plateau rule takes over
@@ -47,6 +50,7 @@ _EQUIFORMER_BY_FAMILY = {
     "qm9": dict(epochs=300, lr=5e-4, weight_decay=0.0),
 }
 _EQUIFORMER_GRAPHS = {"qm9": Graph(12.0, 500)}
+_EQUIFORMER_EXTRACTION_GRAPHS = {"qm9": Graph(12.0, 20)}  # specification csi 2
 
 
 def find_recipe(name: str, facts: ForceData | ScalarData, model: ModelConfig | None = None) -> Recipe:
@@ -60,6 +64,22 @@ def find_recipe(name: str, facts: ForceData | ScalarData, model: ModelConfig | N
 def find_graph(name: str, model: ModelConfig) -> Graph | None:
     """The graph that a model is given for a downstream set, where it is not the data set's own."""
     return _EQUIFORMER_GRAPHS.get(family_of(name)) if isinstance(model, EquiformerV2Config) else None
+
+
+def extraction_graph(name: str, nearest: bool) -> Graph | None:
+    """The graph that an extractor is given for a downstream set, where it is not the data set's own.
+
+    Args:
+      nearest: whether the extractor reads the single graph of EquiformerV2.
+    """
+    return _EQUIFORMER_EXTRACTION_GRAPHS.get(family_of(name)) if nearest else None
+
+
+def pretraining_ema(model: ModelConfig) -> float:
+    """Decay per step of the averaged weights; 0 for EquiformerV2, whose average is its weights (specification
+    pretraining 6).
+    """
+    return 0.0 if isinstance(model, EquiformerV2Config) else 0.99
 
 
 def _gemnet_recipe(name: str, facts: ForceData | ScalarData) -> Recipe:

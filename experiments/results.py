@@ -172,6 +172,8 @@ def _pretrained(settings: Mapping, budget: Mapping, step: int | None, backbone: 
     label = upstream_label(settings["upstream"], settings.get("mix", "balanced"), budget.get("n_per_task"))
     batch = settings.get("batch_size", 20) * settings.get("accumulate", 1)
     plain = {**settings, "batch_size": batch, "accumulate": 1}  # batches in parts make the step of a whole one
+    if settings.get("ema_decay") == 0.99 and not backbone.startswith("equiformer"):
+        plain["ema_decay"] = None  # recorded as a number before the default followed the model
     variant = differences(plain, PretrainConfig, _OF_PRETRAIN_ROW)
     variant = _joined(variant, _precision("pretrained", settings.get("precision", "float32")))
     n, epochs = budget.get("n", _number_of(settings.get("n"))), settings["epochs"]

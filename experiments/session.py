@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import cli
+from jaxatoms.models.registry import check_layout
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.training.loop import Hooks, train
 from jaxatoms.training.runlog import RunLog
@@ -98,7 +99,7 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
       resumable: fields that may change when a run is resumed.
 
     Raises:
-      InputError: the folder holds another run, or a run that was not asked to be resumed.
+      InputError: the folder holds another run, one of an earlier layout, or one that was not asked to be resumed.
     """
     saved = run_dir / "config.json"
     if not saved.exists():
@@ -114,6 +115,9 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
     if changed:
         k = changed[0]
         raise InputError(f"{saved} is of another run: {k} was {before.get(k)!r}, now {now[k]!r}; use the same settings")
+    resolved = run_dir / "resolved.json"
+    if resolved.exists():
+        check_layout(json.loads(resolved.read_text()), str(run_dir))
     return (run_dir / "checkpoints").exists()
 
 

@@ -22,6 +22,7 @@ from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import (
     ModelConfig,
     build_recorded,
+    check_layout,
     config_from_record,
     uses_nearest_graph,
 )
@@ -57,7 +58,7 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
       precision: policy of the matmuls; None: that of the training run.
 
     Raises:
-      InputError: no checkpoint, damaged, or of an unknown architecture.
+      InputError: no checkpoint, damaged, of an unknown architecture, or of an earlier layout.
     """
     folder = resolve_checkpoint(path)
     meta = read_meta(folder)
@@ -67,6 +68,7 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
         abstract = nnx.eval_shape(lambda: build_recorded(meta, policy))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
+    check_layout(meta, str(folder))
     graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})

@@ -77,13 +77,17 @@ def short_count(n: int | None) -> str:
 
 
 def backbone_label(dimensions: Mapping[str, object]) -> str:
-    """The preset that has these dimensions, or their main ones; another architecture by its name and depth."""
+    """The preset that has these dimensions, or their main ones; another architecture by its name and depth.
+
+    A network of equal widths whose record has no layout has one layer more than today's, and a name of its own.
+    """
     if dimensions.get("architecture", "gemnet_oc") != "gemnet_oc":
         return f"{dimensions['architecture']} ({dimensions.get('num_layers', '?')} layers)"
+    earlier = "layout" not in dimensions and dimensions.get("emb_size_atom") == dimensions.get("emb_size_edge")
     for preset, label in BACKBONE.items():
         wanted = {k: v for k, v in dataclasses.asdict(PRESETS[preset]).items() if k not in _FREE_FIELDS}
         if all(dimensions.get(k, v) == v for k, v in wanted.items()) and "num_blocks" in dimensions:
-            return label
+            return f"{label} (earlier layout)" if earlier else label
     return f"GemNet-OC ({dimensions.get('num_blocks')} blocks, {dimensions.get('emb_size_edge')} wide)"
 
 

@@ -12,29 +12,35 @@ from flax import nnx
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models import initializers
 from jaxatoms.models.indexing import sum_rows, take_rows
-from jaxatoms.models.layers import Dense
+from jaxatoms.models.layers import Dense, apply_all
 from jaxatoms.models.precision import Precision, widened
 
 NUM_LAYERS = 5
+NUM_EXTENT_LAYERS = 6  # of the head for the electronic spatial extent
 ATOMIC_MASSES = np.nan_to_num(ase.data.atomic_masses, nan=1.0)  # u; entry 0 is the padding element
 
 
 class HeadMLP(nnx.Module):
-    """Five linear layers n -> n (x4) -> n_out, scaled SiLU between, biases on all but the last (or on none)."""
+    """Linear layers n -> n -> ... -> n_out with scaled SiLU between them, behind dropout.
 
-    def __init__(self, n: int, rngs: nnx.Rngs, precision: Precision, *, bias=True, n_out: int = 1, dropout: float = 0):
+    Every layer has a bias but a last one of width 1; with bias=False none has. Source: specification GemNet-OC 7.
+    """
+
+    def __init__(
+        self, n: int, rngs: nnx.Rngs, precision: Precision, *, bias=True, n_layers=NUM_LAYERS, n_out=1, dropout=0.0
+    ):
         args = dict(rngs=rngs, precision=precision, init=initializers.uniform_fan_in)
-        hidden = [Dense(n, n, act=True, bias=bias, **args) for _ in range(NUM_LAYERS - 1)]
-        self.layers = nnx.List([*hidden, Dense(n, n_out, **args)])
+        hidden = [Dense(n, n, act=True, bias=bias, **args) for _ in range(n_layers - 1)]
+        self.layers = nnx.List([*hidden, Dense(n, n_out, bias=bias and n_out > 1, **args)])
         self.dropout = dropout
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[..., n] -> [...] or, with n_out > 1, [..., n_out]; `key` switches the dropout between layers on."""
-        for i, layer in enumerate(self.layers):
-            x = layer(x if i < NUM_LAYERS - 1 else widened(x))
-            if self.dropout and key is not None and i < NUM_LAYERS - 1:
-                keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.dropout, x.shape)
-                x = jnp.where(keep, x / (1 - self.dropout), 0)
+        """[..., n] -> [...] or, with n_out > 1, [..., n_out]; `key` switches the dropout of x on."""
+        if self.dropout and key is not None:
+            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0)
+        *hidden, last = self.layers
+        x = last(widened(apply_all(hidden, x)))
         return x[..., 0] if x.shape[-1] == 1 else x
 
 

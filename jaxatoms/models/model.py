@@ -15,7 +15,7 @@ from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.network import Features, GemNetOC
-from jaxatoms.models.heads import HeadMLP, direct_forces, reduce_atoms, squared_distances
+from jaxatoms.models.heads import NUM_EXTENT_LAYERS, HeadMLP, direct_forces, reduce_atoms, squared_distances
 from jaxatoms.models.precision import Precision
 
 
@@ -92,9 +92,11 @@ class ScalarModel(nnx.Module):
 
     Args:
       reduction: "sum", "mean" or "max" of the atoms' outputs, or "extent": their sum weighted by the squared
-        distance to the centre of mass (electronic spatial extent, specification finetuning 3).
+        distance to the centre of mass (electronic spatial extent), by a head of six layers without biases.
       n_class: 0 for regression.
-      dropout: between the layers of the head, in training.
+      dropout: of the features that the head reads, in training.
+
+    Source: specification GemNet-OC 7.2.
     """
 
     def __init__(
@@ -106,8 +108,8 @@ class ScalarModel(nnx.Module):
             raise ValueError(f"reduction must be sum, mean, max or extent, got {reduction!r}")
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
-        n_out = max(n_class, 1)
-        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, n_out=n_out, dropout=dropout)
+        shape = dict(bias=False, n_layers=NUM_EXTENT_LAYERS) if reduction == "extent" else dict(n_out=max(n_class, 1))
+        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, dropout=dropout, **shape)
         self.reduction = reduction
 
     def features(self, batch: GraphBatch) -> Features:

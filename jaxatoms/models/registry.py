@@ -32,6 +32,7 @@ from jaxatoms.types import InputError
 ModelConfig = GemNetOCConfig | EquiformerV2Config
 PRESETS: dict[str, ModelConfig] = {**gemnet.PRESETS, **equiformer.PRESETS}
 ARCHITECTURES: dict[str, type] = {"gemnet_oc": GemNetOCConfig, "equiformer_v2": EquiformerV2Config}
+LAYOUT = 2  # of GemNet-OC's arrays; records without this number have the first (see `check_layout`)
 
 
 class PureModel(NamedTuple):
@@ -71,6 +72,7 @@ def config_from_record(record: dict) -> ModelConfig:
       InputError: an unknown architecture.
     """
     fields = dict(record)
+    fields.pop("layout", None)
     name = fields.pop("architecture", "gemnet_oc")
     if name not in ARCHITECTURES:
         raise InputError(f"unknown architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
@@ -79,8 +81,33 @@ def config_from_record(record: dict) -> ModelConfig:
 
 def model_record(config: ModelConfig) -> dict:
     """A configuration as JSON values."""
-    record = dataclasses.asdict(config)
-    return record if isinstance(config, GemNetOCConfig) else {"architecture": architecture(config)} | record
+    own = {"layout": LAYOUT} if isinstance(config, GemNetOCConfig) else {"architecture": architecture(config)}
+    return own | dataclasses.asdict(config)
+
+
+def check_layout(record: dict, source: str):
+    """Refuse weights that an earlier version saved of a network which is another one now.
+
+    Args:
+      record: of a checkpoint or run: `model` and, where it was fine-tuned, `head`.
+
+    Raises:
+      InputError: GemNet-OC with atoms and edges of one width, or with a head for classes or the spatial extent, saved
+        before these became the reference's.
+    """
+    model, head = record["model"], record.get("head", {})
+    if "architecture" in model or model.get("layout", 1) >= LAYOUT:
+        return
+    if GemNetOCConfig(**model).edge_sum_dense:
+        if not head.get("n_class") and head.get("reduction") != "extent":
+            return
+        change = "the head for classes and that for R_2_Abs are the reference's now; fine-tune again"
+    else:
+        change = (
+            "networks with emb_size_atom = emb_size_edge (gemnet_oc_tiny) had a dense layer after each sum over edges, "
+            "which the reference leaves out; pretrain again"
+        )
+    raise InputError(f"{source} was saved by an earlier version of jaxatoms and cannot be loaded: {change}")
 
 
 def architecture(config: ModelConfig) -> str:

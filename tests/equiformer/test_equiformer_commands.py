@@ -8,12 +8,17 @@ import ase.build
 import ase.io
 import numpy as np
 import pytest
+from fixtures.native_downstream import write_qm9
 from fixtures.torch_models import TINY_EQUIFORMER
 
 from experiments import extract, predict, pretrain
-from experiments.extraction import load_extracted
+from experiments.extraction import load_extracted, opened
 from experiments.extractors import load_extractor
+from jaxatoms.data import downstream_corpus
+from jaxatoms.data.splits import Split
+from jaxatoms.data.store import open_dataset
 from jaxatoms.models.registry import model_record
+from jaxatoms.training.checkpoint import restore
 
 FILE = Path(__file__).parents[1] / "fixtures" / "torch" / "equiformer_v2.pt"
 
@@ -55,6 +60,18 @@ def test_extraction_refuses(folder, options, words, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("nearest,expected", [(True, (12.0, 20)), (False, (8.0, 30))])
+def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, nearest, expected):
+    """Specification csi 2: not that of fine-tuning, nor that of GemNet-OC."""
+    split = Split(*np.split(np.arange(40), [30, 35]))
+    monkeypatch.setattr(downstream_corpus, "downstream_split", lambda name, store: split)
+    file = write_qm9(tmp_path / "dsgdb9nsd.xyz.tar.bz2", indices=range(1, 41))
+    name, cache = f"qm9:U_0@{file}", str(tmp_path / "cache")
+    spec, store = open_dataset(name, None, cache)
+    graph = opened(name, spec, store, nearest, None, cache)[0].facts.graph
+    assert (graph.cutoff, graph.max_neighbors) == expected
+
+
 def test_an_extractor_knows_its_elements():
     assert load_extractor(str(FILE)).num_elements == TINY_EQUIFORMER.max_num_elements - 1
 
@@ -69,6 +86,9 @@ def test_pretraining_resume_and_prediction(folder):
     assert pretrain.main(options) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["finished"] and summary["steps"] == 4
+    arrays, _ = restore(folder / "run" / "checkpoints" / "last")  # no average: it is the weights
+    raw = {name.removeprefix("params/"): array for name, array in arrays.items() if name.startswith("params/")}
+    assert raw and all(np.array_equal(array, arrays[f"ema/{name}"]) for name, array in raw.items())
     assert pretrain.main([*options, "--resume"]) == 0
     ase.io.write(folder / "in.extxyz", [ase.build.molecule("CH3OH"), ase.build.molecule("H2O")])
     assert predict.main(["--checkpoint", str(folder / "run"), "--structures", str(folder / "in.extxyz"),

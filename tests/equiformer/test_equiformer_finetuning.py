@@ -9,7 +9,7 @@ import pytest
 from fixtures import checkpoints
 
 from experiments import cli, evaluate, finetune, predict
-from experiments.recipes import find_graph, find_recipe
+from experiments.recipes import extraction_graph, find_graph, find_recipe, pretraining_ema
 from jaxatoms.ase import JaxAtomsCalculator
 from jaxatoms.data.downstream import downstream
 from jaxatoms.models.equiformer_v2.config import M31, TINY
@@ -154,6 +154,10 @@ def test_recipes_and_graphs_are_those_of_the_family():
     assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.weight_decay) == (300, 5e-4, 48, 0.0)
     graph = find_graph("qm9:U_0", M31)
     assert (graph.cutoff, graph.max_neighbors) == (12.0, 500)
+    graph = extraction_graph("qm9:U_0", nearest=True)
+    assert (graph.cutoff, graph.max_neighbors) == (12.0, 20)
+    assert extraction_graph("qm9:U_0", nearest=False) is None and extraction_graph("spice:dipeptides", True) is None
+    assert (pretraining_ema(M31), pretraining_ema(gemnet.PRESETS["gemnet_oc_s"])) == (0.0, 0.99)
     assert find_graph("rmd17:aspirin", M31) is None and (rmd17.graph.cutoff, rmd17.graph.max_neighbors) == (7.0, 100)
     small = find_recipe("rmd17:aspirin", rmd17, gemnet.PRESETS["gemnet_oc_s"])
     assert small == find_recipe("rmd17:aspirin", rmd17) and (small.epochs, small.lr) == (600, 8e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.finetune import FinetuneConfig
 from experiments.pretrain import PretrainConfig
 from jaxatoms.models.gemnet_oc.config import PRESETS
+from jaxatoms.models.registry import model_record
 
 PROVENANCE = {
     "version": "0.1.0", "commit": "0123456789abcdef", "dirty": False, "device": {"kind": "cpu"},
@@ -56,7 +57,7 @@ def finetuning(folder: Path, init, downstream, mae, unit="meV/A", *, best=None, 
     if noted:
         summary["origin"] = origin(init, upstream, step)
     write(folder, config=dataclasses.asdict(config), summary=summary,
-          resolved={"model": dataclasses.asdict(dataclasses.replace(PRESETS[model], direct_forces=False))})
+          resolved={"model": model_record(dataclasses.replace(PRESETS[model], direct_forces=False))})
     if finished:
         reports = {"last_ema": {"mae": mae, "unit": unit}, "best_ema": {"mae": best or mae, "unit": unit}}
         write(folder, test={"n_structure": tested[0], "of": tested[1], **reports, "provenance": place})

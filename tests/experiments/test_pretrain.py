@@ -253,6 +253,7 @@ def test_settings_that_do_not_enter_the_result_may_change_on_resume():
         (["--batch-edges", "50"], ["50", "--batch-edges"]),
         (["--batch-shapes", "5"], ["--batch-shapes"]),
         (["--edge-dropout", "1"], ["--edge-dropout"]),
+        (["--ema-decay", "1"], ["--ema-decay"]),
         (["--precision", "fp16"], ["--precision", "tf32", "fp16"]),
         (["--loss-scales", "none"], ["--loss-scales", "jmp"]),
         (["--val-every", "0"], ["--val-every"]),

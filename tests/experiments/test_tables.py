@@ -14,7 +14,8 @@ from experiments.grouping import make_cells
 from experiments.paper.names import backbone_label, base_name, upstream_label
 from experiments.paper.published import RowKey, columns_of, published, rows_of
 from experiments.results import find_results
-from jaxatoms.models.gemnet_oc.config import LARGE
+from jaxatoms.models.gemnet_oc.config import LARGE, TINY
+from jaxatoms.models.registry import model_record
 from jaxatoms.types import InputError
 
 ANI = RowKey(2_000_000, 5, "ANI-1x", "GemNet-OC-S")
@@ -65,6 +66,14 @@ def test_downstream_aliases_and_backbones():
     assert backbone_label(record) == "GemNet-OC-L"
     assert backbone_label({"architecture": "equiformer_v2", "num_layers": 8}) == "equiformer_v2 (8 layers)"
     assert backbone_label(record | {"num_blocks": 5}) == "GemNet-OC (5 blocks, 1024 wide)"
+    assert backbone_label(model_record(TINY)) == "GemNet-OC-tiny"
+    assert backbone_label(dataclasses.asdict(TINY)) == "GemNet-OC-tiny (earlier layout)"
+
+
+@pytest.mark.parametrize("ema,variant", [(None, ""), (0.99, ""), (0.9, "ema_decay=0.9")])
+def test_the_average_that_earlier_runs_recorded_as_a_number_is_the_default(tmp_path, ema, variant):
+    finetuning(tmp_path / "ft", pretraining(tmp_path / "pre", ema_decay=ema), "rmd17:aspirin", 5.0)
+    assert [result.row.variant for result in find_results(tmp_path).results] == [variant]
 
 
 # --- cells ------------------------------------------------------------------------------------------

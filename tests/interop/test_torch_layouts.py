@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import torch_recipe
+from fixtures.nano import NANO
 from fixtures.torch_models import TINY_EQUIFORMER, TINY_GEMNET, shapes_of
 from safetensors.numpy import load_file
 
@@ -17,7 +18,7 @@ from jaxatoms.interop.gemnet_shapes import gemnet_config
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
 from jaxatoms.interop.torch_pickle import StorageRef, TensorRef
-from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
+from jaxatoms.models.gemnet_oc.config import LARGE, SMALL, TINY, GemNetOCConfig
 from jaxatoms.types import InputError
 
 FILES = Path(__file__).parents[1] / "fixtures" / "torch"
@@ -34,9 +35,27 @@ def test_dimensions_are_inferred(name):
     assert (result.layout, result.n_task, result.weights) == ("jmp", 2, "ema")
 
 
-@pytest.mark.parametrize("config", [SMALL, LARGE, dataclasses.replace(SMALL, direct_forces=True, num_concat=3)])
+@pytest.mark.parametrize("config", [
+    SMALL, LARGE, TINY, GemNetOCConfig(**NANO), dataclasses.replace(SMALL, direct_forces=True, num_concat=3)
+])  # fmt: skip
 def test_dimensions_of_the_presets_follow_from_their_shapes(config):
     assert gemnet_config(shapes_of(config, 1)) == config
+
+
+FIRST_LAYERS = ("int_blocks.0.atom_update", "out_blocks.0")
+
+
+@pytest.mark.parametrize("config,has_layer", [(SMALL, True), (TINY, False), (GemNetOCConfig(**NANO), False)])
+def test_edge_sums_have_a_dense_layer_where_widths_differ(config, has_layer):
+    """Specification GemNet-OC 4.6; what an earlier version wrote, or another network, is refused by name."""
+    shapes = shapes_of(config, 1)
+    names = [f"backbone.{module}.layers.0.linear.weight" for module in FIRST_LAYERS]
+    assert [name in shapes for name in names] == [has_layer, has_layer]
+    changed = {name: shape for name, shape in shapes.items() if name not in names}
+    if not has_layer:
+        changed |= dict.fromkeys(names, (config.emb_size_atom, config.emb_size_edge))
+    with pytest.raises(InputError, match="different widths.*pretrain again"):
+        gemnet_config(changed, "old.pt")
 
 
 def test_dimensions_of_equiformer_follow_from_shapes_and_settings():

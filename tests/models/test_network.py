@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures import golden, recipe
 from fixtures.nano import NANO
-from fixtures.structures import GALLERY, pad
+from fixtures.structures import GALLERY, concatenate, graphs_of, pad
+from fixtures.torch_models import shapes_of
 from flax import nnx
+from twins.gemnet_oc_enumerated import forward, heads
 
+from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.registry import build_model
 from jaxatoms.ops.target import compiling_for
@@ -41,6 +45,25 @@ def _assert_equal(first, second):
         assert path == path_2
         error = np.abs(found[...] - expected[...]).max()
         assert error <= TOLERANCE * np.abs(expected[...]).max(), (path, error)
+
+
+def test_equal_widths_against_the_enumerated_twin():
+    """Atoms and edges of one width: no dense layer behind the sums over edges."""
+    config = dataclasses.replace(SMALL, num_atom=1)
+    arrays = {name: recipe.weight(0, name, shape) if shape else np.float32(1) for name, shape in
+              shapes_of(config, 1).items()}  # fmt: skip
+    systems = concatenate([GALLERY[name] for name in ("seven", "water")])
+    built = graphs_of(systems)
+    graphs = {name: (np.stack(getattr(built, name)[:2]), -getattr(built, name).shifts) for name in golden.GRAPHS}
+    node_graph = np.repeat(np.arange(2), systems.n_node)
+    args = (systems.atomic_numbers, systems.positions, systems.cell, node_graph, graphs | {"id_swap": built.swap})
+    expected = heads(arrays, forward(arrays, *args))
+    with jax.enable_x64(True):
+        wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        model = model_from_arrays(config, 1, wide, source="here")
+        out = jax.jit(lambda model, batch: model(batch))(model, pad([GALLERY[name] for name in ("seven", "water")]))
+    for found, wanted in zip(out, expected, strict=True):
+        np.testing.assert_allclose(found[: len(wanted), ..., 0], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("direct", [True, False])

@@ -273,6 +273,9 @@ def _gather_edges(w, m, gate, target, n_atom):
 
 
 def _atom_layers(w, x):
+    """The dense layer from edge to atom width is not there where both are equal."""
+    if not w.has("layers.0.linear.weight"):
+        return w.residuals("layers", x)
     return w.residuals("layers", w.dense("layers.0", x), start=1)
 
 

@@ -196,13 +196,17 @@ class Pair(nnx.Module):
 
 
 class EdgeSum(nnx.Module):
-    """Edge states summed onto atoms through a radial gate, then a dense chain; the base of two blocks."""
+    """Edge states summed onto atoms through a radial gate, then a dense chain; the base of two blocks.
+
+    The chain begins with a dense layer from edge to atom width, which the reference leaves out where the two are equal
+    (specification GemNet-OC 4.6).
+    """
 
     def __init__(self, c: GemNetOCConfig, args):
         self.dense_rbf = Dense(c.emb_size_rbf, c.emb_size_edge, **args)
         self.scale_sum = ScaleFactor()
-        first = Dense(c.emb_size_edge, c.emb_size_atom, act=True, **args)
-        self.layers = nnx.List([first, *residuals(c.num_atom, c.emb_size_atom, **args)])
+        first = [Dense(c.emb_size_edge, c.emb_size_atom, act=True, **args)] if c.edge_sum_dense else []
+        self.layers = nnx.List([*first, *residuals(c.num_atom, c.emb_size_atom, **args)])
 
     def gather(self, m, gate, batch: GraphBatch, observe=silent, compensation: float = 1.0):
         """[n_node, emb_atom]; `compensation` multiplies the sum (edge dropout) before the scale factor."""

@@ -41,6 +41,11 @@ class GemNetOCConfig:
         if not 2 <= self.num_spherical <= 7:
             raise ValueError(f"num_spherical must be 2..7, got {self.num_spherical}")
 
+    @property
+    def edge_sum_dense(self) -> bool:
+        """Whether sums over edges pass a dense layer from edge to atom width: not where both are equal."""
+        return self.emb_size_edge != self.emb_size_atom
+
 
 SMALL = GemNetOCConfig()
 LARGE = GemNetOCConfig(

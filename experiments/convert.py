@@ -47,7 +47,7 @@ class ConvertConfig:
     torch: str | None = None
     """PyTorch file: JMP, the paper's Lightning files, fairchem v1 GemNet-OC, EquiformerV2."""
     checkpoint: str | None = None
-    """Checkpoint of ours to export; needs --safetensors."""
+    """Checkpoint of ours to export: RUN (its best-validation one), RUN@last or a step folder; needs --safetensors."""
     safetensors: str | None = None
     """File to write."""
     from_safetensors: str | None = None

@@ -30,7 +30,8 @@ class CsiConfig:
     downstream: tuple[str, ...]
     """Tasks, or .npz files of features."""
     checkpoint: str | None = None
-    """The network whose node features are compared; not needed for files."""
+    """The network whose node features are compared: RUN (its best-validation checkpoint), RUN@last, a step folder or
+    a PyTorch file; not needed for files."""
     features: tuple[str, ...] = ()
     """.npz files that --upstream and --downstream may name by their stem."""
     n: str = "10000"
@@ -206,6 +207,7 @@ def _sizes(role: str, data: Extracted, rank: float) -> dict:
     return {
         f"{role} structures": data.info["n_structure"],
         f"{role} atoms": data.info["n_atom"],
+        f"{role} fingerprint": data.info.get("fingerprint"),
         f"{role} effective rank": rank,
     }
 

@@ -20,6 +20,8 @@ class Comparison:
     aggregation: str
     sampling: str
     extractor: str  # "gemnet_oc:<hash of its weights>", or "unknown"
+    config: dict
+    data: dict[str, str]  # fingerprints of the sets by name, where rows of an older file do not hold them
     rows: list[dict]
 
 
@@ -50,6 +52,8 @@ def _comparison(path: Path) -> Comparison | None:
             aggregation=config["aggregation"],
             sampling=config["sampling"],
             extractor=record.get("extractor") or _extractor(path.parent / "features"),
+            config=config,
+            data=_fingerprints(path.parent / "features"),
             rows=record["rows"],
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -65,6 +69,12 @@ def _extractor(folder: Path) -> str:
     return "unknown"
 
 
+def _fingerprints(folder: Path) -> dict[str, str]:
+    """{name without path: fingerprint} of the feature files beside a comparison."""
+    infos = [feature_info(path) for path in sorted(folder.glob("*.npz"))]
+    return {base_name(str(i["dataset"])): str(i["fingerprint"]) for i in infos if "dataset" in i and "fingerprint" in i}
+
+
 def feature_info(path: Path) -> dict:
     """How a feature file was made; {} where it does not say."""
     try:
@@ -74,16 +84,50 @@ def feature_info(path: Path) -> dict:
         return {}
 
 
-def bars(comparisons: list[Comparison]) -> dict[str, dict[str, Bar]]:
-    """{task: {upstream set: score}} under the paper's names."""
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+# How a score was made, beside its pair of sets: scores that differ in any of it are not repetitions of each other.
+_SETTINGS = ("n", "downstream_sampling", "edge_dropout", "repeat", "estimate", "raw_weights")
+Bars = dict[str, dict[str, dict[str, Bar]]]
+
+
+def bars(comparisons: list[Comparison]) -> Bars:
+    """{task: {upstream set: {what tells its bars apart: score}}} under the paper's names.
+
+    Scores enter one bar where they differ in the seed alone: one extractor, one n, the same data. What tells bars of a
+    task apart is empty where its scores agree in everything else, and begins with a comma otherwise.
+    """
+    tasks: dict[str, list[tuple[str, dict, dict, object]]] = defaultdict(list)
     for comparison in comparisons:
         for row in comparison.rows:
-            groups[task_label(row["Downstream"]), upstream_label(row["Upstream"])].append(row)
-    out: dict[str, dict[str, Bar]] = defaultdict(dict)
-    for (task, upstream), rows in groups.items():
-        out[task][upstream] = _bar(rows)
-    return dict(out)
+            task, upstream = task_label(row["Downstream"]), upstream_label(row["Upstream"])
+            tasks[task].append((upstream, _made(comparison, row), row, comparison.config.get("seed")))
+    return {task: _bars_of_task(found) for task, found in tasks.items()}
+
+
+def _made(comparison: Comparison, row: dict) -> dict:
+    """How a score was made; data without a known fingerprint equal none but those of their own file."""
+    made = {"extractor": comparison.extractor} | {k: comparison.config.get(k) for k in _SETTINGS}
+    for role, name in (("upstream", row["Upstream"]), ("downstream", row["Downstream"])):
+        fingerprint = row.get(f"{role} fingerprint") or comparison.data.get(base_name(name))
+        made |= {role: fingerprint or f"of {comparison.path.parent.name}", f"{role} n": row.get(f"{role} structures")}
+    return made
+
+
+def _bars_of_task(found: list[tuple[str, dict, dict, object]]) -> dict[str, dict[str, Bar]]:
+    """Bars by upstream set; what differs within the task (of a set's own data: within the set) is in their names."""
+    groups: dict[str, dict[str, dict[object, dict]]] = defaultdict(lambda: defaultdict(dict))
+    for upstream, made, row, seed in found:
+        of_set, of_task = [m for u, m, *_ in found if u == upstream], [m for _, m, *_ in found]
+        differs = [k for k in made if len({m[k] for m in (of_set if k.startswith("upstream") else of_task)}) > 1]
+        groups[upstream]["".join(f", {_words(k, made[k])}" for k in differs)][seed] = row  # a seed counts once
+    return {u: {name: _bar(list(rows.values())) for name, rows in own.items()} for u, own in groups.items()}
+
+
+def _words(what: str, value: object) -> str:
+    """ "n 400", "gemnet_oc:1f00ab", "upstream 4c11de": one difference, short."""
+    if what == "extractor":
+        kind, _, digest = str(value).rpartition(":")
+        return f"{kind}:{digest[:6]}"
+    return f"{what} {str(value)[:6] if what in ('upstream', 'downstream') and 'of ' not in str(value) else value}"
 
 
 def _bar(rows: list[dict]) -> Bar:

@@ -23,7 +23,7 @@ class ExtractConfig:
     dataset: str
     """NAME, NAME@PATH, file:PATH or demo:organic; its train split is sampled."""
     checkpoint: str
-    """Run folder, checkpoints/best, a step folder, or a PyTorch file such as jmp-s.pt or eq2_31M_ec4_allmd.pt."""
+    """RUN (its best-validation checkpoint), RUN@last, a step folder, or a PyTorch file such as jmp-s.pt."""
     out: str
     """File to write (.npz)."""
     n: str = "10000"

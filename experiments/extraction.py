@@ -21,10 +21,11 @@ from jaxatoms.csi.uncertainty import block_moments
 from jaxatoms.data.classes import structure_classes
 from jaxatoms.data.corpus import Corpus, Task, samples_of
 from jaxatoms.data.downstream_corpus import PUBLISHED, open_downstream
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import make_split
-from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.store import Store
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.types import InputError
@@ -79,7 +80,7 @@ def extract(
     Raises:
       InputError: unknown data set or strategy, too few structures, features that are not finite.
     """
-    spec, store = open_dataset(request.dataset, data_root, cache_dir)
+    spec, store = open_upstream(request.dataset, data_root, cache_dir, must_validate=False)
     corpus, train = opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
     classes = classes_of(spec, store)
     records, replaced = choose_records(store, train, classes[train], request, extractor.num_elements)

@@ -45,7 +45,8 @@ def load_extractor(checkpoint: str, raw_weights: bool = False, edge_direction: s
     """The extractor of a checkpoint: the node feature that energy heads read (specification csi 2).
 
     Args:
-      checkpoint: run folder, converted folder, checkpoints/best, a step folder, or a PyTorch file (.pt, .ckpt, .pth).
+      checkpoint: run folder (its best-validation checkpoint), RUN@last, converted folder, a step folder, or a PyTorch
+        file (.pt, .ckpt, .pth).
       raw_weights: the raw weights instead of their moving average.
       edge_direction: of EquiformerV2: "source_to_target" feeds edge vectors as the paper's code does,
         "target_to_source" as the released weights were trained; None: what the checkpoint says.

@@ -16,6 +16,7 @@ from jaxatoms.types import InputError
 MOLECULAR = ("rMD17", "MD22", "SPICE", "QM9")
 LOG_RATIO = 50  # between bars of a panel; from there on the small ones would vanish on a linear axis
 MATERIALS = ("QMOF", "MatBench phonons")
+PARTIAL = " *"  # marks a bar of a partial budget or a partial test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,11 @@ def draw(figure: str, runs: Path, out: Path, weights: str = "last_ema", extracto
         panels, title = csi_panels(CSI_FIGURES[figure], find_comparisons(runs), extractor)
         save_panels(path, title, panels, "CSI (lower = closer)")
     elif figure in ("1", "4"):
-        save_panels(path, f"Figure {figure}: test error of {weights}", error_panels(figure, runs, weights), None)
+        panels = error_panels(figure, runs, weights)
+        partial = any(label.endswith(PARTIAL) for panel in panels.values() for label in panel)
+        title = f"Figure {figure}: test error of {weights}"
+        title += f" ({PARTIAL.strip()} see the notes of experiments.tables --table 1)" if partial else ""
+        save_panels(path, title, panels, None)
     elif figure == "9":
         save_panels(path, "Figure 9: classes among 10,000 structures", coverage_panels(runs), "classes")
     else:
@@ -84,9 +89,15 @@ def csi_panels(figure: CsiFigure, comparisons: list[Comparison], extractor: str 
     tasks = [*figure.tasks, *(t for t in found if figure.other_tasks and t not in MOLECULAR + MATERIALS)]
     order = list(UPSTREAM.values())
     order += [u for u in dict.fromkeys(u for t in tasks for u in found.get(t, {})) if u not in order]
-    panels: Panels = {task: {u: found.get(task, {}).get(u) for u in order} for task in tasks}
+    panels: Panels = {task: _csi_panel(found.get(task, {}), order) for task in tasks}
     networks = sorted({c.extractor.partition(":")[0] for c in own})
     return panels, f"{figure.title} ({', '.join(networks) or _why_none(figure, comparisons)})"
+
+
+def _csi_panel(found: Mapping[str, Mapping[str, Bar]], order: list[str]) -> dict[str, Bar | None]:
+    """The bars of a task, sets in `order`; a set has several where its scores are not repetitions of each other."""
+    missing: dict[str, Bar | None] = {"": None}
+    return {u + apart: bar for u in order for apart, bar in sorted((found.get(u) or missing).items())}
 
 
 def _why_none(figure: CsiFigure, comparisons: list[Comparison]) -> str:
@@ -106,7 +117,8 @@ def error_panels(figure: str, runs: Path, weights: str) -> Panels:
             value = next((e.value for e in entries if (e.row, e.column) == (row, column)), None)
             panel[f"{label} (paper)"] = None if value is None else Bar(value, value, value)
             cell = cells.get((our_row(row), column))
-            panel[label] = None if cell is None else Bar(cell.mean, cell.mean - cell.std, cell.mean + cell.std)
+            mark = PARTIAL if cell is not None and cell.notes else ""
+            panel[label + mark] = None if cell is None else Bar(cell.mean, cell.mean - cell.std, cell.mean + cell.std)
     return panels
 
 

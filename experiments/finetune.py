@@ -65,10 +65,13 @@ class FinetuneConfig:
     downstream: str
     """rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin, file:PATH."""
     init: str
-    """Run folder or checkpoint to start from, or `scratch`."""
+    """Where to start: RUN (its best-validation checkpoint), RUN@last, a step folder, a converted folder, or scratch."""
     init_mode: str = "ema"
     """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
     EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
+    refit_scales: bool = False
+    """Fit the scale factors of a pretrained GemNet-OC anew on this data set, instead of keeping those that its weights
+    were trained with."""
     model: str | None = None
     """Dimensions of a run from scratch (default gemnet_oc_s); a checkpoint of others is refused."""
     target: str | None = None
@@ -152,12 +155,12 @@ class Setup:
     optim: FinetuneOptim
     steps_per_epoch: int
     total_steps: int
-    pretrained: dict  # settings of the pretraining run
+    origin: dict  # see `finetune_model.origin_record`
 
     @property
     def upstream(self) -> str:
         """What the model was pretrained on, or scratch."""
-        return str(self.pretrained.get("upstream", "?"))
+        return self.origin["upstream"]
 
 
 @cli.one_line_errors()
@@ -173,13 +176,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     """Data, batches, model and schedule of a run."""
+    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = finetune_model.find_init(config.init, config.model)
     folder = None if run_dir is None else run_dir / "data"
     resumed = run_dir is not None and (run_dir / "checkpoints").exists()
-    corpus, split = open_data(config, init[1], folder if resumed else None)
-    finetune_model.check_elements(corpus.store, init[1], config.downstream)
+    origin = _recorded_origin(resolved) or init.origin
+    if init.path is not None and not config.quiet and not config.resume:
+        say(finetune_model.describe_origin(origin))
+    corpus, split = open_data(config, init.model, folder if resumed else None)
+    finetune_model.check_elements(corpus.store, init.model, config.downstream)
     given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
-    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init[1]), **given)
+    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init.model), **given)
     if folder is not None and not resumed:
         save_run_data(folder, split, corpus.store, constants_record(corpus))
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
@@ -192,17 +199,24 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
         plan = plan_pass(corpus, drawn, evaluation.BATCH_EDGES, eval_shapes)
         return [jax.device_put(batch) for batch in itertools.islice(plan.batches(), SCALE_FIT_BATCHES)]
 
-    model, model_config, head = _make_model(config, recipe, corpus, batches_to_fit, *init[:2])
+    model, model_config, head = _make_model(config, recipe, corpus, batches_to_fit, init.path, init.model)
     per_epoch = batches.total_steps // batches.epochs
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
     optim = _make_optim(recipe, batches, total)
     setup = Setup(
         config, recipe, corpus, split, batches, val, eval_shapes, model, model_config, head, optim, per_epoch, total,
-        init[2],
+        origin,
     )  # fmt: skip
-    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     return _recomputing(setup) if _recomputes(setup, resolved) else setup
+
+
+def _recorded_origin(resolved: Path | None) -> dict | None:
+    """What a run that is resumed noted when it started; the folder of --init may hold another run by now."""
+    if resolved is None or not resolved.exists():
+        return None
+    record = json.loads(resolved.read_text())
+    return record.get("origin") or {"upstream": record["upstream"]}  # an older run noted no more
 
 
 def _recomputes(setup: Setup, resolved: Path | None) -> bool:
@@ -288,7 +302,11 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
 
 def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, batches_to_fit: Callable[[], list],
                 path: Path | None, dimensions: models.ModelConfig):
-    """(model, dimensions, head): pretrained, or fresh with scale factors fitted on `batches_to_fit()`."""
+    """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
+
+    Raises:
+      InputError: --refit-scales for a network that has no scale factors, or a checkpoint that does not fit.
+    """
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
     dimensions = finetune_model.dimensions_of(
@@ -298,8 +316,10 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
     if path is not None:
         notify = (lambda _: None) if config.quiet else say
         model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
-        return model, dimensions, head
-    if models.has_scale_factors(dimensions):
+        nnx.update(module, model.params, model.constants)
+    if config.refit_scales and not models.has_scale_factors(dimensions):
+        raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
+    if models.has_scale_factors(dimensions) and (path is None or config.refit_scales):
         fit_scale_factors(module, batches_to_fit())
     return models.split_model(module), dimensions, head
 
@@ -350,6 +370,7 @@ def checkpoint_meta(setup: Setup, reference: LinearReference | None, plateau: Pl
         "precision": setup.config.precision,
         "tasks": [task_record(setup, reference)],
         "upstream": setup.upstream,
+        "origin": setup.origin,
         "config": dataclasses.asdict(setup.config),
         "plateau": plateau._asdict(),
     }
@@ -528,7 +549,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: i
         "samples_seen": done * setup.recipe.batch_size,
         "downstream": setup.config.downstream,
         "upstream": setup.upstream,
-        "pretrained": setup.pretrained,
+        "origin": setup.origin,
         "init": setup.config.init,
         "split": {name: len(part) for name, part in setup.split._asdict().items()},
         "head": dataclasses.asdict(setup.head),
@@ -556,6 +577,7 @@ def _write_config(run_dir: Path, setup: Setup):
         "budgets": [dataclasses.asdict(b) for b in setup.batches.budgets],
         "facts": dataclasses.asdict(setup.corpus.facts),
         "upstream": setup.upstream,
+        "origin": setup.origin,
     }
     write_record(run_dir / "resolved.json", resolved)
 

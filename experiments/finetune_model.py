@@ -1,8 +1,9 @@
 """The model of a fine-tuning run: built for its target, filled from a checkpoint, described and rebuilt."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxatoms.models.registry import (
     largest_atomic_number,
     model_record,
 )
-from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
+from jaxatoms.training.checkpoint import MARKER, POINTERS, read_meta, resolve_checkpoint, restore
 from jaxatoms.types import InputError
 
 
@@ -136,8 +137,16 @@ def check_elements(store: Store, config: ModelConfig, name: str):
         )
 
 
-def find_init(init: str, model: str | None = None) -> tuple[Path | None, ModelConfig, dict]:
-    """(checkpoint folder, dimensions, the pretraining run's settings) of `--init`; no folder for "scratch".
+class Init(NamedTuple):
+    """Where a fine-tuning run starts."""
+
+    path: Path | None  # checkpoint folder; None: from scratch
+    model: ModelConfig
+    origin: dict  # see `origin_record`
+
+
+def find_init(init: str, model: str | None = None) -> Init:
+    """What `--init` means: a run's best-validation checkpoint, a checkpoint, or "scratch".
 
     Args:
       model: name or file of the dimensions of a run from scratch, or that the checkpoint must have.
@@ -146,14 +155,54 @@ def find_init(init: str, model: str | None = None) -> tuple[Path | None, ModelCo
       InputError: no such checkpoint or model, or a checkpoint of another size or of an earlier layout.
     """
     if init == "scratch":
-        return None, find_config(model or "gemnet_oc_s"), {"upstream": "scratch"}
+        return Init(None, find_config(model or "gemnet_oc_s"), {"upstream": "scratch"})
     path = resolve_checkpoint(init)
     meta = read_meta(path)
     config = config_from_record(meta["model"])
     check_layout({"model": meta["model"]}, init)  # the backbone alone is taken
     if model is not None and _size(config) != _size(find_config(model)):
         raise InputError(f"{init} holds a network of other dimensions than {model}; leave --model out or change --init")
-    return path, config, meta.get("config", {})
+    return Init(path, config, origin_record(init, path, meta))
+
+
+def origin_record(init: str, path: Path, meta: dict) -> dict:
+    """What a checkpoint says of itself, kept in the run that starts from it: its folder may hold another run later.
+
+    Returns:
+      upstream, init (as given), checkpoint (its folder's name), named (which of `best` and `last` it is now), step,
+      samples_seen and budget (None where the checkpoint is older than its record), settings of the run that made it
+      ({} for converted weights), source (of converted weights), weights (hash of the checkpoint's table of hashes).
+    """
+    settings, budget = meta.get("config", {}), meta.get("budget")
+    step = meta.get("step", 0)
+    seen = budget and min(budget["samples"], round(step * budget["samples_per_step"]))
+    named = [name for name in POINTERS if _points_at(path.parent / name, path)]
+    return {
+        "upstream": str(settings.get("upstream") or meta.get("upstream", "?")),
+        "init": init,
+        "checkpoint": path.name,
+        "named": named,
+        "step": step,
+        "samples_seen": seen,
+        "budget": budget,
+        "settings": settings,
+        "source": meta.get("source"),
+        "weights": hashlib.sha256((path / MARKER).read_bytes()).hexdigest()[:16] if (path / MARKER).exists() else None,
+    }
+
+
+def _points_at(pointer: Path, path: Path) -> bool:
+    return pointer.is_file() and pointer.read_text().strip() == path.name
+
+
+def describe_origin(origin: dict) -> str:
+    """One line: which checkpoint a run starts from, and how much of its budget that has seen."""
+    words = {"best": "the best on validation", "last": "the last"}
+    named = " and ".join(words[name] for name in origin["named"])
+    budget = origin["budget"]
+    of = f" of {budget['steps']:,}" if budget else ""
+    seen = f", {origin['samples_seen']:,} of {budget['samples']:,} samples" if budget else ""
+    return f"starting from {origin['init']}: step {origin['step']:,}{of}{f' ({named})' if named else ''}{seen}"
 
 
 def _size(config: ModelConfig) -> dict:

@@ -22,6 +22,7 @@ class Cell:
       mean, std: over seeds, in the column's unit; std is the sample's (divided by n - 1), 0 for one seed.
       seeds: fine-tuning/pretraining seed of each value, "0/1"; the first alone for runs from scratch.
       runs: folders.
+      notes: what must be known to read the number: partial budgets and tests; see `Result.notes`.
     """
 
     mean: float
@@ -29,6 +30,7 @@ class Cell:
     seeds: tuple[str, ...]
     runs: tuple[str, ...]
     commits: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def text(self) -> str:
         """ "5.43 ± 0.12 (3)": mean, deviation and number of seeds; a single seed has no deviation."""
@@ -38,16 +40,20 @@ class Cell:
 
 
 def make_cells(results: Iterable[Result], weights: str = "last_ema") -> tuple[Cells, list[str]]:
-    """(cells, what was passed over): a seed that ran twice counts once, by its newest run."""
-    newest: dict[tuple, Result] = {}
+    """(cells, what was passed over).
+
+    A seed that ran twice counts once: by the run that starts from more of the pretraining, then by the newest.
+    """
+    kept: dict[tuple, Result] = {}
     passed = []
-    for result in sorted(results, key=lambda r: (r.finished_at, r.folder)):
+    for result in sorted(results, key=lambda r: (r.trained, r.finished_at, r.folder)):
         key = (result.row, result.column, seed_of(result))
-        if key in newest:
-            passed.append(f"{newest[key].folder}: same row, task and seed as the newer {result.folder}")
-        newest[key] = result
+        if key in kept:
+            why = "longer pretrained" if kept[key].trained < result.trained else "newer"
+            passed.append(f"{kept[key].folder}: same row, task and seed as the {why} {result.folder}")
+        kept[key] = result
     groups = defaultdict(list)
-    for result in newest.values():
+    for result in kept.values():
         if weights in result.value:
             groups[result.row, result.column].append(result)
         else:
@@ -65,6 +71,7 @@ def make_cell(results: Sequence[Result], values: Sequence[float]) -> Cell:
         seeds=tuple(sorted(seeds)),
         runs=tuple(sorted(r.folder for r in results)),
         commits=tuple(sorted({r.commit for r in results})),
+        notes=tuple(dict.fromkeys(note for r in results for note in r.notes)),
     )
 
 

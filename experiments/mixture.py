@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from experiments import tasks
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.mixing import mix_counts, split_names
-from jaxatoms.data.store import open_dataset
 from jaxatoms.data.task_split import task_split
 from jaxatoms.types import InputError
 
@@ -68,5 +68,6 @@ def task_folder(folder: Path | None, index: int, n_task: int) -> Path | None:
 
 
 def _n_train(name: str, options: dict) -> int:
-    spec, store = open_dataset(name, options.get("data_root"), options.get("cache_dir"))
-    return len(task_split(name, spec, store, options.get("split_rule", "auto")).train)
+    rule = options.get("split_rule", "auto")
+    spec, store = open_upstream(name, options.get("data_root"), options.get("cache_dir"), rule)
+    return len(task_split(name, spec, store, rule).train)

@@ -36,7 +36,7 @@ class PredictConfig:
     """What to predict, and from which checkpoint."""
 
     checkpoint: str
-    """Run folder, checkpoints/best or a step folder."""
+    """RUN (its best-validation checkpoint), RUN@last, a converted folder or a step folder."""
     structures: str
     """File that ASE reads: .extxyz (also .xz, .gz), .traj, .db, ..."""
     out: str

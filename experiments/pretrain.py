@@ -59,8 +59,9 @@ class PretrainConfig:
     subset: str | None = None
     """File of experiments.select: draw the N structures of a single data set from these only."""
     split: str = "auto"
-    """auto takes the file's own split, else keeps groups (formulas, systems) together; group or record ask for these
-    (record holds out near copies of training structures), and FILE.npz names a saved split."""
+    """auto takes the published split (OC20, OC22: the official validation set beside the training set) or the file's
+    own, else keeps groups (formulas, systems) together; group or record ask for these (record holds out near copies of
+    training structures), and FILE.npz names a saved split."""
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
@@ -102,7 +103,8 @@ class PretrainConfig:
     seed: int = 0
     """Of the subset, the order, the edge dropout and the weights."""
     max_steps: int | None = None
-    """Stop after this many steps; the schedule then ends there."""
+    """Stop after this many steps; the schedule then ends there. 0 saves the network untrained, its scale factors
+    fitted: the control of `experiments.study --control scales`."""
     val_every: float = 0.05
     """Validate every so many epochs."""
     val_samples: int = 2000
@@ -148,7 +150,9 @@ class PretrainConfig:
         if self.split not in ("auto", "group", "record") and len(split_names(self.upstream)) > 1:
             raise InputError(f"--split {self.split} names a file, which belongs to one data set; give one --upstream")
         parse_count(self.n)
-        cli.check_positive(self, "epochs", "batch_size", "max_steps", "batch_edges", "lr", "val_every", "val_samples",
+        if self.max_steps is not None and self.max_steps < 0:
+            raise InputError(f"--max-steps must be at least 0, got {self.max_steps}")
+        cli.check_positive(self, "epochs", "batch_size", "batch_edges", "lr", "val_every", "val_samples",
                            "log_every", "accumulate", "steps_per_call")  # fmt: skip
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
@@ -246,7 +250,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)
         batches_to_fit = loader.eval_batches(corpus, drawn, min(config.batch_size, len(drawn.record)))
         set_scale_factors(config, model, model_config, batches_to_fit)
-    total = min(batches.total_steps, config.max_steps or batches.total_steps)
+    total = batches.total_steps if config.max_steps is None else min(batches.total_steps, config.max_steps)
     warmup = min(2000, total // 10) if config.warmup_steps is None else config.warmup_steps
     optim = OptimConfig(
         lr=config.lr,
@@ -436,6 +440,21 @@ def checkpoint_meta(setup: Setup) -> dict:
         "tasks": [tasks.task_record(d.task) for d in setup.data],
         "config": dataclasses.asdict(setup.config),
         "seed": setup.config.seed,
+        "budget": budget_record(setup),
+    }
+
+
+def budget_record(setup: Setup) -> dict:
+    """The whole budget N x E, whatever part of it a checkpoint has seen; fine-tuning runs record it as their origin."""
+    config, samples, steps = setup.config, setup.n_train * setup.config.epochs, setup.batches.total_steps
+    fixed = config.batch_size * config.accumulate if config.batch_edges is None else None
+    return {
+        "n": setup.n_train,
+        "n_per_task": {d.task.name: len(d.train) for d in setup.data},
+        "epochs": config.epochs,
+        "samples": samples,
+        "steps": steps,
+        "samples_per_step": fixed or samples / steps,  # batches filled by edges: on average
     }
 
 
@@ -475,8 +494,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
         "total_steps": setup.total_steps,
         "finished": done == setup.total_steps,
         "samples_seen": _samples_seen(setup, done),
-        "budget": {"n": setup.n_train, "epochs": setup.config.epochs,
-                   "samples": setup.n_train * setup.config.epochs, "left_out": setup.left_out},
+        "budget": budget_record(setup) | {"left_out": setup.left_out},
         "n_per_task": {d.task.name: len(d.train) for d in setup.data},
         "upstream": setup.config.upstream,
         "model": setup.config.model,

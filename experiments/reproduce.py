@@ -1,12 +1,14 @@
 """Reproduce one published row from data to table, in steps that are skipped once done.
 
+    python -m experiments.reproduce --check
     python -m experiments.reproduce --table 1 --row ani1x --dry-run
     python -m experiments.reproduce --table 1 --row ani1x --out runs/paper
     python -m experiments.reproduce --table 1 --row ani1x --scale 1e-3 --model gemnet_oc_tiny \\
         --upstream ani1x@/data/ani1x.h5 --downstream rmd17:aspirin@/data/rmd17_aspirin.npz
 
 Pretraining, CSI of the candidates, and fine-tuning with its test; then the table. Rows that share a pretraining run
-share its folder. `--row all` takes every row of the table.
+share its folder. `--row all` takes every row of the table. `--check` compares every published row with the sizes of the
+training sets that it names, and needs no data.
 """
 
 import dataclasses
@@ -22,13 +24,16 @@ from experiments.paper.cost import Cost
 from experiments.paper.names import DOWNSTREAM, UPSTREAM, base_name, short_count
 from experiments.paper.published import Column
 from experiments.paper.recipes import (
+    TABLES,
     PaperRow,
     find_row,
     finetune_cost,
     finetune_steps,
     paper_rows,
     pretrain_cost,
+    shortfalls,
     slug,
+    structures_to_train,
 )
 from experiments.results import find_results
 from experiments.tables import write_table
@@ -41,9 +46,9 @@ CSI_STRUCTURES, MIN_CSI_STRUCTURES = 10_000, 400
 class ReproduceConfig:
     """Which row, and where it departs from the paper."""
 
-    table: str
+    table: str | None = None
     """1 to 5, or fig4."""
-    row: str
+    row: str | None = None
     """A row's key, such as ani1x, mixed_balanced or (Table 2) ani1x-1M; `all`. A wrong one lists them."""
     scale: float = 1.0
     """Of N and of the fine-tuning steps; 1e-3 takes minutes."""
@@ -56,7 +61,7 @@ class ReproduceConfig:
     seeds: tuple[int, ...] = (0,)
     """Of pretraining and fine-tuning alike; MatBench tasks take two of their own for each (0 and 1 for seed 0)."""
     extractor: str | None = None
-    """Network for CSI: a checkpoint, or none. Default: the row's own pretrained network."""
+    """Network for CSI: a checkpoint (RUN means its best-validation one), or none. Default: the row's own network."""
     jmp: str | None = None
     """Public JMP checkpoint (jmp-s.pt), for the jmp rows."""
     out: str = "runs/paper"
@@ -69,8 +74,12 @@ class ReproduceConfig:
     cache_dir: str | None = None
     dry_run: bool = False
     """Print the steps and their cost; run nothing."""
+    check: bool = False
+    """Compare every published row with the sizes of its training sets; run nothing, read no data."""
 
     def __post_init__(self):
+        if not self.check and (self.table is None or self.row is None):
+            raise InputError("give --table and --row, or --check")
         if not 0 < self.scale <= 1:
             raise InputError(f"--scale must be above 0 and at most 1, got {self.scale}")
         if not self.seeds:
@@ -90,18 +99,69 @@ class ReproduceConfig:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.reproduce`."""
     config = cli.parse(ReproduceConfig, argv, description=__doc__, prog="python -m experiments.reproduce")
+    if config.check:
+        return check_rows()
     rows = paper_rows(config.table) if config.row == "all" else [find_row(config.table, config.row)]
+    refuse_short_rows(rows, config)
     steps = list({step.name: step for row in rows for step in make_steps(row, config)}.values())
     if config.dry_run:
         print_chain(steps)
         for row in rows:
-            print(f"\n{row.key}: {row_cost(row, config).text()}")
+            print(f"\n{row.key}: {row_cost(row, config).text()}{clamp_words(row, config)}")
             print("expected " + ", ".join(f"{e.column.dataset} {e.value:g} {e.column.unit}" for e in row.expected))
         return 0
     out = cli.resolve_run_dir(config.out)
     run_chain(steps, out)
     report(rows, config, out)
     return 0
+
+
+# --- sizes --------------------------------------------------------------------------------------------
+
+
+def check_rows() -> int:
+    """`--check`: one line per published row; the exit code is 1 where a training set holds less than its row names."""
+    short = 0
+    for table in TABLES:
+        for row in paper_rows(table):
+            config = ReproduceConfig(table=table, row=row.key)
+            missing = shortfalls(row, n_of(row, config))
+            short += bool(missing)
+            words = "a public checkpoint" if row.is_jmp else f"{n_of(row, config):,} structures x {row.row.epochs}"
+            verdict = f"cannot run: {'; '.join(missing)}" if missing else f"{words}{clamp_words(row, config)}"
+            print(f"table {table} {row.key}: {verdict}")
+    return int(short > 0)
+
+
+def refuse_short_rows(rows: list[PaperRow], config: ReproduceConfig) -> None:
+    """Refuse a row that would find out after hours of conversion that its data are too few.
+
+    Raises:
+      InputError: naming the row and the set.
+    """
+    for row in rows:
+        missing = [] if is_replaced(row, config) else shortfalls(row, n_of(row, config))
+        if missing:
+            raise InputError(f"row {row.key} asks for {missing[0]}; lower --scale or name other data with --upstream")
+
+
+def n_of(row: PaperRow, config: ReproduceConfig) -> int:
+    """N of a row's pretraining: as printed, times --scale, and no more than the set holds unless it is replaced."""
+    n = config.count(row.row.n or 0)
+    return n if is_replaced(row, config) else structures_to_train(row, n)
+
+
+def is_replaced(row: PaperRow, config: ReproduceConfig) -> bool:
+    """Whether --upstream puts other data, whose size is not known here, in the place of a row's."""
+    return bool(replacements(config.upstream, UPSTREAM).keys() & set(row.upstream))
+
+
+def clamp_words(row: PaperRow, config: ReproduceConfig) -> str:
+    """Why a row trains on fewer structures than it prints; empty where it does not."""
+    asked, n = config.count(row.row.n or 0), n_of(row, config)
+    if n == asked or row.is_jmp:
+        return ""
+    return f" (N = {asked:,} is printed; {row.upstream[0]}'s split has no more, and the authors' code clamps N to it)"
 
 
 # --- the chain ----------------------------------------------------------------------------------------
@@ -144,7 +204,7 @@ def runs_of(row: PaperRow, config: ReproduceConfig) -> list[FinetuneRun]:
 def pretrain_step(row: PaperRow, config: ReproduceConfig, seed: int) -> Step:
     """Pretraining under the row's budget."""
     places = replacements(config.upstream, UPSTREAM)
-    model, n = config.model or row.model, config.count(row.row.n or 0)
+    model, n = config.model or row.model, n_of(row, config)
     kind = f"{'+'.join(row.upstream)}-{row.mix}" if len(row.upstream) > 1 else row.upstream[0]
     name = f"pretrain/{slug(kind)}-n{n}-e{row.row.epochs}-{slug(Path(model).stem)}-s{seed}"
     folder = Path(config.out) / name
@@ -240,7 +300,7 @@ def row_cost(row: PaperRow, config: ReproduceConfig) -> Cost:
     model = config.model or row.model
     parts = [finetune_cost(r.task, config.count(finetune_steps(r.task)), model) for r in runs_of(row, config)]
     if not row.is_jmp:
-        parts += [pretrain_cost(row, config.count(row.row.n or 0), model)] * len(config.seeds)
+        parts += [pretrain_cost(row, n_of(row, config), model)] * len(config.seeds)
     return sum(parts[1:], parts[0])
 
 
@@ -248,7 +308,8 @@ def report(rows: list[PaperRow], config: ReproduceConfig, out: Path) -> None:
     """The rows' numbers beside the paper's, and the whole table from everything below `out`."""
     for row in rows:
         settings = [f"here times {config.scale:g}", config.model, *config.upstream, *config.downstream]
-        print(f"\n{row.key}: C {short_count(row.row.budget)} in the paper, {' '.join(filter(None, settings))}")
+        print(f"\n{row.key}: C {short_count(row.row.budget)} in the paper, {' '.join(filter(None, settings))}"
+              f"{clamp_words(row, config)}")
         folders = {s.name: t for s, t in _finetune_steps(row, config) if is_done(s)}
         for line in row_lines(row, folders, out):
             print(line)
@@ -278,7 +339,8 @@ def row_lines(row: PaperRow, folders: Mapping[str, str], out: Path) -> list[str]
         beside = "" if paper is None else f", paper {paper:g}"
         if stand_ins.get(column.dataset, column.dataset) != column.dataset:
             beside += f" (ours on {stand_ins[column.dataset]})"
-        lines.append(f"  {column.dataset:24s} {cell.text()} {column.unit}{beside}")
+        notes = "".join(f"; {note}" for note in cell.notes)
+        lines.append(f"  {column.dataset:24s} {cell.text()} {column.unit}{beside}{notes}")
     return lines
 
 

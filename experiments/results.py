@@ -1,31 +1,36 @@
 """Finished fine-tuning runs below a folder -> what each measured and where its weights came from.
 
-Reads run files only: config.json, resolved.json, summary.json and test.json of the fine-tuning run, and config.json,
-resolved.json and summary.json of the pretraining run that its `init` names.
+Reads run files only: config.json, resolved.json, summary.json and test.json of the fine-tuning run. Which pretraining
+a run started from is what it noted itself when it started; only a run that is too old to have noted it is looked up in
+the folder that its `init` names, and says so.
 """
 
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from experiments import finetune, pretrain
 from experiments.finetune import FinetuneConfig
 from experiments.paper.names import DOWNSTREAM, SCRATCH, backbone_label, base_name, jmp_label, upstream_label
 from experiments.paper.published import Column, RowKey
 from experiments.pretrain import PretrainConfig
+from jaxatoms.data.subset import parse_count
 from jaxatoms.types import InputError
 
 WEIGHTS = ("last_ema", "best_ema")
 _SKIPPED_FOLDERS = ("checkpoints", "tensorboard", "data", "features")
-# Settings that do not say how a model was trained, or say it elsewhere (in the row, the column, the provenance).
+# Settings that do not enter the result, or are said elsewhere (in the row, the column, the variant, the notes).
 _NEUTRAL = {
-    "seed", "precision", "remat", "batch_shapes", "val_samples", "val_every", "test_samples", "workers", "run_dir",
-    "resume", "plan", "data_root", "cache_dir", "log_every", "keep", "quiet", "model",
+    *pretrain.RESUMABLE, *finetune.RESUMABLE, "seed", "precision", "batch_shapes", "val_samples", "val_every", "model",
 }  # fmt: skip
 _OF_PRETRAIN_ROW = _NEUTRAL | {"upstream", "mix", "n", "epochs"}
 _OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "target"}
-_METHOD = ("init_mode", "freeze_backbone", "forces")  # of fine-tuning; they belong to the row
+_IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # of a pretraining run, beside the settings of its row
+_METHOD = ("init_mode", "freeze_backbone", "forces", "refit_scales")  # of fine-tuning; they belong to the row
 _JMP_BUDGET = (120_000_000, 2)  # structures, epochs of the public checkpoints
 
 
@@ -39,6 +44,8 @@ class Result:
     value: dict[str, float]  # by weights: last_ema, best_ema
     seed: int  # of fine-tuning
     pretrain_seed: int | None
+    trained: float  # share of the pretraining's steps that the checkpoint has done; 1 where it is not known
+    notes: tuple[str, ...]  # what the row and the column do not tell: partial budgets and tests, missing records
     n_test: int  # structures tested ...
     n_test_all: int  # ... of so many
     commit: str  # of the code that fine-tuned, "+" where files differed from it
@@ -96,60 +103,141 @@ def read_result(folder: Path, root: Path) -> Result:
     )
     if not summary.get("finished") or not test:
         raise InputError("not finished" if not summary.get("finished") else "no test.json")
-    origin, pretrain_seed = read_origin(folder, root, config, resolved, summary)
+    origin = read_origin(folder, root, config, resolved, summary)
     method = differences(config, FinetuneConfig, _OF_FINETUNE_COLUMN, only=_METHOD)
-    place = summary["provenance"]
+    place, precision = summary["provenance"], summary["precision"]
     return Result(
         folder=_relative(folder, root),
-        row=origin._replace(variant="; ".join(filter(None, (origin.variant, method)))),
+        row=origin.row._replace(variant=_joined(origin.row.variant, method, _precision("fine-tuned", precision))),
         column=_column(config, test),
         value={name: _value(test[name]) for name in WEIGHTS if name in test},
         seed=config["seed"],
-        pretrain_seed=pretrain_seed,
+        pretrain_seed=origin.seed,
+        trained=origin.trained,
+        notes=(*origin.notes, *_test_note(test["n_structure"], test["of"])),
         n_test=test["n_structure"],
         n_test_all=test["of"],
         commit=_commit(place),
         device=place["device"]["kind"],
-        precision=summary["precision"],
+        precision=precision,
         finished_at=test.get("provenance", place)["started"],
     )
 
 
-def read_origin(folder: Path, root: Path, config: Mapping, resolved: Mapping, summary: Mapping):
-    """(row, seed of pretraining) that a fine-tuning run's weights come from; the row has no fine-tuning settings.
+def _test_note(n: int, of: int) -> tuple[str, ...]:
+    return (f"tested on {n:,} of {of:,} test structures",) if n < of else ()
+
+
+def _precision(what: str, precision: str) -> str:
+    return "" if precision == "float32" else f"{what} in {precision}"
+
+
+def _joined(*words: str) -> str:
+    return "; ".join(filter(None, words))
+
+
+class Origin(NamedTuple):
+    """Where the weights of a fine-tuning run come from."""
+
+    row: RowKey  # without fine-tuning settings
+    seed: int | None = None  # of pretraining
+    notes: tuple[str, ...] = ()
+    trained: float = 1.0
+
+
+def read_origin(folder: Path, root: Path, config: Mapping, resolved: Mapping, summary: Mapping) -> Origin:
+    """The origin that a fine-tuning run noted; of an older run, what its settings and the folder of `init` still tell.
 
     Where the pretraining run is not to be found, budget and mix are unknown and the variant says so.
     """
     backbone = backbone_label(resolved["model"])
     if config["init"] == SCRATCH:
-        return RowKey(0, 0, SCRATCH, backbone), None
-    run = find_pretraining(config["init"], summary["upstream"], folder, root)
-    if run is None:
-        return RowKey(None, None, upstream_label(summary["upstream"]), backbone, "pretraining run not found"), None
-    return _pretrained_row(run, backbone)
+        return Origin(RowKey(0, 0, SCRATCH, backbone))
+    record = summary.get("origin", {})
+    if "settings" not in record:
+        return _older_origin(folder, root, config, summary, backbone)
+    if "epochs" not in record["settings"] or "upstream" not in record["settings"]:
+        return Origin(_foreign_row(record, backbone))
+    return _pretrained(record["settings"], record["budget"] or {}, record["step"], backbone)
 
 
-def _pretrained_row(run: Path, backbone: str):
-    config, summary = _record(run / "config.json"), _record(run / "summary.json")
-    if not config:
-        return _converted_row(run, backbone), None
-    label = upstream_label(config["upstream"], config.get("mix", "balanced"), summary.get("n_per_task"))
-    if config.get("ema_decay") == 0.99 and not backbone.startswith("equiformer"):
-        config = {**config, "ema_decay": None}  # recorded as a number before the default followed the model
-    variant = differences(config, PretrainConfig, _OF_PRETRAIN_ROW)
-    if not summary.get("finished"):
-        variant = "; ".join(filter(None, (variant, "pretraining not finished")))
-    budget = summary.get("budget", {})
-    return RowKey(budget.get("n"), config["epochs"], label, backbone, variant), config["seed"]
+def _pretrained(settings: Mapping, budget: Mapping, step: int | None, backbone: str, *notes: str) -> Origin:
+    """Of a checkpoint of experiments.pretrain.
+
+    Args:
+      settings: of the pretraining run.
+      budget: see `pretrain.budget_record`; {} of older checkpoints.
+      step: of the checkpoint; None: not known.
+    """
+    label = upstream_label(settings["upstream"], settings.get("mix", "balanced"), budget.get("n_per_task"))
+    batch = settings.get("batch_size", 20) * settings.get("accumulate", 1)
+    plain = {**settings, "batch_size": batch, "accumulate": 1}  # batches in parts make the step of a whole one
+    if settings.get("ema_decay") == 0.99 and not backbone.startswith("equiformer"):
+        plain["ema_decay"] = None  # recorded as a number before the default followed the model
+    variant = differences(plain, PretrainConfig, _OF_PRETRAIN_ROW)
+    variant = _joined(variant, _precision("pretrained", settings.get("precision", "float32")))
+    n, epochs = budget.get("n", _number_of(settings.get("n"))), settings["epochs"]
+    steps = budget.get("steps")
+    if steps is None and n is not None and settings.get("batch_edges") is None:
+        steps = max(1, n * epochs // batch)
+    row = RowKey(n, epochs, label, backbone, variant)
+    trained = 1.0 if None in (step, steps) else min(1.0, step / steps)
+    return Origin(row, settings["seed"], (*notes, *_budget_note(row, step, steps)), trained)
 
 
-def _converted_row(run: Path, backbone: str) -> RowKey:
-    """A row of weights that experiments.convert wrote: no run, but a record of their source."""
-    source = next((_record(p).get("source") or {} for p in sorted(run.glob("checkpoints/*/meta.json"))), {})
+def _budget_note(row: RowKey, step: int | None, steps: int | None) -> tuple[str, ...]:
+    if step is None:
+        return ("an older run, which did not note the pretraining step that it starts from",)
+    if steps is None:
+        return (f"starts from pretraining step {step:,} of an unknown number",)
+    if step >= steps:
+        return ()
+    seen = "" if row.budget is None else f", about {round(row.budget * step / steps):,} of {row.budget:,} samples"
+    return (f"starts from pretraining step {step:,} of {steps:,}{seen}",)
+
+
+def _number_of(n: str | None) -> int | None:
+    """N of a run's settings; None where only its data tell."""
+    count = "all" if n is None else parse_count(n)
+    return None if count == "all" else int(count)
+
+
+def _foreign_row(record: Mapping, backbone: str) -> RowKey:
+    """Of weights that experiments.pretrain did not make: converted ones, or those of another fine-tuning run."""
+    settings, source = record["settings"], record.get("source") or {}
+    if "downstream" in settings:
+        label = upstream_label(str(record["upstream"]))
+        return RowKey(None, None, label, backbone, f"by way of fine-tuning on {base_name(settings['downstream'])}")
     file = str(source.get("file", "?"))
     if source.get("layout") == "jmp":
         return RowKey(*_JMP_BUDGET, "Mixed (Temp)", jmp_label(file, backbone))
     return RowKey(None, None, file, backbone, "converted weights")
+
+
+def _older_origin(folder: Path, root: Path, config: Mapping, summary: Mapping, backbone: str) -> Origin:
+    """Of a run that was fine-tuned before runs noted the checkpoint that they start from."""
+    upstream = summary["upstream"]
+    run = find_pretraining(config["init"], upstream, folder, root)
+    now, finished = ({}, {}) if run is None else (_record(run / "config.json"), _record(run / "summary.json"))
+    noted = summary.get("pretrained") or {}  # settings alone, without the step
+    if not noted and not now:
+        if run is None:
+            return Origin(RowKey(None, None, upstream_label(upstream), backbone, "pretraining run not found"))
+        source = next((_record(p).get("source") for p in sorted(run.glob("checkpoints/*/meta.json"))), None)
+        return Origin(_foreign_row({"settings": {}, "source": source, "upstream": upstream}, backbone))
+    notes = [] if noted else ["an older run: its pretraining is read from the folder as it is now"]
+    if noted and any(noted.get(k) != now.get(k) for k in noted.keys() - _OF_PRETRAIN_ROW | _IDENTITY):
+        finished = {}  # the folder holds another run by now
+    elif not finished.get("finished"):
+        notes.append("its pretraining is not finished")
+    budget = {"n_per_task": finished.get("n_per_task")} | finished.get("budget", {})
+    return _pretrained(noted or now, budget, _step_of(config["init"]), backbone, *notes)
+
+
+def _step_of(init: str) -> int | None:
+    """The step that a step folder is named after."""
+    found = re.search(r"step_(\d+)", Path(init).name)
+    return int(found[1]) if found else None
 
 
 def find_pretraining(init: str, upstream: str, folder: Path, root: Path) -> Path | None:
@@ -160,7 +248,7 @@ def find_pretraining(init: str, upstream: str, folder: Path, root: Path) -> Path
       upstream: what the fine-tuning run says of it; a folder that says something else is another run.
       folder: of the fine-tuning run; a relative init may lie beside it.
     """
-    run = Path(init)
+    run = Path(re.sub(r"@(last|best)$", "", init))
     if "checkpoints" in run.parts:
         run = Path(*run.parts[: len(run.parts) - run.parts[::-1].index("checkpoints") - 1])
     places = [run, root / run, folder.parent / run.name]

@@ -36,7 +36,7 @@ class SelectConfig:
     downstream: str
     """The task."""
     checkpoint: str
-    """The network whose node features are compared."""
+    """The network whose node features are compared: RUN (its best-validation checkpoint), RUN@last or a step folder."""
     n: str
     """Structures to choose."""
     candidates: str = "100000"

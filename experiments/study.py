@@ -5,6 +5,10 @@
 
 A chain of resumable steps: a run for every upstream set, for their balanced mixture and from scratch, each fine-tuned
 on every task; CSI with the mixture as extractor. Writes results.json and results.md.
+
+`--control scales` asks what of this is not learnt: the same networks without a pretraining step, only with their scale
+factors fitted on each set (and, as `scales-own`, on the task), then the same fine-tuning. Writes results-scales.json and
+results-scales.md beside the others.
 """
 
 import dataclasses
@@ -20,6 +24,8 @@ from experiments.chain import Step, run_chain
 from jaxatoms.types import InputError
 
 MIXED, SCRATCH = "mixed", "scratch"
+CONTROLS = ("none", "scales")
+OWN = "scales-own"  # the control whose factors are fitted on the task itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class StudyConfig:
     finetune_steps: int = 1000
     finetune_batch: int = 4
     finetune_lr: float = 1e-3
+    split: str = "auto"
+    """As in experiments.pretrain, for every upstream set."""
     n_train: int | None = None
     """Training structures of tasks (with --n-val); default: the task's split."""
     n_val: int | None = None
@@ -62,6 +70,8 @@ class StudyConfig:
     """Also pretrain on the balanced mixture of the candidates."""
     scratch: bool = True
     """Also fine-tune without pretraining."""
+    control: str = "none"
+    """scales: instead of pretraining, only fit the scale factors on each set, and on the task; without CSI."""
     jobs: int = 1
     """Commands that run at the same time, each on its share of the cores."""
     out: str = "runs/study"
@@ -71,6 +81,7 @@ class StudyConfig:
 
     def __post_init__(self):
         cli.check_positive(self, "epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch", "jobs")
+        cli.check_choices(self, {"control": CONTROLS})
         for names in (self.upstream, self.downstream):
             labels = [label_of(name) for name in names]
             if len(set(labels)) < len(labels) or {MIXED, SCRATCH} & set(labels):
@@ -85,11 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     share_programs(out)
     run_chain(make_steps(config, out), out, jobs=config.jobs)
     results = collect(config, out)
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "results.md").write_text(study_report.as_markdown(results))
-    study_report.plot(out / "results.png", results)
+    name = "results" if config.control == "none" else f"results-{config.control}"
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{name}.md").write_text(study_report.as_markdown(results))
+    study_report.plot(out / f"{name}.png", results)
     print(study_report.tell(results))
-    print(f"-> {out}/results.md, results.json, results.png")
+    print(f"-> {out}/{name}.md, {name}.json, {name}.png")
     return 0
 
 
@@ -109,9 +121,21 @@ def _target(name: str) -> str:
 
 
 def candidates(config: StudyConfig) -> dict[str, str]:
-    """Label -> what experiments.pretrain calls it; the mixture last."""
+    """Label -> what experiments.pretrain calls it; the mixture last. Labels of a control begin with its name."""
     found = {label_of(name): _target(name) for name in config.upstream}
-    return found | ({MIXED: ",".join(found.values())} if config.mixed and len(found) > 1 else {})
+    found |= {MIXED: ",".join(found.values())} if config.mixed and len(found) > 1 else {}
+    return found if config.control == "none" else {f"{config.control}-{label}": name for label, name in found.items()}
+
+
+def starts(config: StudyConfig) -> list[str]:
+    """Labels of what is fine-tuned on every task."""
+    own = [] if config.control == "none" else [OWN]
+    return [*candidates(config), *own, *([SCRATCH] if config.scratch else [])]
+
+
+def _ranks(config: StudyConfig) -> bool:
+    """Whether the candidates are ranked by CSI."""
+    return config.csi and config.control == "none"
 
 
 def make_steps(config: StudyConfig, out: Path) -> list[Step]:
@@ -121,10 +145,9 @@ def make_steps(config: StudyConfig, out: Path) -> list[Step]:
         for word in (f"--{name.replace('_', '-')}", getattr(config, name))
     ) + (("--quiet",) if config.quiet else ())
     seeds, pools = range(config.seeds), candidates(config)
-    labels = [*pools, *([SCRATCH] if config.scratch else [])]
     first = [_pretrain(config, out, label, pools[label], seed, places) for seed in seeds for label in pools]
-    csi = [_csi(config, out, places)] if config.csi else []
-    grid = itertools.product(seeds, config.downstream, labels)
+    csi = [_csi(config, out, places)] if _ranks(config) else []
+    grid = itertools.product(seeds, config.downstream, starts(config))
     then = [_finetune(config, out, label, task, seed, places) for seed, task, label in grid]
     return first + csi + then
 
@@ -136,11 +159,15 @@ def _pretrain(config: StudyConfig, out: Path, label: str, upstream: str, seed: i
             "--batch-shapes", str(config.pretrain_shapes),
             "--lr", str(config.pretrain_lr), "--val-samples", "100", "--val-every", str(config.epochs),
             "--seed", str(seed), "--run-dir", str(run))  # fmt: skip
+    if config.split != "auto":
+        argv += ("--split", config.split)
+    if config.control != "none":
+        argv += ("--max-steps", "0")
     for name in ("cutoff", "max_neighbors"):
         if getattr(config, name) is not None:
             argv += (f"--{name.replace('_', '-')}", str(getattr(config, name)))
     if "," in upstream:
-        argv += ("--mix", "balanced" if label == MIXED else config.mix)
+        argv += ("--mix", "balanced" if label.endswith(MIXED) else config.mix)
     name = f"pretrain {label} seed {seed}"
     return Step(name, argv, run / "summary.json", run / "config.json", ("--resume",), places, "pretrain")
 
@@ -155,12 +182,15 @@ def _csi(config: StudyConfig, out: Path, places) -> Step:
 
 def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, places) -> Step:
     run = out / "finetune" / _slug(task) / f"{label}-s{seed}"
-    init = SCRATCH if label == SCRATCH else str(out / "pretrain" / f"{label}-s{seed}")
+    source = next(iter(candidates(config))) if label == OWN else label  # all have the same untrained weights
+    init = SCRATCH if label == SCRATCH else str(out / "pretrain" / f"{source}-s{seed}")
     argv = ["experiments.finetune", "--downstream", _target(task), "--init", init, "--model", config.model,
             "--budget", "small", "--max-steps", str(config.finetune_steps), "--batch-size",
             str(config.finetune_batch), "--lr", str(config.finetune_lr), "--forces", config.forces,
             "--batch-shapes", "1", "--val-samples", "50", "--test-samples", config.test_samples,
             "--seed", str(seed), "--run-dir", str(run)]  # fmt: skip
+    if label == OWN:
+        argv += ["--refit-scales"]
     if config.n_train is not None:
         argv += ["--n-train", str(config.n_train), "--n-val", str(config.n_val)]
     name = f"fine-tune {label_of(task)} from {label} seed {seed}"
@@ -172,21 +202,21 @@ def collect(config: StudyConfig, out: Path) -> dict:
     tasks = {}
     for task in config.downstream:
         folder = out / "finetune" / _slug(task)
-        labels = [*candidates(config), *([SCRATCH] if config.scratch else [])]
         reports = {
             label: [json.loads((folder / f"{label}-s{seed}" / "test.json").read_text())["last_ema"]
                     for seed in range(config.seeds)]
-            for label in labels
+            for label in starts(config)
         }
+        first = next(iter(reports.values()))[0]
         tasks[label_of(task)] = {
-            "unit": reports[labels[0]][0]["unit"],
+            "unit": first["unit"],
             "mae": {label: [r["mae"] for r in own] for label, own in reports.items()},
-            "mean_baseline": reports[labels[0]][0]["mean_baseline_mae"],
+            "mean_baseline": first["mean_baseline_mae"],
         }
-    if config.csi:
+    if _ranks(config):
         _add_csi(tasks, config, out)
     budget = {"n": config.n, "epochs": config.epochs, "finetune_steps": config.finetune_steps, "seeds": config.seeds}
-    return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks) if config.csi else None}
+    return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks) if _ranks(config) else None}
 
 
 def _add_csi(tasks: dict, config: StudyConfig, out: Path) -> None:

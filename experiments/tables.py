@@ -3,8 +3,8 @@
     python -m experiments.tables --table 1 --runs runs/ --out docs/tables
     python -m experiments.tables --figure 3 --runs runs/ --out docs/tables
 
-Only finished runs count. Runs under other settings than the paper's (budget, network, recipe) get rows and columns of
-their own; what is missing is shown as "-".
+Only finished runs count. Runs under other settings than the paper's (budget, network, recipe, precision) get rows and
+columns of their own; what is missing is shown as "-"; partial budgets and partial tests are marked in the cell, [1].
 """
 
 import csv
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import cli, figures
-from experiments.grouping import Cell, Cells, make_cells
+from experiments.grouping import Cells, make_cells
 from experiments.paper.names import UPSTREAM, short_count
 from experiments.paper.published import SOURCE, Column, Published, RowKey, columns_of, published, rows_of
 from experiments.results import WEIGHTS, Found, Result, find_results
@@ -24,7 +24,7 @@ TABLES = ("1", "2", "3", "4", "5")
 MISSING = "-"
 _CSV_COLUMNS = (
     "table", "budget_C", "N", "E", "upstream", "backbone", "variant", "dataset", "recipe", "metric", "unit",
-    "published", "mean", "std", "n_seeds", "seeds", "commits", "runs",
+    "published", "mean", "std", "n_seeds", "seeds", "commits", "runs", "notes",
 )  # fmt: skip
 
 
@@ -100,6 +100,19 @@ class Table:
         columns = sorted({c for _, c in keys}, key=self._column_order)
         return sorted({r for r, _ in keys}, key=_row_order), columns
 
+    def numbers(self) -> dict[str, int]:
+        """The number of every note, in the order of the cells."""
+        notes = dict.fromkeys(note for cell in self.cells.values() for note in cell.notes)
+        return {note: i for i, note in enumerate(notes, 1)}
+
+    def text(self, row: RowKey, column: Column) -> str:
+        """A cell with the numbers of its notes: "5.43 (1) [1, 2]"."""
+        cell = self.cells.get((row, column))
+        if cell is None:
+            return MISSING
+        marks = ", ".join(str(self.numbers()[note]) for note in cell.notes)
+        return cell.text() + (f" [{marks}]" if marks else "")
+
     def counterpart(self, row: RowKey, column: Column) -> float | None:
         """The paper's number of this upstream set and task under its own settings, where there is just one."""
         same = (row.upstream, column.dataset, column.metric)
@@ -148,7 +161,7 @@ def to_markdown(table: Table) -> str:
     """The whole page."""
     title = f"# Table {table.name} of {SOURCE}\n\nTest errors of `{table.weights}`: mean ± sample standard "
     title += "deviation over seeds (number of seeds). `paper` is the published number, one seed; - is missing.\n"
-    parts = [title, _published_part(table), _other_part(table), _runs_part(table)]
+    parts = [title, _published_part(table), _other_part(table), _notes_part(table), _runs_part(table)]
     return "\n".join(part for part in parts if part)
 
 
@@ -158,8 +171,8 @@ def _published_part(table: Table) -> str:
     header += [word for c in columns for word in (f"{_heading(c)}: paper", "ours")]
     lines = []
     for row in rows_of(table.entries):
-        pairs = ((table.value(row, c), table.cells.get((row, c))) for c in columns)
-        lines.append([*_row_words(row), *(word for value, cell in pairs for word in (_number(value), _text(cell)))])
+        pairs = ((_number(table.value(row, c)), table.text(row, c)) for c in columns)
+        lines.append([*_row_words(row), *(word for pair in pairs for word in pair)])
     return "## Published rows\n\n" + _grid(header, lines)
 
 
@@ -175,9 +188,14 @@ def _other_part(table: Table) -> str:
     for row in rows:
         words = [*_row_words(row), row.variant or MISSING]
         for column, paper in zip(columns, with_paper, strict=True):
-            words += [_text(table.cells.get((row, column)))] + [_number(table.counterpart(row, column))] * paper
+            words += [table.text(row, column)] + [_number(table.counterpart(row, column))] * paper
         lines.append(words)
     return "## Runs under other settings\n\n" + _grid(header, lines)
+
+
+def _notes_part(table: Table) -> str:
+    lines = [f"- [{number}] {note}" for note, number in table.numbers().items()]
+    return "## Notes\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _runs_part(table: Table) -> str:
@@ -191,7 +209,8 @@ def _runs_part(table: Table) -> str:
 def _origin_words(r: Result) -> str:
     pretrained = "" if r.pretrain_seed is None else f" (pretraining {r.pretrain_seed})"
     tested = f"{r.n_test:,} of {r.n_test_all:,} test structures"
-    return f"seed {r.seed}{pretrained}, commit {r.commit}, {r.device}, {r.precision}, {tested}"
+    start = "".join(f", {note}" for note in r.notes if not note.startswith("tested"))
+    return f"seed {r.seed}{pretrained}, commit {r.commit}, {r.device}, {r.precision}, {tested}{start}"
 
 
 def _row_words(row: RowKey) -> list[str]:
@@ -207,10 +226,6 @@ def _heading(column: Column) -> str:
 
 def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:g}"
-
-
-def _text(cell: Cell | None) -> str:
-    return MISSING if cell is None else cell.text()
 
 
 def _grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -233,8 +248,9 @@ def to_csv(table: Table) -> str:
 
 def _csv_line(table: Table, row: RowKey, column: Column) -> list:
     cell, value = table.cells.get((row, column)), table.value(row, column)
-    measured = ["", "", 0, "", "", ""] if cell is None else [
-        cell.mean, cell.std, len(cell.seeds), " ".join(cell.seeds), " ".join(cell.commits), " ".join(cell.runs)
+    measured = ["", "", 0, "", "", "", ""] if cell is None else [
+        cell.mean, cell.std, len(cell.seeds), " ".join(cell.seeds), " ".join(cell.commits), " ".join(cell.runs),
+        "; ".join(cell.notes),
     ]  # fmt: skip
     blank = lambda v: "" if v is None else v  # noqa: E731
     return [table.name, blank(row.budget), blank(row.n), blank(row.epochs), row.upstream, row.backbone, row.variant,

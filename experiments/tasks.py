@@ -7,9 +7,10 @@ import numpy as np
 
 from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.references import LinearReference, Normalization, labels_in, make_normalization
 from jaxatoms.data.registry import DatasetSpec
-from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.store import Store
 from jaxatoms.data.subset import draw_subset
 from jaxatoms.data.task_split import task_split
 from jaxatoms.types import InputError
@@ -51,7 +52,7 @@ def prepare_task(
     Raises:
       InputError: anything wrong with the data or with n; data that are not those of `saved`.
     """
-    spec, store = open_dataset(name, data_root, cache_dir)
+    spec, store = open_upstream(name, data_root, cache_dir, split_rule, must_validate=saved is None)
     split = task_split(name, spec, store, split_rule) if saved is None else load_run_split(saved, store)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")

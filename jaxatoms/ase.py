@@ -28,7 +28,7 @@ class JaxAtomsCalculator(Calculator):
     """Energies (eV), forces (eV/A) and stress (eV/A^3, Voigt) of a checkpoint's model.
 
     Args:
-      checkpoint: run folder, converted folder, checkpoints/best or a step folder.
+      checkpoint: run folder (its best-validation checkpoint), RUN@last, converted folder or a step folder.
       head: task whose head is used; needed where the checkpoint has several.
       dtype: "float32" or "float64", of positions, parameters and all arithmetic.
       skin: A; candidate neighbours are searched again when an atom has moved by half of it.

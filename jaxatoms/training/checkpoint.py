@@ -241,12 +241,19 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 def resolve_checkpoint(path: str | Path) -> Path:
     """The step directory meant by a step directory, `best`/`last`, a `checkpoints` or a run directory.
 
-    The last two mean `best`, or `last` where no best was saved, or else the newest step.
+    The last two mean `best` (on validation), or `last` where no best was saved, or else the newest step; `RUN@last`
+    and `RUN@best` name one of them.
 
     Raises:
       InputError: nothing there, or a pointer names a directory that is gone.
+
+    Example:
+      >>> resolve_checkpoint("runs/ani1x@last")
     """
     path = Path(path)
+    run, _, pointer = str(path).rpartition("@")
+    if pointer in POINTERS and not path.exists():
+        return _named(Path(run), pointer)
     if path.is_file() and path.name in POINTERS:
         target = path.parent / (_read_pointer(path) or "?")
         if not target.is_dir():
@@ -261,7 +268,14 @@ def resolve_checkpoint(path: str | Path) -> Path:
         found = _step_dirs(folder)
         if found:
             return found[max(found)]
-    raise InputError(f"no checkpoint at {path}; give a run directory, checkpoints/best or a step directory")
+    raise InputError(f"no checkpoint at {path}; give a run directory, RUN@last or a step directory")
+
+
+def _named(run: Path, pointer: str) -> Path:
+    for folder in (run / "checkpoints", run):
+        if (folder / pointer).is_file():
+            return resolve_checkpoint(folder / pointer)
+    raise InputError(f"{run} has no checkpoint named {pointer!r}; give a run directory or a step directory")
 
 
 def find_damage(directory: Path) -> str | None:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, finetune, predict
-from jaxatoms.training.checkpoint import restore
+from experiments import cli, evaluate, finetune, finetune_model, predict
+from jaxatoms.training.checkpoint import read_meta, restore
 
 FAST = ["--max-steps", "4", "--batch-size", "4", "--batch-shapes", "1", "--val-samples", "8", "--test-samples", "12",
         "--budget", "small", "--lr", "1e-3", "--quiet"]  # fmt: skip
@@ -52,6 +52,12 @@ def test_a_run_reports_its_test_errors_in_the_papers_unit(gradient):
             assert all(e["mae"] <= e["rmse"] for e in parts.values())
     assert summary["finished"] and summary["head"]["kind"] == "gradient" and summary["upstream"] == "demo:organic"
     assert summary["compiled_shapes"] == 1
+    origin = summary["origin"]
+    assert (origin["budget"]["n"], origin["budget"]["steps"], origin["settings"]["epochs"]) == (40, 8, 2)
+    assert origin["samples_seen"] == 10 * origin["step"] and "best" in origin["named"]
+    assert origin["checkpoint"] == f"step_{origin['step']:08d}"
+    meta = read_meta(gradient)
+    assert meta["origin"] == origin == _json(gradient / "resolved.json")["origin"]
     plots = {f"test_{kind}_{weights}_ema.png" for kind in ("parity", "errors") for weights in ("last", "best")}
     assert {path.name for path in gradient.glob("test_*.png")} == plots
 
@@ -67,6 +73,28 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
         own, theirs = (n + "kernel/value" for n in ("embedding/", "embedding/atom_embedding/"))
         taken = np.array_equal(flat[own], source[f"{'ema' if mode == 'ema' else 'params'}/{theirs}"])
         assert taken == (mode == "ema")
+
+
+def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):
+    best, last = (finetune_model.find_init(f"{nano_run}{word}") for word in ("", "@last"))
+    assert best.origin["named"][0] == "best" and last.origin["step"] == 8 and "last" in last.origin["named"]
+    assert best.origin["weights"] and len(best.origin["weights"]) == 16
+    words = finetune_model.describe_origin(last.origin)
+    assert "@last: step 8 of 8 (" in words and "80 of 80 samples" in words
+    assert finetune_model.find_init("scratch").origin == {"upstream": "scratch"}
+
+
+def test_scale_factors_stay_with_their_weights_unless_they_are_refitted(nano_run):
+    kept = {n.removeprefix("constants/"): v for n, v in _params(nano_run, part="constants").items()}
+    base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
+    changed = {}
+    for refit in (False, True):
+        model = finetune.prepare(finetune.FinetuneConfig(refit_scales=refit, **base), None).model
+        flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v
+                for k, v in jax.tree.leaves_with_path(model.constants)}  # fmt: skip
+        factors = [name for name in flat if "scale_factor" in name]
+        changed[refit] = sum(not np.array_equal(flat[name], kept[name]) for name in factors) / len(factors)
+    assert changed[False] == 0 and changed[True] > 0.9
 
 
 def test_a_frozen_backbone_does_not_move_and_the_head_does(scalar, nano_run):
@@ -86,7 +114,11 @@ def test_resuming_continues_bit_exactly(gradient, nano_run, tmp_path, monkeypatc
     monkeypatch.undo()
     assert "--resume" in capsys.readouterr().out
     assert _json(tmp_path / "run" / "summary.json")["steps"] == 2
+    resolved = _json(tmp_path / "run" / "resolved.json")
+    resolved["origin"]["step"] = 1  # --init holds another run by now, as it were
+    (tmp_path / "run" / "resolved.json").write_text(json.dumps(resolved))
     _run(tmp_path / "run", *options, "--resume")
+    assert _json(tmp_path / "run" / "summary.json")["origin"] == resolved["origin"]
     one, two = _params(gradient), _params(tmp_path / "run")
     assert one.keys() == two.keys()
     for name in one:

@@ -152,6 +152,20 @@ def test_a_run_with_calls_resumes_bit_exactly(settings, called, tmp_path, monkey
     _assert_same_arrays(tmp_path / "run", called)
 
 
+def test_no_step_saves_the_untrained_network_with_fitted_scale_factors(settings, whole, tmp_path):
+    assert pretrain.main([*settings[1], "--max-steps", "0", "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["finished"] and summary["steps"] == summary["compiled_shapes"] == 0
+    untrained, meta = restore(tmp_path / "run", None, only=("params", "ema", "constants"))
+    trained, _ = restore(whole, None, only=("params", "constants"))
+    assert meta["step"] == 0 and meta["budget"]["steps"] == 12 and meta["budget"]["samples"] == 120
+    factors = [name for name in trained if name.startswith("constants")]
+    assert factors and all(np.array_equal(untrained[name], trained[name]) for name in factors)
+    assert any(not np.array_equal(untrained[name], trained[name]) for name in trained)
+    with pytest.raises(InputError, match="--max-steps must be at least 0"):
+        pretrain.PretrainConfig(upstream="demo:organic", max_steps=-1)
+
+
 def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path):
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run")

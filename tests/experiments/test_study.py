@@ -36,6 +36,33 @@ def test_the_csi_step_stands_between_the_stages(tmp_path):
     assert steps[3].together == ""
 
 
+def test_the_control_fits_scale_factors_and_trains_no_step_before_fine_tuning(tmp_path):
+    steps = study.make_steps(config(control="scales", mixed=False, split="group"), tmp_path)
+    first = [step.argv for step in steps if step.argv[0] == "experiments.pretrain"]
+    assert len(first) == 2 and all(argv[argv.index("--max-steps") + 1] == "0" for argv in first)
+    assert all(argv[argv.index("--split") + 1] == "group" for argv in first)
+    then = {step.name: step.argv for step in steps if step.argv[0] == "experiments.finetune"}
+    assert len(then) == 2 * 4 and len(steps) == 2 + len(then)  # a, b, the task's own, scratch; no CSI
+    own = then["fine-tune t from scales-own seed 0"]
+    assert "--refit-scales" in own and own[own.index("--init") + 1] == str(tmp_path / "pretrain" / "scales-a-s0")
+    other = then["fine-tune t from scales-b seed 0"]
+    assert "--refit-scales" not in other and other[other.index("--init") + 1].endswith("scales-b-s0")
+
+
+def test_the_control_keeps_its_results_apart(tmp_path, monkeypatch):
+    def run_chain(steps, out, jobs):
+        for step in steps:
+            step.proof.parent.mkdir(parents=True, exist_ok=True)
+            step.proof.write_text('{"last_ema": {"mae": 1.0, "unit": "meV/A", "mean_baseline_mae": 2.0}}')
+
+    monkeypatch.setattr(study, "run_chain", run_chain)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "x")
+    study.main(["--upstream", "a=demo:organic", "--downstream", "t=demo:aspirin", "--control", "scales",
+                "--out", str(tmp_path)])
+    assert "| scales-own | 1 |" in (tmp_path / "results-scales.md").read_text()
+    assert not (tmp_path / "results.md").exists()
+
+
 def test_results_without_csi_are_told_without_a_ranking(tmp_path):
     task = {"unit": "meV/A", "mae": {"a": [2.0, 4.0], "scratch": [9.0, 9.0]}, "mean_baseline": 20.0}
     results = {"tasks": {"t": task}, "spearman": None}
@@ -54,7 +81,7 @@ def test_the_correlation_of_equal_and_of_opposite_orders():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seeds": 0}, {"jobs": 0}, {"upstream": ("a=x", "a=y")}, {"downstream": ("scratch=x",)}]
+    "changes", [{"seeds": 0}, {"jobs": 0}, {"upstream": ("a=x", "a=y")}, {"downstream": ("scratch=x",)}, {"control": "x"}]
 )
 def test_bad_settings(changes):
     with pytest.raises(InputError):

@@ -114,11 +114,12 @@ def test_the_mean_over_folds_needs_all_five(tmp_path):
 
 
 @pytest.mark.parametrize("init", ["{run}", "{run}/checkpoints/best", "{run}/checkpoints/step_320", "elsewhere/pre"])
-def test_the_pretraining_run_is_found_through_init(tmp_path, init):
+def test_the_pretraining_run_of_an_older_run_is_found_through_init(tmp_path, init):
     run = pretraining(tmp_path / "pre", n=1000, epochs=3)
-    finetuning(tmp_path / "deep" / "ft", init.format(run=run), "qmof", 0.3, "eV")
+    finetuning(tmp_path / "deep" / "ft", init.format(run=run), "qmof", 0.3, "eV", noted=False)
     (result,) = find_results(tmp_path).results
     assert (result.row.n, result.row.budget, result.pretrain_seed) == (1000, 3000, 0)
+    assert "an older run: its pretraining is read from the folder as it is now" in result.notes
 
 
 def test_a_moved_pretraining_run_leaves_the_budget_unknown(tmp_path):
@@ -136,6 +137,70 @@ def test_scratch_and_converted_weights(tmp_path):
     a, b = find_results(tmp_path).results
     assert (a.row.upstream, a.row.budget, a.pretrain_seed) == ("scratch", 0, None)
     assert b.row == RowKey(120_000_000, 2, "Mixed (Temp)", "JMP-S* (GemNet-OC-S)")
+
+
+def test_the_row_is_what_the_run_noted_when_it_started_whatever_the_folder_holds_later(tmp_path):
+    pre = pretraining(tmp_path / "pre", n=1_000_000)
+    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 7.0)
+    summary = json.loads((finetuning(tmp_path / "old", pre, "qmof", 7.0, noted=False) / "summary.json").read_text())
+    config = json.loads((pre / "config.json").read_text())
+    write(tmp_path / "old", summary=summary | {"pretrained": config})  # what runs kept before they noted their origin
+    for change in (lambda: pretraining(pre, n=2_000_000), lambda: shutil.rmtree(pre)):
+        change()
+        new, old = find_results(tmp_path).results
+        assert (new.row.n, old.row.n, new.notes) == (1_000_000, 1_000_000, ())
+        assert "did not note the pretraining step" in old.notes[0]
+
+
+def test_a_checkpoint_in_the_middle_is_marked_in_its_cell(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    finetuning(tmp_path / "ft", f"{pre}/checkpoints/step_00001000", "rmd17:aspirin", 30.0, step=1000)
+    text, (_, table) = tables.write_table("1", find_results(tmp_path), tmp_path)
+    assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 30.00 (1) [1] |" in text
+    assert "- [1] starts from pretraining step 1,000 of 500,000, about 20,000 of 10,000,000 samples" in text
+    assert "step 1,000 of 500,000" in csv_cells(table)["ANI-1x", "2000000", "rMD17", "", ""]["notes"]
+    finetuning(tmp_path / "whole", pre, "rmd17:aspirin", 5.0, started="2024-01-01T00:00:00+00:00")
+    cells, passed = make_cells(find_results(tmp_path).results)
+    assert [cell.text() for cell in cells.values()] == ["5.00 (1)"]
+    assert passed == ["ft: same row, task and seed as the longer pretrained whole"]
+
+
+def test_an_older_step_folder_is_marked_too(tmp_path):
+    pre = pretraining(tmp_path / "pre")
+    finetuning(tmp_path / "ft", f"{pre}/checkpoints/step_00001000", "rmd17:aspirin", 30.0, noted=False)
+    (result,) = find_results(tmp_path).results
+    assert any("step 1,000 of 500,000" in note for note in result.notes)
+
+
+def test_what_does_not_enter_the_result_does_not_exclude_a_run(tmp_path):
+    for seed, settings in enumerate((
+        {"devices": 8, "steps_per_call": 4, "workers": 3, "shard_optimizer": True, "keep": 9},
+        {"num_processes": 2, "coordinator": "host:1", "process_id": 0},
+        {"batch_size": 5, "accumulate": 4},
+    )):  # fmt: skip
+        pre = pretraining(tmp_path / f"pre{seed}", seed=seed, **settings)
+        finetuning(tmp_path / f"ft{seed}", pre, "rmd17:aspirin", 5.0 + seed, seed=seed, workers=2, data_root="/d")
+    cells, _ = make_cells(find_results(tmp_path).results)
+    assert [(row, column.recipe, cell.text()) for (row, column), cell in cells.items()] == [
+        (ANI, "", "6.00 ± 1.00 (3)")
+    ]
+
+
+def test_precision_enters_the_result_and_is_shown(tmp_path):
+    pre = pretraining(tmp_path / "pre", precision="bfloat16")
+    finetuning(tmp_path / "a", pre, "rmd17:aspirin", 5.0)
+    finetuning(tmp_path / "b", pretraining(tmp_path / "pre2"), "rmd17:aspirin", 5.0, precision="tf32")
+    assert [r.row.variant for r in find_results(tmp_path).results] == ["pretrained in bfloat16", "fine-tuned in tf32"]
+
+
+def test_a_fine_tuned_run_as_start_is_no_row_of_the_paper(tmp_path):
+    record = {"settings": {"downstream": "demo:aspirin"}, "budget": None, "step": 4, "upstream": "ani1x"}
+    ft = finetuning(tmp_path / "ft", "/first", "qmof", 0.3, "eV")
+    summary = json.loads((ft / "summary.json").read_text())
+    write(ft, summary=summary | {"origin": record})
+    (result,) = find_results(tmp_path).results
+    assert result.row[:3] == (None, None, "ANI-1x")
+    assert result.row.variant == "by way of fine-tuning on demo:aspirin"
 
 
 def test_what_departs_from_the_paper_is_kept_apart(tmp_path):
@@ -159,19 +224,21 @@ def test_what_departs_from_the_paper_is_kept_apart(tmp_path):
 def test_a_table_beside_the_published_numbers(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     pre = pretraining(runs / "pre")
-    finetuning(runs / "ft", pre, "rmd17:aspirin", 5.5, best=5.25)
+    finetuning(runs / "ft", pre, "rmd17:aspirin", 5.5, best=5.25, tested=(10, 20))
     finetuning(runs / "broken", pre, "qmof", 1.0)
     (runs / "broken" / "test.json").write_text("{")
     finetuning(runs / "stopped", pre, "md22:Ac-Ala3-NHMe", 1.0, finished=False)
     assert tables.main(["--table", "1", "--runs", str(runs), "--out", str(out)]) == 0
     page = (out / "table1.md").read_text()
-    assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 5.50 (1) | 2.9 | - |" in page
+    assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 5.50 (1) [1] | 2.9 | - |" in page
+    assert "- [1] tested on 10 of 20 test structures" in page
     assert "`ft`: ANI-1x -> rMD17, seed 0 (pretraining 0), commit 0123456789, cpu, float32, 10 of 20" in page
     assert "- broken: test.json cannot be read" in page
     assert "- stopped: not finished" in page
     assert str(tmp_path) not in page
     cell = csv_cells(out / "table1.csv")["ANI-1x", "2000000", "rMD17", "", ""]
     assert (cell["published"], cell["mean"], cell["n_seeds"], cell["runs"]) == ("5.4", "5.5", "1", "ft")
+    assert cell["notes"] == "tested on 10 of 20 test structures"
     assert csv_cells(out / "table1.csv")["OC20", "2000000", "rMD17", "", ""]["mean"] == ""
     tables.main(["--table", "1", "--runs", str(runs), "--out", str(out), "--weights", "best_ema"])
     assert "5.4 | 5.25 (1)" in (out / "table1.md").read_text()
@@ -252,9 +319,30 @@ def test_a_missing_extractor_is_said_with_what_there_is(tmp_path):
 
 def test_seeds_of_a_comparison_become_mean_and_deviation(tmp_path):
     for seed, score in enumerate((1.0, 3.0)):
-        comparison(tmp_path / str(seed), {("ani1x", "qm9:U_0"): score})
+        comparison(tmp_path / str(seed), {("ani1x", "qm9:U_0"): score}, seed=seed)
     panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
     assert panels["QM9"]["ANI-1x"] == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(("change", "names"), [
+    ({"extractor": "equiformer_v2:2"}, ["ANI-1x, equiformer_v2:1", "ANI-1x, equiformer_v2:2"]),
+    ({"n": "400"}, ["ANI-1x, n 400", "ANI-1x, n 800"]),
+    ({"data": "e123456789"}, ["ANI-1x, upstream d, downstream d", "ANI-1x, upstream e12345, downstream e12345"]),
+    ({"data": None}, ["ANI-1x, upstream d, downstream d", "ANI-1x, upstream of b, downstream of b"]),
+])  # fmt: skip
+def test_scores_of_other_extractors_sizes_or_data_are_bars_of_their_own(tmp_path, change, names):
+    comparison(tmp_path / "a", {("ani1x", "qm9:U_0"): 1.0}, n="800")
+    comparison(tmp_path / "b", {("ani1x", "qm9:U_0"): 3.0}, **({"n": "800", "seed": 1} | change))
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
+    shown = {name: bar.value for name, bar in panels["QM9"].items() if bar}
+    assert sorted(shown) == names and sorted(shown.values()) == [1.0, 3.0]
+
+
+def test_a_seed_that_was_compared_twice_counts_once(tmp_path):
+    for name, score in (("a", 1.0), ("b", 3.0)):
+        comparison(tmp_path / name, {("ani1x", "qm9:U_0"): score}, seed=0)
+    panels, _ = figures.csi_panels(figures.CSI_FIGURES["3"], find_comparisons(tmp_path))
+    assert panels["QM9"]["ANI-1x"].value == 3.0
 
 
 def test_figure_4_shows_the_mixture_beside_the_paper(tmp_path):
@@ -265,6 +353,9 @@ def test_figure_4_shows_the_mixture_beside_the_paper(tmp_path):
     panel = figures.error_panels("4", tmp_path, "last_ema")["rMD17 (meV/A)"]
     assert [bar and bar.value for bar in panel.values()] == [5.4, 5.0, 7.8, 8.0]
     assert figures.error_panels("4", tmp_path, "last_ema")["QM9 (meV)"]["ANI-1x (2M), 10M"] is None
+    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 8.0, upstream="ani1x,oc22", tested=(2, 3))
+    panel = figures.error_panels("4", tmp_path, "last_ema")["rMD17 (meV/A)"]
+    assert list(panel)[-1].endswith(figures.PARTIAL)
 
 
 @pytest.mark.parametrize("figure", figures.FIGURES)
@@ -277,7 +368,7 @@ def test_an_older_config_without_newer_settings_still_counts(tmp_path):
     pre = pretraining(tmp_path / "pre")
     config = json.loads((pre / "config.json").read_text())
     (pre / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ("mix", "subset")}))
-    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 5.0)
+    finetuning(tmp_path / "ft", pre, "rmd17:aspirin", 5.0, noted=False)
     (result,) = find_results(tmp_path).results
     assert result.row == ANI
     shutil.rmtree(pre)

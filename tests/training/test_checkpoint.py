@@ -194,6 +194,12 @@ def test_newest_and_best_are_kept(store, tmp_path):
     assert restore(tmp_path / "checkpoints/last")[1]["step"] == 6
     assert read_meta(tmp_path) == {"step": 2}  # a run directory means its best
     assert resolve_checkpoint(store.directory / "step_00000005").name == "step_00000005"
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        assert resolve_checkpoint(f"{folder}@last").name == "step_00000006"
+        assert resolve_checkpoint(f"{folder}@best").name == "step_00000002"
+    for name in (f"{tmp_path}@first", f"{tmp_path / 'no'}@last"):
+        with pytest.raises(InputError, match="no checkpoint"):
+            resolve_checkpoint(name)
     shutil.rmtree(store.directory / "step_00000002")
     with pytest.raises(InputError, match="step_00000002, which is not there"):
         restore(tmp_path / "checkpoints/best")

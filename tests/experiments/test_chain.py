@@ -58,7 +58,7 @@ def chain(tmp_path):
     return run, commands
 
 
-def test_a_chain_whose_inputs_are_the_same_runs_nothing_again(chain, tmp_path):
+def test_a_chain_whose_inputs_are_the_same_runs_nothing_again(chain):
     run, commands = chain
     run()
     assert commands.calls == ["pre", "ft"]
@@ -67,9 +67,9 @@ def test_a_chain_whose_inputs_are_the_same_runs_nothing_again(chain, tmp_path):
 def test_a_step_from_changed_data_is_refused_with_both_identities(chain, tmp_path):
     run, commands = chain
     write_xyz(tmp_path / "data.extxyz", shift=0.3)
-    with pytest.raises(InputError, match=r"step pretrain was made from another --upstream file:.*then.*now.*remove") as e:
+    with pytest.raises(InputError, match="pretrain was made from another --upstream file:.*then.*now") as raised:
         run()
-    assert str(tmp_path / "pre") in str(e.value) and commands.calls == ["pre", "ft"]
+    assert str(tmp_path / "pre") in str(raised.value) and commands.calls == ["pre", "ft"]
 
 
 def test_a_step_from_a_run_that_is_to_be_made_anew_is_refused_at_once(chain, tmp_path):
@@ -84,7 +84,7 @@ def test_a_step_from_a_run_that_is_to_be_made_anew_is_refused_at_once(chain, tmp
 
 
 def test_a_step_from_a_run_made_anew_is_refused(chain, tmp_path):
-    run, commands = chain
+    run, _ = chain
     with CheckpointStore(tmp_path / "pre" / "checkpoints") as store:
         store.save(1, {"w": np.ones(1)}, {"run": 7}, "best")
     with pytest.raises(InputError, match="fine-tune was made from another --init"):

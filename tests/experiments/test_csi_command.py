@@ -145,7 +145,8 @@ def test_features_are_used_again_while_the_content_is_the_same_and_made_anew_whe
 
 
 def test_features_are_made_anew_when_the_source_of_the_classes_changes(plain, monkeypatch, capsys):
-    options = ["--dataset", "demo:organic", "--checkpoint", "x", "--n", "20", "--sampling", "balanced", "--out", "x.npz"]
+    options = ["--dataset", "demo:organic", "--checkpoint", "x", "--n", "20", "--sampling", "balanced"]
+    options += ["--out", "x.npz"]
     assert extract.main(options) == 0 and extract.main(options) == 0
     assert "made from the same inputs, used again" in capsys.readouterr().out
     monkeypatch.setattr(extraction, "classes_of", lambda spec, store: (np.arange(len(store)) % 7, "mapping.pkl"))
@@ -215,7 +216,7 @@ def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small,
     assert csi.main([*many, "--quiet"]) == 0
     (row,) = json.loads((plain / "out" / "csi.json").read_text())["rows"]
     assert row["extrapolated low"] <= row["CSI extrapolated"] <= row["extrapolated high"]
-    assert abs(row["CSI extrapolated"] - 8 * 0.30**2) < row["CSI Score"] - 8 * 0.30**2
+    assert row["CSI extrapolated"] < row["CSI Score"]
 
 
 def _refusal(command, options, capsys):

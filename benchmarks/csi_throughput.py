@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.records import about, append
-from experiments.extraction import Request, choose_records, classes_of, extract, opened
+from experiments.extraction import Request, draw_sample, extract
 from experiments.extractors import Extractor
 from experiments.passes import plan_pass
 from jaxatoms.csi.frechet import frechet_distances
@@ -22,7 +22,6 @@ from jaxatoms.csi.moments import covariance, empty_moments, moments_of_rows, to_
 from jaxatoms.csi.sampling import sample_balanced
 from jaxatoms.csi.selection import distance_of, prepare_candidates, select_structures
 from jaxatoms.data.corpus import samples_of
-from jaxatoms.data.store import open_dataset
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import feature_width, find_config, make_model, split_model
 
@@ -146,15 +145,13 @@ def extraction_against_forward(dataset: str, n: int, model: str = "gemnet_oc_s")
     extractor = Extractor("random weights", feature_width(find_config(model)), 120,
                           lambda batch: compiled(params, constants, batch), [])  # fmt: skip
     request, batch_edges = Request(dataset=dataset, n=str(n)), 4096
-    extract(request, extractor, keep=False, batch_edges=batch_edges, quiet=True)  # compiles, converts
+    extract(draw_sample(request, extractor, batch_edges), extractor, keep=False, quiet=True)  # compiles, converts
     start = time.perf_counter()
-    info = extract(request, extractor, keep=False, batch_edges=batch_edges, quiet=True).info
+    sample = draw_sample(request, extractor, batch_edges)
+    info = extract(sample, extractor, keep=False, quiet=True).info
     seconds = time.perf_counter() - start
 
-    spec, store = open_dataset(dataset)
-    corpus, train = opened(dataset, spec, store, nearest=False)
-    records, _ = choose_records(store, train, classes_of(spec, store)[train], request, 120)
-    stream = plan_pass(corpus, samples_of(0, records), batch_edges, extractor.shapes)
+    stream = plan_pass(sample.corpus, samples_of(0, sample.records), batch_edges, extractor.shapes)
     batches = [jax.device_put(stream.batch(step)) for step in range(len(stream.groups))]
     jax.block_until_ready(extractor.features(batches[0]))
     start = time.perf_counter()

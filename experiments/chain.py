@@ -5,8 +5,8 @@
     run_chain(steps, Path("out"))
 
 A step is done when its proof is there: a file, and where it is JSON with a field "finished", that field is true.
-chain.json in the chain's folder keeps the words of every step, so that a step done under other settings is refused
-instead of passing for this one.
+chain.json in the chain's folder keeps the words of every step and what its data sets, checkpoints and files were, so
+that a step done under other settings, or from what was made anew since, is refused instead of passing for this one.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, inputs
 from jaxatoms.types import InputError
 
 MANIFEST = "chain.json"
@@ -119,11 +119,13 @@ def run_chain(
       jobs: steps that run at the same time where they are marked `together`.
 
     Raises:
-      InputError: a step failed or was stopped (run the chain again to go on), or was done with other settings.
+      InputError: a step failed or was stopped (run the chain again to go on), or was done from others.
     """
     check_settings(steps, folder)
+    check_inputs(steps, folder)
     numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
     for group in _groups(numbered):
+        check_inputs([step for _, step in group], folder)  # earlier steps may have made theirs anew just now
         _run_group(group, folder, start or start_process, say, jobs)
 
 
@@ -190,7 +192,7 @@ def check_settings(steps: Sequence[Step], folder: Path) -> None:
     assert len(set(names)) == len(names), names
     known = _manifest(folder)
     for step in steps:
-        before = known.get(step.name)
+        before = known[step.name]["argv"] if step.name in known else None
         if before is None or before == list(step.argv) or not (is_done(step) or _has_begun(step)):
             continue
         changed = [word for word in step.argv if word not in before] or [w for w in before if w not in step.argv]
@@ -200,23 +202,64 @@ def check_settings(steps: Sequence[Step], folder: Path) -> None:
         )
 
 
+def check_inputs(steps: Sequence[Step], folder: Path) -> None:
+    """Refuse steps that are done or begun, but with inputs that are others now, or are about to be made anew.
+
+    Inputs that were not there when the step began, or cannot be read now, are not compared.
+
+    Raises:
+      InputError: naming the first such step, its input with both identities, and what to remove.
+    """
+    known, look = _manifest(folder), functools.cache(inputs.dataset)
+    unfinished = [step.proof.absolute() for step in steps if not is_done(step)]
+    stale = []
+    for step in steps:
+        before = {k: v for k, v in known.get(step.name, {}).get("inputs", {}).items() if v is not None}
+        if before and (is_done(step) or _has_begun(step)):
+            now = {name: _identity(name, value, unfinished) for name, value in _inputs(step, look).items()}
+            others = inputs.changed(before, {k: v for k, v in now.items() if v is not None and k in before})
+            stale += [(step, others[0], before[others[0]], now[others[0]])] if others else []
+    if stale:
+        step, name, old, new = stale[0]
+        shown = list(dict.fromkeys(str(one.proof.parent) for one, *_ in stale))
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        raise InputError(f"step {step.name} was made from another {name} ({old} then, {new} now); to make it anew "
+                         f"remove {', '.join(shown[:5])}{more}, or use another --out")  # fmt: skip
+
+
+def _identity(name: str, value: str | None, unfinished: Sequence[Path]) -> str | None:
+    """Of an input now; of a run folder that an unfinished step is to write, that it will be another."""
+    place = Path(name.partition(" ")[2]).absolute()
+    return "to be made" if value is None and any(place in proof.parents for proof in unfinished) else value
+
+
+def _inputs(step: Step, look: Callable = inputs.dataset) -> inputs.Inputs:
+    return inputs.of_command([*step.argv, *step.places], look)
+
+
 def _has_begun(step: Step) -> bool:
     return step.begun is not None and step.begun.exists()
 
 
 def _note(step: Step, folder: Path) -> None:
     draft = folder / f".{MANIFEST}.tmp"
-    draft.write_text(json.dumps(_manifest(folder) | {step.name: list(step.argv)}, indent=1) + "\n")
+    known = _manifest(folder)
+    before = known.get(step.name, {}).get("inputs", {}) if _has_begun(step) else {}
+    made_from = {name: before.get(name) if value is None else value for name, value in _inputs(step).items()}
+    record = {step.name: {"argv": list(step.argv), "inputs": made_from}}
+    draft.write_text(json.dumps(known | record, indent=1) + "\n")
     draft.replace(folder / MANIFEST)
 
 
-def _manifest(folder: Path) -> dict[str, list[str]]:
+def _manifest(folder: Path) -> dict[str, dict]:
+    """{name of a step: its words and inputs}; older chains kept the words alone."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        found = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise InputError(f"{folder / MANIFEST} is not JSON ({error}); delete it") from None
+    return {name: {"argv": kept, "inputs": {}} if isinstance(kept, list) else kept for name, kept in found.items()}
 
 
 def print_chain(steps: Sequence[Step], say=print) -> None:

@@ -101,6 +101,22 @@ def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
             raise InputError(f"{option_of(name)} must be {' or '.join(allowed)}, got {getattr(config, name)!r}")
 
 
+def refuse_unused(config: Any, names: Sequence[str], why: str) -> None:
+    """Refuse options that were given but would have no effect, so that none is recorded as if it had been used.
+
+    Args:
+      names: fields whose default means that the option was not given.
+      why: ends the sentence "--x has no effect ...".
+
+    Raises:
+      InputError: naming the option.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise InputError(f"{option_of(name)} has no effect {why}; leave it out")
+
+
 def option_of(name: str) -> str:
     """batch_size -> --batch-size."""
     return "--" + name.replace("_", "-")

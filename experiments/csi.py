@@ -6,18 +6,36 @@ Any entry may be a file of features (experiments.extract, or `features [rows, d]
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments import cli, csi_report
-from experiments.extraction import Extracted, Request, extract_for, load_extracted, save_extracted
+from experiments.extraction import (
+    BATCH_EDGES,
+    N_STRUCTURES,
+    Extracted,
+    Request,
+    extract_for,
+    load_extracted,
+    reusable,
+    sample_for,
+)
 from experiments.extractors import Extractor, load_extractor
 from experiments.provenance import provenance
 from experiments.runtime import prepare_process
 from jaxatoms.csi.score import csi_terms
-from jaxatoms.csi.uncertainty import bootstrap_interval, effective_rank, weighted_merges
+from jaxatoms.csi.uncertainty import (
+    SMALLEST,
+    bootstrap_interval,
+    effective_rank,
+    extrapolate,
+    interval_about,
+    weighted_merges,
+)
+from jaxatoms.data.subset import parse_count
 from jaxatoms.types import InputError
 
 
@@ -34,23 +52,32 @@ class CsiConfig:
     a PyTorch file; not needed for files."""
     features: tuple[str, ...] = ()
     """.npz files that --upstream and --downstream may name by their stem."""
-    n: str = "10000"
-    """Structures per data set; a smaller set is taken whole (the table says how many)."""
-    sampling: str = "balanced"
-    """Of the upstream sets: balanced, balanced_no_rep, random, stratified or uniform."""
-    downstream_sampling: str = "random"
-    aggregation: str = "flat"
-    """flat (one row per atom: the method), mean, sum or max over the atoms of a structure."""
-    seed: int = 0
+    n: str | None = None
+    """Structures per data set, default 10000; a set of at most so many is taken whole, each structure once."""
+    sampling: str | None = None
+    """Of the upstream data sets: balanced (the default), balanced_no_rep, random, stratified or uniform."""
+    downstream_sampling: str | None = None
+    """Of the downstream data sets; default random."""
+    repeat: bool = False
+    """Draw --n structures from a smaller upstream set, some several times, as the reference's balanced sampler does."""
+    aggregation: str | None = None
+    """flat (one row per atom: the method), mean, sum or max over the atoms of a structure; default: flat, or what files
+    of moments hold."""
+    seed: int | None = None
+    """Of the draw, the blocks and the resamples, default 0; files keep their draw, and without rows their blocks."""
     edge_dropout: float = 0.0
     """Of the upstream graphs; 0.1 reproduces the reference."""
-    blocks: int = 32
-    """Random groups of structures, resampled for the intervals."""
+    blocks: int | None = None
+    """Random groups of structures, resampled for the intervals; default 32, fewer in smaller sets."""
     resamples: int = 200
     level: float = 0.95
     """Coverage of the intervals."""
+    estimate: str = "corrected"
+    """The value that is printed and ranked by: corrected (less its excess for the sample's size), plain (the published
+    procedure) or extrapolated (a fit to infinite samples, for small ones)."""
     raw_weights: bool = False
-    batch_edges: int = 4096
+    batch_edges: int | None = None
+    """Edge slots of a batch; default 4096."""
     out: str = "runs/csi"
     """Folder for csi.csv, csi.json, csi.png and the extracted features (reused where nothing changed)."""
     store: bool = False
@@ -63,8 +90,17 @@ class CsiConfig:
         if not 0 < self.level < 1:
             raise InputError(f"--level must lie between 0 and 1, got {self.level}")
         for name in ("blocks", "resamples"):
-            if getattr(self, name) < 4:
-                raise InputError(f"--{name} must be at least 4, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 4:
+                raise InputError(f"--{name} must be at least 4, got {value}")
+        cli.check_choices(self, {"estimate": tuple(csi_report.COLUMNS)})
+        if self.takes_all:
+            cli.refuse_unused(self, ("sampling", "downstream_sampling", "repeat"), "where --n is all")
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether no data set is sampled."""
+        return self.n is not None and parse_count(self.n) == "all"
 
 
 @cli.one_line_errors()
@@ -74,46 +110,111 @@ def main(argv: list[str] | None = None) -> int:
     prepare_process()
     out = cli.resolve_run_dir(config.out)
     upstream, downstream = gather(config, out)
-    check_alike([*upstream.values(), *downstream.values()])
+    sets = [*upstream.values(), *downstream.values()]
+    check_alike(sets)
     rows = score_pairs(upstream, downstream, config)
-    ranking = rank(rows)
+    ranking = rank(rows, config.estimate)
     csi_report.write_csv(out / "csi.csv", rows)
-    extractor = next(iter(upstream.values())).info["extractor"]
     record = {
         "rows": rows,
         "ranking": ranking,
-        "extractor": extractor,
-        "config": dataclasses.asdict(config),
+        "estimate": config.estimate,
+        "extractor": sets[0].info["extractor"],
+        "config": dataclasses.asdict(config) | used(config, upstream, sets[0].info["aggregation"]),
+        "sets": {role: {label: data.info for label, data in side.items()}
+                 for role, side in (("upstream", upstream), ("downstream", downstream))},
         "provenance": provenance(),
-    }
+    }  # fmt: skip
     csi_report.write_json(out / "csi.json", record)
-    csi_report.plot(out / "csi.png", rows)
+    csi_report.plot(out / "csi.png", rows, config.estimate)
     if not config.quiet:
-        csi_report.print_ranking(rows, ranking)
+        csi_report.print_ranking(rows, ranking, config)
     print(f"-> {out}/csi.csv, csi.json, csi.png")
     return 0
 
 
+def used(config: CsiConfig, upstream: dict[str, Extracted], aggregation: str) -> dict:
+    """What options without a fixed default came to; None where nothing used them."""
+    files = _files(config)
+    up, down = (any(name not in files for name in names) for names in (config.upstream, config.downstream))
+    sampled = {e.info["sampling"] for e in upstream.values()} - {"all", "given"}
+    sampled |= {config.sampling or "balanced"} if up and not config.takes_all else set()
+    return {
+        "aggregation": aggregation,
+        "sampling": "mixed" if len(sampled) > 1 else next(iter(sampled), None),
+        "downstream_sampling": config.downstream_sampling or "random" if down and not config.takes_all else None,
+        "n": config.n or N_STRUCTURES if up or down else None,
+        "batch_edges": config.batch_edges or BATCH_EDGES if up or down else None,
+        "seed": config.seed or 0,
+    }
+
+
 def gather(config: CsiConfig, out: Path) -> tuple[dict[str, Extracted], dict[str, Extracted]]:
-    """Features of every upstream and downstream set, extracted or read."""
-    files = {Path(path).stem: Path(path) for path in config.features}
-    extractor: Extractor | None = None
+    """Features of every upstream and downstream set, extracted or read.
+
+    Raises:
+      InputError: a set named twice, an option that has no effect on these sets, or whatever reading them raises.
+    """
+    files = _files(config)
+    check_options(config, files)
+    read = {name: load_extracted(path, config.aggregation, config.blocks, config.seed) for name, path in files.items()}
+    extractor = None if _extracts(config, files) == [] else load_extractor(str(config.checkpoint), config.raw_weights)
     sides: list[dict[str, Extracted]] = []
     for role, names in (("upstream", config.upstream), ("downstream", config.downstream)):
         side: dict[str, Extracted] = {}
         short = short_names(names)
         for name in names:
-            path = files.get(name) or (Path(name) if name.endswith(".npz") and "@" not in name else None)
-            if path is None and extractor is None:
-                if config.checkpoint is None:
-                    raise InputError(f"{name} needs --checkpoint, the network that extracts its features")
-                extractor = load_extractor(config.checkpoint, config.raw_weights)
-            label = short[name] if path is None else path.stem
+            label = files[name].stem if name in files else short[name]
             if label in side:
                 raise InputError(f"{label} is named twice in --{role}; name every set once")
-            side[label] = _extracted(name, role, config, extractor, out) if path is None else load_extracted(path)
+            side[label] = read[name] if name in files else _extracted(name, role, config, extractor, out)
         sides.append(side)
     return sides[0], sides[1]
+
+
+def _files(config: CsiConfig) -> dict[str, Path]:
+    """The sets that are files of features: {name: path}.
+
+    Raises:
+      InputError: two of --features have one name, or no set has it.
+    """
+    by_stem: dict[str, Path] = {}
+    for path in map(Path, config.features):
+        if path.stem in by_stem:
+            raise InputError(f"--features {by_stem[path.stem]} and {path} have one name; rename one")
+        by_stem[path.stem] = path
+    names = [*config.upstream, *config.downstream]
+    for stem, path in by_stem.items():
+        if stem not in names:
+            raise InputError(f"--features {path} has no effect, for --upstream and --downstream do not name {stem}")
+    given = {name: Path(name) for name in names if name.endswith(".npz") and "@" not in name}
+    return given | {name: by_stem[name] for name in names if name in by_stem}
+
+
+def _extracts(config: CsiConfig, files: dict[str, Path]) -> list[str]:
+    """The sets that a network has to see."""
+    return [name for name in (*config.upstream, *config.downstream) if name not in files]
+
+
+def check_options(config: CsiConfig, files: dict[str, Path]) -> None:
+    """Refuse options that have no effect on these sets.
+
+    Raises:
+      InputError: naming the first of them; or a data set without --checkpoint.
+    """
+    sets = _extracts(config, files)
+    if not sets:
+        cli.refuse_unused(config, _EXTRACTING, "where every set is a file of features")
+    elif config.checkpoint is None:
+        raise InputError(f"{sets[0]} needs --checkpoint, the network that extracts its features")
+    if not set(config.upstream) & set(sets):
+        cli.refuse_unused(config, _UPSTREAM, "where every upstream set is a file of features")
+    if not set(config.downstream) & set(sets):
+        cli.refuse_unused(config, ("downstream_sampling",), "where every downstream set is a file of features")
+
+
+_EXTRACTING = ("checkpoint", "raw_weights", "n", "batch_edges", "store", "data_root", "cache_dir")
+_UPSTREAM = ("sampling", "repeat", "edge_dropout")
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -123,34 +224,31 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {n: label if labels.count(label) == 1 else n for n, label in short.items()}
 
 
-def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor, out: Path) -> Extracted:
-    """Extract a set, or reuse what an earlier run with the same settings left."""
+def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor | None, out: Path) -> Extracted:
+    """Extract a set, or reuse what an earlier run made from the same inputs."""
+    assert extractor is not None
     up = role == "upstream"
     request = Request(
         dataset=name,
-        n=config.n,
-        sampling=config.sampling if up else config.downstream_sampling,
-        seed=config.seed,
-        aggregation=config.aggregation,
+        n=config.n or N_STRUCTURES,
+        sampling=(config.sampling or "balanced") if up else config.downstream_sampling or "random",
+        seed=config.seed or 0,
+        aggregation=config.aggregation or "flat",
         edge_dropout=config.edge_dropout if up else 0.0,
         n_blocks=config.blocks,
         clamp=True,
+        repeat=config.repeat and up,
     )
     path = out / "features" / f"{role}-{_file_name(name)}.npz"
-    if path.exists():
-        found = load_extracted(path)
-        wanted = dataclasses.asdict(request) | {"extractor": extractor.identity}
-        if all(found.info.get(k) == v for k, v in wanted.items()) and (found.features is not None or not config.store):
-            return found
-    data = extract_for(config, request, extractor, config.store)
-    save_extracted(path, data)
-    return data
+    sample = sample_for(config, request, extractor)
+    found = reusable(path, sample, config.store, config.quiet)
+    return extract_for(config, sample, extractor, config.store, path) if found is None else found
 
 
 def _file_name(name: str) -> str:
-    """A data set's name as a file name; paths keep their last part."""
+    """A data set's name as a file name; of two paths that end alike each has its own."""
     base, _, path = name.partition("@")
-    tail = f"-{Path(path).stem}" if path else ""
+    tail = f"-{Path(path).stem}-{hashlib.sha256(path.encode()).hexdigest()[:6]}" if path else ""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in base + tail)
 
 
@@ -172,30 +270,49 @@ def check_alike(sets: list[Extracted]):
 
 
 def score_pairs(upstream: dict[str, Extracted], downstream: dict[str, Extracted], config: CsiConfig) -> list[dict]:
-    """One record per pair: score, its parts, interval, resampled scores, sizes."""
+    """One record per pair: score, its parts, its estimates with their intervals, resampled scores, sizes."""
     up, down = ([_whole(e) for e in side.values()] for side in (upstream, downstream))
     terms = csi_terms(up, down)
-    ranks = {name: float(effective_rank(m)) for name, m in zip([*upstream, *downstream], [*up, *down], strict=True)}
+    up_ranks, down_ranks = ([float(effective_rank(m)) for m in side] for side in (up, down))
     rows = []
     for i, (u, a) in enumerate(upstream.items()):
         for j, (d, b) in enumerate(downstream.items()):
-            interval = bootstrap_interval(a.blocks, b.blocks, config.resamples, config.level, config.seed)
             rows.append({
                 "Upstream": u,
                 "Downstream": d,
                 "Sampling": a.info["sampling"],
                 "Seed": a.info["seed"],
-                "CSI Score": float(terms.mean[i, j] + terms.covariance[i, j]),
-                "low": interval.low,
-                "high": interval.high,
+                **_estimates(a, b, float(terms.mean[i, j] + terms.covariance[i, j]), config),
                 "mean part": float(terms.mean[i, j]),
                 "covariance part": float(terms.covariance[i, j]),
-                "small-sample excess": interval.bias,
-                **_sizes("upstream", a, ranks[u]),
-                **_sizes("downstream", b, ranks[d]),
-                "resampled": (interval.samples - interval.bias).tolist(),
+                **_sizes("upstream", a, up_ranks[i]),
+                **_sizes("downstream", b, down_ranks[j]),
             })
     return rows
+
+
+def _estimates(a: Extracted, b: Extracted, plain: float, config: CsiConfig) -> dict:
+    """Every estimate of a pair with its interval, and the resamples about the one that is asked for."""
+    found = bootstrap_interval(a.blocks, b.blocks, config.resamples, config.level, config.seed or 0)
+    values = {"plain": plain, "corrected": plain - found.bias}
+    if config.estimate == "extrapolated":
+        _check_rows(a, b)
+        values["extrapolated"] = extrapolate(a.blocks, b.blocks, seed=config.seed or 0).value
+    out: dict = {}
+    for name, value in values.items():
+        ends = interval_about(value, found.samples, config.level)
+        out |= dict(zip(csi_report.COLUMNS[name], (max(0.0, value), *ends), strict=True))
+    resampled = found.samples - np.median(found.samples) + values[config.estimate]
+    return out | {"small-sample excess": found.bias, "resampled": resampled.tolist()}
+
+
+def _check_rows(*sets: Extracted) -> None:
+    """Refuse to extrapolate where the smallest subset has too few rows to be on the straight line."""
+    for data in sets:
+        rows, width = int(data.blocks.count.sum()), data.blocks.mean.shape[-1]
+        if SMALLEST * rows < 2 * width:
+            raise InputError(f"{data.info['dataset']}: {rows} feature rows are too few to extrapolate for {width} "
+                             f"features, {int(2 * width / SMALLEST)} are needed; raise --n")  # fmt: skip
 
 
 def _whole(data: Extracted):
@@ -206,22 +323,26 @@ def _whole(data: Extracted):
 def _sizes(role: str, data: Extracted, rank: float) -> dict:
     return {
         f"{role} structures": data.info["n_structure"],
+        f"{role} distinct": data.info.get("n_distinct", data.info["n_structure"]),
         f"{role} atoms": data.info["n_atom"],
         f"{role} fingerprint": data.info.get("fingerprint"),
         f"{role} effective rank": rank,
     }
 
 
-def rank(rows: list[dict]) -> dict[str, list[dict]]:
+def rank(rows: list[dict], estimate: str) -> dict[str, list[dict]]:
     """Per task, upstream sets from best to worst, each with the share of resamples in which it is the best."""
+    value, low, high = csi_report.COLUMNS[estimate]
     out = {}
     for task in dict.fromkeys(row["Downstream"] for row in rows):
-        own = sorted((r for r in rows if r["Downstream"] == task), key=lambda r: r["CSI Score"])
+        # The median of the resamples is the estimate before it is clipped at 0, where several may lie.
+        own = sorted((r for r in rows if r["Downstream"] == task), key=lambda r: np.median(r["resampled"]))
         winner = np.argmin([r["resampled"] for r in own], axis=0)
         out[task] = [
-            {"upstream": r["Upstream"], "csi": r["CSI Score"], "probability_best": float(np.mean(winner == i))}
+            {"upstream": r["Upstream"], "csi": r[value], "low": r[low], "high": r[high], "estimate": estimate,
+             "plain": r["CSI Score"], "probability_best": float(np.mean(winner == i))}
             for i, r in enumerate(own)
-        ]
+        ]  # fmt: skip
     return out
 
 

@@ -8,6 +8,14 @@ import numpy as np
 
 from jaxatoms.types import InputError
 
+# Estimate -> its columns: value, and the ends of its interval. The first is what the reference's tables hold.
+COLUMNS = {
+    "plain": ("CSI Score", "low", "high"),
+    "corrected": ("CSI corrected", "corrected low", "corrected high"),
+    "extrapolated": ("CSI extrapolated", "extrapolated low", "extrapolated high"),
+}
+SMALL = 0.1  # excess of a sample's size, as a share of the plain score, from which more structures are advised
+
 
 def write_csv(path: Path, rows: list[dict]):
     """The reference's columns first, then ours."""
@@ -26,8 +34,8 @@ def write_json(path: Path, record: dict):
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def plot(path: Path, rows: list[dict]):
-    """One panel per task, one bar per upstream set, with intervals."""
+def plot(path: Path, rows: list[dict], estimate: str):
+    """One panel per task, one bar per upstream set: an estimate with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,30 +49,46 @@ def plot(path: Path, rows: list[dict]):
         axis.set_visible(False)
     for axis, task in zip(axes.flat, tasks, strict=False):
         own = {r["Upstream"]: r for r in rows if r["Downstream"] == task}
-        values = np.array([own[u]["CSI Score"] for u in upstream])
-        ends = np.array([[own[u]["low"] for u in upstream], [own[u]["high"] for u in upstream]])
-        errors = np.maximum([values - ends[0], ends[1] - values], 0)
+        values, low, high = (np.array([own[u][column] for u in upstream]) for column in COLUMNS[estimate])
+        errors = np.maximum([values - low, high - values], 0)  # of rounding
         axis.bar(range(len(upstream)), values, yerr=errors, capsize=3, color=[f"C{i}" for i in range(len(upstream))])
         axis.set_xticks(range(len(upstream)), upstream, rotation=30, ha="right", fontsize=8)
         axis.set_title(task, fontsize=9)
-        axis.set_ylabel("CSI (lower = closer)", fontsize=8)
+        axis.set_ylabel(f"CSI, {estimate} (lower = closer)", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def print_ranking(rows: list[dict], ranking: dict[str, list[dict]]):
-    """The table per task and one line of advice with how sure it is."""
+def print_ranking(rows: list[dict], ranking: dict[str, list[dict]], config):
+    """The table per task and one line of advice with how sure it is; `config` has `estimate` and `level`."""
     by_pair = {(r["Upstream"], r["Downstream"]): r for r in rows}
+    plain = "" if config.estimate == "plain" else "; plain: the published procedure"
+    print(f"\nCSI {config.estimate} [{config.level:.0%} interval]{plain}")
     for task, order in ranking.items():
         r = by_pair[order[0]["upstream"], task]
-        print(f"\n{task}  ({r['downstream structures']:,} structures, {r['downstream atoms']:,} atoms)")
+        print(f"\n{task}  ({_sample(r, 'downstream')}, {r['downstream atoms']:,} atoms)")
         for entry in order:
             row = by_pair[entry["upstream"], task]
-            sizes = f"{row['upstream structures']:,} structures, effective rank {row['upstream effective rank']:.1f}"
-            interval = f"[{row['low']:.4g}, {row['high']:.4g}]"
-            print(f"  {entry['upstream']:24s} CSI {row['CSI Score']:10.4g}  {interval:22s} {sizes}")
+            sizes = f"{_sample(row, 'upstream')}, effective rank {row['upstream effective rank']:.1f}"
+            interval = f"[{entry['low']:.4g}, {entry['high']:.4g}]"
+            beside = f"plain {entry['plain']:.4g}, " if plain else ""
+            print(f"  {entry['upstream']:24s} CSI {entry['csi']:10.4g}  {interval:22s} {beside}{sizes}")
         print(f"  pretrain on {order[0]['upstream']}{_how_sure(order)}")
+    small = [task for task in ranking if any(_is_small(r) for r in rows if r["Downstream"] == task)]
+    if small and config.estimate != "extrapolated":
+        print(f"\nsmall samples: over {SMALL:.0%} of some plain score of {', '.join(small)} comes from their size; "
+              "take more structures (--n), or --estimate extrapolated")  # fmt: skip
+
+
+def _is_small(row: dict) -> bool:
+    return row["small-sample excess"] > SMALL * row["CSI Score"]
+
+
+def _sample(row: dict, role: str) -> str:
+    """ "400 structures", and how many of them differ where the sampler repeated some."""
+    n, distinct = row[f"{role} structures"], row[f"{role} distinct"]
+    return f"{n:,} structures" + (f" ({distinct:,} distinct)" if distinct < n else "")
 
 
 def _how_sure(order: list[dict]) -> str:

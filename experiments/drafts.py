@@ -20,6 +20,22 @@ from jaxatoms.types import InputError
 ZIP_BLOCK = 1 << 16  # rows copied at a time into an .npz
 
 
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz; whole or not at all.
+
+    Raises:
+      InputError: the disk refuses.
+    """
+    draft = path.with_name(f".{path.stem}.tmp.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(draft, **arrays)  # type: ignore[arg-type]
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
 class Draft(Protocol):
     """One unfinished output file."""
 

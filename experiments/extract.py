@@ -2,17 +2,29 @@
 
     python -m experiments.extract --dataset ani1x --checkpoint runs/mixed --sampling balanced --out ani1x.npz
 
-Writes the moments of the features in random blocks; with --store every feature row too.
+Writes the moments of the features in random blocks; with --store every feature row too. With --losses: the losses of
+each structure, which experiments.select --method difficulty chooses by.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 
+import numpy as np
+
 from experiments import cli
-from experiments.extraction import Extracted, Request, extract_for, save_extracted
+from experiments.difficulty import Losses, measure_losses, save_losses
+from experiments.extraction import (
+    BATCH_EDGES,
+    N_STRUCTURES,
+    Extracted,
+    Request,
+    extract_for,
+    reusable,
+    sample_for,
+)
 from experiments.extractors import Extractor, load_extractor
 from experiments.runtime import prepare_process
+from jaxatoms.data.subset import parse_count
 from jaxatoms.types import InputError
 
 
@@ -25,20 +37,22 @@ class ExtractConfig:
     checkpoint: str
     """RUN (its best-validation checkpoint), RUN@last, a step folder, or a PyTorch file such as jmp-s.pt."""
     out: str
-    """File to write (.npz)."""
-    n: str = "10000"
-    """Structures; `all` takes the train split whole."""
-    sampling: str = "random"
-    """random, balanced, balanced_no_rep, stratified or uniform over the data set's classes."""
+    """File to write (.npz); features that were made from the same inputs are kept."""
+    n: str = N_STRUCTURES
+    """Structures; `all` takes the train split whole, as does its own number."""
+    sampling: str | None = None
+    """random (the default), balanced, balanced_no_rep, stratified or uniform over the data set's classes."""
+    repeat: bool = False
+    """Draw --n structures from a smaller set, some several times, as the reference's balanced sampler does."""
     seed: int = 0
-    aggregation: str = "flat"
-    """flat (one row per atom), mean, sum or max over the atoms of a structure."""
+    aggregation: str | None = None
+    """flat (one row per atom, the default), mean, sum or max over the atoms of a structure."""
     edge_dropout: float = 0.0
     """0.1 reproduces the reference, which drops edges of the upstream sets."""
     store: bool = False
     """Keep every feature row, class and element, not only the moments."""
-    blocks: int = 32
-    """Random groups of structures, for confidence intervals."""
+    blocks: int | None = None
+    """Random groups of structures, for confidence intervals; default 32, fewer in a smaller set."""
     raw_weights: bool = False
     """The raw weights instead of their moving average."""
     backbone: str = "auto"
@@ -48,11 +62,31 @@ class ExtractConfig:
     default: what the checkpoint says."""
     paper: bool = False
     """The paper's upstream setting: edge dropout 0.1 and, for EquiformerV2, source_to_target."""
-    batch_edges: int = 4096
+    losses: bool = False
+    """Write the energy and force losses of every structure instead of features, for experiments.select."""
+    task: str | None = None
+    """With --losses: the head, where there are several; default: the one trained on the data set."""
+    batch_edges: int = BATCH_EDGES
     """Edge slots of a batch."""
     data_root: str | None = None
     cache_dir: str | None = None
     quiet: bool = False
+
+    def __post_init__(self):
+        cli.check_positive(self, "blocks", "batch_edges")
+        if not 0 <= self.edge_dropout < 1:
+            raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
+        if self.paper:
+            cli.refuse_unused(self, ("edge_dropout", "edge_direction"), "beside --paper, which sets it")
+        if self.losses:
+            cli.refuse_unused(self, _OF_FEATURES, "with --losses")
+        else:
+            cli.refuse_unused(self, ("task",), "without --losses")
+        if parse_count(self.n) == "all":
+            cli.refuse_unused(self, ("sampling", "repeat"), "where --n is all")
+
+
+_OF_FEATURES = ("aggregation", "edge_dropout", "store", "blocks", "backbone", "edge_direction", "paper")
 
 
 @cli.one_line_errors()
@@ -60,21 +94,31 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.extract`."""
     config = cli.parse(ExtractConfig, argv, description=__doc__, prog="python -m experiments.extract")
     prepare_process()
-    extractor, began = _extractor(config), time.perf_counter()
     request = Request(
         dataset=config.dataset,
         n=config.n,
-        sampling=config.sampling,
+        sampling=config.sampling or "random",
         seed=config.seed,
-        aggregation=config.aggregation,
+        aggregation=config.aggregation or "flat",
         edge_dropout=0.1 if config.paper else config.edge_dropout,
         n_blocks=config.blocks,
+        repeat=config.repeat,
     )
-    data = extract_for(config, request, extractor, config.store)
-    save_extracted(Path(config.out), data)
-    print(describe(data, time.perf_counter() - began))
+    if config.losses:
+        losses = measure_losses(config, request)
+        save_losses(Path(config.out), losses)
+        print(describe_losses(losses))
+    else:
+        print(describe(_features(config, request)))
     print(f"-> {config.out}")
     return 0
+
+
+def _features(config: ExtractConfig, request: Request) -> Extracted:
+    extractor, path = _extractor(config), Path(config.out)
+    sample = sample_for(config, request, extractor)
+    found = reusable(path, sample, config.store, config.quiet)
+    return extract_for(config, sample, extractor, config.store, path) if found is None else found
 
 
 def _extractor(config: ExtractConfig) -> Extractor:
@@ -90,14 +134,24 @@ def _extractor(config: ExtractConfig) -> Extractor:
     return extractor
 
 
-def describe(data: Extracted, seconds: float) -> str:
+def describe_losses(losses: Losses) -> str:
+    """One line about what was measured."""
+    i, total = losses.info, losses.total
+    known = np.isfinite(total)
+    without = f", {(~known).sum():,} of them without a label" if not known.all() else ""
+    left_out = f"; {i['n_left_out']:,} left out, which the network cannot take" if i["n_left_out"] else ""
+    return (f"{i['dataset']}: losses of {len(total):,} structures{without} by the head {i['head']}{left_out}, "
+            f"median {np.median(total[known]):.4g}")  # fmt: skip
+
+
+def describe(data: Extracted) -> str:
     """One line about what was extracted."""
     i = data.info
+    distinct = f", {i['n_distinct']:,} distinct" if i["n_distinct"] < i["n_structure"] else ""
     replaced = f", {i['n_replaced']} replaced" if i.get("n_replaced") else ""
-    return (
-        f"{i['dataset']}: {i['n_structure']:,} structures ({i['sampling']}{replaced}), {i['n_atom']:,} atoms, "
-        f"{data.blocks.mean.shape[-1]} features each, {i['n_atom'] / max(seconds, 1e-9):,.0f} atoms/s with compilation"
-    )
+    how = f"{i['sampling']}{distinct}{replaced}"
+    width = data.blocks.mean.shape[-1]
+    return f"{i['dataset']}: {i['n_structure']:,} structures ({how}), {i['n_atom']:,} atoms, {width} features each"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.inputs import TORCH_FILES
 from jaxatoms.inference import restore_model
 from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.torch_file import TorchFile
@@ -72,7 +73,7 @@ def load_extractor(checkpoint: str, raw_weights: bool = False, edge_direction: s
 
 
 def _open(checkpoint: str, raw_weights: bool) -> tuple[nnx.Module, ModelConfig]:
-    if Path(checkpoint).suffix in (".pt", ".pth", ".ckpt"):
+    if Path(checkpoint).suffix in TORCH_FILES:
         converted = convert(TorchFile(checkpoint), "raw" if raw_weights else None)
         model = model_from_arrays(converted.config, converted.n_task, converted.arrays, source=checkpoint)
         return model, converted.config

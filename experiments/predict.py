@@ -18,7 +18,7 @@ import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from experiments import cli
+from experiments import cli, inputs
 from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft
 from experiments.prediction import Prediction, Predictor, Record, chunks
 from experiments.runtime import prepare_process
@@ -99,7 +99,7 @@ def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
     drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
     file = source.stat()
     settings = {
-        "--checkpoint": predictor.model.path,
+        "--checkpoint": f"{predictor.model.path} ({inputs.weights(predictor.model.path)})",
         "--structures": f"{source.absolute()} ({file.st_size} bytes, changed {file.st_mtime_ns})",
         "--task": predictor.record["name"],
         "--raw-weights": config.raw_weights,

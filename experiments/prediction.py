@@ -19,7 +19,7 @@ from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, BatchBudget, Targets
 from jaxatoms.models.equiformer_v2.model import WithBackbone
 from jaxatoms.models.registry import largest_atomic_number
-from jaxatoms.types import Graphs, System, SystemBatch
+from jaxatoms.types import Graphs, InputError, System, SystemBatch
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
 MAX_STRUCTURES = 1024
@@ -73,6 +73,8 @@ class Predictor:
         self.model, self.batch_edges = model, batch_edges
         if model.kind == "scalar":
             self.task, self.record = 0, model.meta["tasks"][0]
+            if head not in (None, self.record["name"]):
+                raise InputError(f"{model.path} has the head {self.record['name']} alone, got --task {head!r}")
         else:
             self.task, self.record = inference.choose_task(model, head)
         self.shapes: list[BatchBudget] = []

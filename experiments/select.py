@@ -1,11 +1,13 @@
-"""Choose the structures of an upstream set that, together, lie closest to a task.
+"""Choose structures of an upstream set to pretrain on: closest to a task, or by how hard a network finds them.
 
     python -m experiments.select --upstream ani1x --downstream rmd17:aspirin --n 1000 --checkpoint runs/mixed \\
         --out subset.npz
+    python -m experiments.extract --losses --dataset ani1x --checkpoint runs/mixed --n all --out losses.npz
+    python -m experiments.select --upstream ani1x --method difficulty --losses losses.npz --difficulty high --n 1000
     python -m experiments.pretrain --upstream ani1x --subset subset.npz --epochs 5
 
-Minimises the Frechet distance in the leading directions, and prints it beside random and class-balanced subsets of
-the same size, for the full features too.
+--method csi minimises the Frechet distance in the leading directions, and prints it beside random and class-balanced
+subsets of the same size, for the full features too.
 """
 
 import dataclasses
@@ -15,44 +17,79 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli
-from experiments.extraction import Extracted, Request, extract_for
+from experiments.difficulty import load_losses
+from experiments.drafts import save_npz
+from experiments.extraction import Extracted, Request, extract_for, sample_for
 from experiments.extractors import load_extractor
 from experiments.runtime import prepare_process
 from jaxatoms.csi.features import FeatureSet
 from jaxatoms.csi.moments import Moments, moments_of_rows
-from jaxatoms.csi.sampling import sample
+from jaxatoms.csi.sampling import DIFFICULTIES, sample, sample_difficulty
 from jaxatoms.csi.score import csi_matrix
 from jaxatoms.csi.selection import prepare_candidates, select_structures
+from jaxatoms.data.store import open_dataset
 from jaxatoms.data.subset import parse_count
 from jaxatoms.types import InputError
+
+N_DIRECTIONS, N_STEPS = 32, 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """What to choose from, for which task."""
+    """What to choose from, and by what."""
 
     upstream: str
     """Data set whose train split is chosen from."""
-    downstream: str
-    """The task."""
-    checkpoint: str
-    """The network whose node features are compared: RUN (its best-validation checkpoint), RUN@last or a step folder."""
     n: str
     """Structures to choose."""
-    candidates: str = "100000"
-    """Random candidates, at most; `all` takes the whole train split."""
-    task_n: str = "10000"
-    """Structures of the task, at most."""
-    directions: int = 32
-    """Leading directions in which the distance is minimised."""
-    steps: int = 100
-    """Frank-Wolfe steps."""
+    method: str = "csi"
+    """csi (closest to a task) or difficulty (by the losses of a network)."""
+    downstream: str | None = None
+    """csi: the task."""
+    checkpoint: str | None = None
+    """csi: the network whose node features are compared: RUN (its best-validation checkpoint), RUN@last or a step
+    folder."""
+    candidates: str | None = None
+    """csi: random candidates, at most, default 100000; `all` takes the whole train split."""
+    task_n: str | None = None
+    """csi: structures of the task, at most; default 10000."""
+    directions: int | None = None
+    """csi: leading directions in which the distance is minimised; default 32, or all where there are fewer."""
+    steps: int | None = None
+    """csi: Frank-Wolfe steps; default 100."""
+    batch_edges: int | None = None
+    """csi: edge slots of a batch; default 4096."""
+    losses: str | None = None
+    """difficulty: file of experiments.extract --losses."""
+    difficulty: str | None = None
+    """difficulty: low (the smallest losses), high (the largest), mid (random in the middle third) or mixed (a third
+    each)."""
     seed: int = 0
     out: str = "subset.npz"
-    batch_edges: int = 4096
     data_root: str | None = None
     cache_dir: str | None = None
     quiet: bool = False
+
+    def __post_init__(self):
+        cli.check_choices(self, {"method": tuple(_OPTIONS)})
+        cli.check_positive(self, "directions", "steps", "batch_edges")
+        if parse_count(self.n) == "all":
+            raise InputError("--n all selects nothing; give a number")
+        for method, options in _OPTIONS.items():
+            if method != self.method:
+                cli.refuse_unused(self, options, f"with --method {self.method}")
+        missing = [name for name in _OPTIONS[self.method][:2] if getattr(self, name) is None]
+        if missing:
+            raise InputError(f"--method {self.method} needs {cli.option_of(missing[0])}")
+        if self.difficulty is not None:
+            cli.check_choices(self, {"difficulty": DIFFICULTIES})
+
+
+# Options that belong to a method; it needs the first two.
+_OPTIONS = {
+    "csi": ("downstream", "checkpoint", "candidates", "task_n", "directions", "steps", "batch_edges"),
+    "difficulty": ("losses", "difficulty"),
+}
 
 
 @cli.one_line_errors()
@@ -60,36 +97,55 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.select`."""
     config = cli.parse(SelectConfig, argv, description=__doc__, prog="python -m experiments.select")
     prepare_process()
-    n = parse_count(config.n)
-    if n == "all":
-        raise InputError("--n all selects nothing; give a number")
+    by_distance(config) if config.method == "csi" else by_difficulty(config)
+    print(f"-> {config.out}; train on it with: experiments.pretrain --upstream {config.upstream} --subset {config.out}")
+    return 0
+
+
+def by_distance(config: SelectConfig) -> None:
+    """The structures that, together, lie closest to the task."""
+    n = int(parse_count(config.n))
     upstream, downstream = _extract(config)
     rows, classes = upstream.features, upstream.features.class_of_structure()
     task = _moments(downstream.features)
-    candidates = prepare_candidates(rows.features, rows.structure, _moments(rows), task, config.directions)
-    chosen = select_structures(candidates, n, config.steps, config.seed)
-    random = candidates.ids[sample("random", classes, n, config.seed)]
-    balanced = candidates.ids[np.unique(sample("balanced", classes, n, config.seed))]
+    directions = config.directions or min(N_DIRECTIONS, rows.features.shape[1])
+    candidates = prepare_candidates(rows.features, rows.structure, _moments(rows), task, directions)
+    chosen = select_structures(candidates, n, config.steps or N_STEPS, config.seed)
+    random, balanced = (candidates.ids[sample(how, classes, n, config.seed)] for how in ("random", "balanced_no_rep"))
     report = {
         "selected": full_distance(rows, chosen.structure, task),
         "random": full_distance(rows, random, task),
         "balanced": full_distance(rows, balanced, task),
         "all candidates": full_distance(rows, candidates.ids, task),
     }
-    save_subset(Path(config.out), chosen.structure, upstream, config, report)
+    more = {"csi": report, "extractor": upstream.info["extractor"]}
+    save_subset(Path(config.out), chosen.structure, upstream.info["fingerprint"], config, more)
     print(f"CSI of {n:,} of {len(candidates.ids):,} candidates of {config.upstream} to {config.downstream}:")
     for label, value in report.items():
         print(f"  {label:16s}{value:10.4g}")
-    print(f"-> {config.out}; train on it with: experiments.pretrain --upstream {config.upstream} --subset {config.out}")
-    return 0
+
+
+def by_difficulty(config: SelectConfig) -> None:
+    """The structures whose losses a network finds low, high, in the middle, or some of each."""
+    n, kind = int(parse_count(config.n)), str(config.difficulty)
+    _, store = open_dataset(config.upstream, config.data_root, config.cache_dir)
+    records, losses, info = load_losses(Path(str(config.losses)), store)
+    known = np.isfinite(losses)
+    records, losses = records[known], losses[known]
+    chosen = sample_difficulty(losses, n, kind, config.seed)
+    more = {"losses": info, "mean loss": float(losses[chosen].mean()), "n_unlabelled": int((~known).sum())}
+    save_subset(Path(config.out), records[chosen], store.fingerprint, config, more)
+    without = f" ({(~known).sum():,} more lack a label)" if not known.all() else ""
+    print(f"{n:,} of {len(losses):,} structures of {config.upstream} of {kind} difficulty{without}:")
+    print(f"  mean loss {losses[chosen].mean():.4g}, of all {losses.mean():.4g}")
 
 
 def _extract(config: SelectConfig) -> tuple[Extracted, Extracted]:
-    extractor = load_extractor(config.checkpoint)
-    return tuple(
-        extract_for(config, Request(dataset=name, n=n, seed=config.seed, clamp=True), extractor, keep=True)
-        for name, n in ((config.upstream, config.candidates), (config.downstream, config.task_n))
-    )
+    extractor = load_extractor(str(config.checkpoint))
+    sets = ((config.upstream, config.candidates or "100000"), (str(config.downstream), config.task_n or "10000"))
+    requests = (Request(dataset=name, n=n, seed=config.seed, clamp=True) for name, n in sets)
+    samples = (sample_for(config, request, extractor) for request in requests)
+    return tuple(extract_for(config, sample, extractor, keep=True) for sample in samples)
 
 
 def _moments(data: FeatureSet) -> Moments:
@@ -101,17 +157,11 @@ def full_distance(data: FeatureSet, structures: np.ndarray, task: Moments) -> fl
     return float(csi_matrix([moments_of_rows(data.features[np.isin(data.structure, structures)])], [task])[0, 0])
 
 
-def save_subset(path: Path, records: np.ndarray, upstream: Extracted, config: SelectConfig, report: dict):
+def save_subset(path: Path, records: np.ndarray, fingerprint: str, config: SelectConfig, more: dict):
     """`records` of the data set, with its fingerprint and how they were chosen; whole or not at all."""
-    info = {"config": dataclasses.asdict(config), "csi": report, "extractor": upstream.info["extractor"]}
-    draft = path.with_name(f".{path.stem}.tmp.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {"records": np.sort(records), "fingerprint": np.array(upstream.info["fingerprint"])}
-        np.savez(draft, **arrays, info=np.array(json.dumps(info)))
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+    info = {"config": dataclasses.asdict(config)} | more
+    arrays = {"records": np.sort(records), "fingerprint": np.array(fingerprint), "info": np.array(json.dumps(info))}
+    save_npz(path, arrays)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,7 @@ def aggregate(
 
     Source: csi.md 3.
     """
-    if how not in AGGREGATIONS:
-        close = difflib.get_close_matches(str(how), AGGREGATIONS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"unknown aggregation {how!r}{hint} use one of {', '.join(AGGREGATIONS)}")
+    check_aggregation(how)
     if len(features) != len(structure):
         raise InputError(
             f"{len(features)} feature rows but {len(structure)} structure ids; give one id per row"
@@ -48,6 +45,14 @@ def aggregate(
     sums = np.add.reduceat(rows, starts, dtype=np.float64)
     counts = np.diff(np.append(starts, len(structure)))
     return (sums / counts[:, None] if how == "mean" else sums), ids
+
+
+def check_aggregation(how: str) -> None:
+    """Raises InputError unless `how` is one of AGGREGATIONS."""
+    if how not in AGGREGATIONS:
+        close = difflib.get_close_matches(str(how), AGGREGATIONS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"unknown aggregation {how!r}{hint} use one of {', '.join(AGGREGATIONS)}")
 
 
 def segments(ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """`features.npz`: node features with the structure each row belongs to, checked at the door.
 
-Arrays `features [n_row, d]`, `structure [n_row]`, optional `class [n_row]` (label of the row's structure) and
-`element [n_row]` (atomic number). No model is known here; any extractor can write the file.
+Arrays `features [n_row, d]`, `structure [n_row]`, optional `class [n_row]` (label of the row's structure),
+`element [n_row]` (atomic number) and `draw [n_row]` (which draw of a sample that repeats structures). No model is known
+here; any extractor can write the file.
 """
 
 import os
@@ -20,6 +21,12 @@ class FeatureSet(NamedTuple):
     classes: np.ndarray | None = None  # [n_row], stored as `class`; equal within a structure
     element: np.ndarray | None = None  # [n_row] atomic number
     name: str = "features"  # for messages
+    draw: np.ndarray | None = None  # [n_row] int; differs between copies of a structure that was drawn repeatedly
+
+    @property
+    def draws(self) -> np.ndarray:
+        """[n_row] ids of which every drawn structure has its own."""
+        return self.structure if self.draw is None else self.draw
 
     def class_of_structure(self) -> np.ndarray:
         """Class of each structure, ordered by structure id.
@@ -73,13 +80,14 @@ def check_same_width(*sets: FeatureSet) -> None:
 def save_features(path: str | os.PathLike, data: FeatureSet) -> None:
     """Writes a checked `FeatureSet` as npz; raises what `check_features` raises."""
     check_features(data)
-    optional = {"class": data.classes, "element": data.element}
-    np.savez(
-        path,
-        features=data.features,
-        structure=data.structure,
-        **{key: value for key, value in optional.items() if value is not None},  # type: ignore[arg-type]
-    )
+    np.savez(path, **feature_arrays(data))  # type: ignore[arg-type]
+
+
+def feature_arrays(data: FeatureSet) -> dict[str, np.ndarray]:
+    """The arrays of a file of features; what is not known is left out."""
+    optional = {"class": data.classes, "element": data.element, "draw": data.draw}
+    known = {key: value for key, value in optional.items() if value is not None}
+    return {"features": data.features, "structure": data.structure, **known}
 
 
 def load_features(path: str | os.PathLike) -> FeatureSet:
@@ -98,23 +106,22 @@ def load_features(path: str | os.PathLike) -> FeatureSet:
                 raise InputError(
                     f"{path} lacks array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}"
                 )
-            arrays = {
-                key: archive[key] for key in ("features", "structure", "class", "element") if key in archive
-            }
+            keys = ("features", "structure", "class", "element", "draw")
+            arrays = {key: archive[key] for key in keys if key in archive}
     except InputError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is not a readable features file: {str(error).splitlines()[0]}") from None
+    optional = (arrays.get(key) for key in ("class", "element"))
     return check_features(
-        FeatureSet(
-            arrays["features"], arrays["structure"], arrays.get("class"), arrays.get("element"), str(path)
-        )
+        FeatureSet(arrays["features"], arrays["structure"], *optional, str(path), arrays.get("draw"))
     )
 
 
 def _check_columns(data: FeatureSet) -> None:
     n = len(data.features)
-    for key, column in (("structure", data.structure), ("class", data.classes), ("element", data.element)):
+    columns = {"structure": data.structure, "class": data.classes, "element": data.element, "draw": data.draw}
+    for key, column in columns.items():
         if column is not None and column.shape != (n,):
             raise InputError(
                 f"{data.name}: array {key!r} has shape {column.shape}, expected ({n},) like the rows"

@@ -161,11 +161,16 @@ def sample(strategy: str, classes: np.ndarray, n: int, seed: int = 0) -> np.ndar
     Raises:
       InputError: unknown strategy, or whatever the strategy raises.
     """
+    check_strategy(strategy)
+    return SAMPLERS[strategy](classes, n, seed)
+
+
+def check_strategy(strategy: str) -> None:
+    """Raises InputError unless `strategy` is one of SAMPLERS."""
     if strategy not in SAMPLERS:
         close = difflib.get_close_matches(strategy, SAMPLERS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(SAMPLERS)}"
         raise InputError(f"unknown sampling strategy {strategy!r}; {hint}")
-    return SAMPLERS[strategy](classes, n, seed)
 
 
 def _groups(classes: np.ndarray, n: int) -> list[np.ndarray]:

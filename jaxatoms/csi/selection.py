@@ -57,13 +57,15 @@ def prepare_candidates(
       `Candidates`.
 
     Raises:
-      InputError: widths differ.
+      InputError: widths differ, or n_direction exceeds them.
     """
     if features.shape[1] != task.mean.shape[-1]:
         raise InputError(
             f"candidates have {features.shape[1]} features, the task {task.mean.shape[-1]}: "
             "extract both with the same model and layer"
         )
+    if n_direction > features.shape[1]:
+        raise InputError(f"cannot use {n_direction} directions of {features.shape[1]} features; lower their number")
     task, gap = to_host(task), to_host(upstream).mean - to_host(task).mean
     spread = covariance(upstream) + covariance(task) + np.outer(gap, gap)
     basis = np.linalg.eigh(spread)[1][:, -n_direction:]

@@ -13,15 +13,22 @@ from jaxatoms.csi.frechet import frechet_terms
 from jaxatoms.csi.moments import Moments, empty_moments, to_host, update_part
 from jaxatoms.types import InputError
 
+SMALLEST = 0.25  # fraction of a sample from which it is extrapolated
+
 
 class Interval(NamedTuple):
     """A CSI estimate and how far it may be trusted."""
 
-    value: float  # CSI of all blocks
+    value: float  # CSI of all blocks: the published procedure
     low: float
     high: float
-    bias: float  # mean of the resamples minus value; about the finite-sample excess
+    bias: float  # median of the resamples minus value; about the finite-sample excess
     samples: np.ndarray  # [n_resample] resampled values
+
+    @property
+    def corrected(self) -> float:
+        """Value less its bias, which a "basic" interval is about; may be slightly negative for equal distributions."""
+        return self.value - self.bias
 
 
 class Extrapolation(NamedTuple):
@@ -102,7 +109,7 @@ def bootstrap_interval(
     """Confidence interval of a CSI by resampling the blocks of both sets.
 
     Resampling adds about the same upward bias as the finite sample itself, so the "basic" interval
-    [2 v - q_high, 2 v - q_low] removes it and is the default; "percentile" keeps it.
+    [2 v - q_high, 2 v - q_low], about `corrected`, removes it and is the default; "percentile" keeps it.
 
     Args:
       upstream, downstream: block moments, see `block_moments`.
@@ -128,12 +135,25 @@ def bootstrap_interval(
     )[0]
     weights = [_multinomial(rng, len(side.count), n_resample) for side in (upstream, downstream)]
     samples = _paired(upstream, downstream, *weights)
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    # The median, unlike the mean, lies between the quantiles at every level: the corrected value is in its interval.
+    bias = float(np.median(samples)) - value
     if kind == "basic":
-        low, high = 2 * value - high, 2 * value - low
-    return Interval(
-        float(value), max(0.0, float(low)), max(0.0, float(high)), float(samples.mean() - value), samples
-    )
+        low, high = interval_about(value - bias, samples, level)
+    else:
+        low, high = (max(0.0, float(end)) for end in np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]))
+    return Interval(float(value), low, high, float(bias), samples)
+
+
+def interval_about(estimate: float, samples: np.ndarray, level: float) -> tuple[float, float]:
+    """Ends of an interval that holds `estimate`: the spread of resamples about their median, mirrored, clipped at 0.
+
+    Args:
+      estimate: CSI in any of its estimates: plain, corrected, extrapolated.
+      samples: [n_resample] resampled values.
+      level: nominal coverage.
+    """
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - np.median(samples)
+    return max(0.0, float(estimate - high)), max(0.0, float(estimate - low))
 
 
 def extrapolate(
@@ -141,7 +161,7 @@ def extrapolate(
     downstream: Moments,
     n_size: int = 8,
     n_repeat: int = 8,
-    smallest: float = 0.25,
+    smallest: float = SMALLEST,
     seed: int = 0,
 ) -> Extrapolation:
     """CSI at infinite sample size, as FID-infinity: regress on 1 / fraction of the blocks used.

@@ -39,7 +39,7 @@ def structure_classes(
     """
     records = np.arange(len(store)) if records is None else np.asarray(records)
     if spec.family in MAPPINGS:
-        found = Path(mapping) if mapping else _find_mapping(spec, store)
+        found = Path(mapping) if mapping else find_mapping(spec, store)
         return _catalysts(found, np.asarray(store.column("sid"))[records])
     if spec.family == "omat24":
         return compositions(store, records)
@@ -89,7 +89,12 @@ def _load_mapping(path: Path) -> dict:
     return table
 
 
-def _find_mapping(spec: DatasetSpec, store: Store) -> Path:
+def find_mapping(spec: DatasetSpec, store: Store) -> Path:
+    """The mapping file of an OC set, beside its data or in the folders above.
+
+    Raises:
+      InputError: it is not there.
+    """
     name, source = MAPPINGS[spec.family], Path(store.manifest["source"].get("path", ""))
     for folder in [source, *list(source.parents)[:5]]:
         if (folder / name).is_file():

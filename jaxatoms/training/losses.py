@@ -87,6 +87,25 @@ def pretraining_loss(
     return energy_loss + force_loss, {"energy_loss": energy_loss, "force_loss": force_loss}
 
 
+def structure_losses(energy, forces, batch: GraphBatch, scales: LossScales) -> tuple[jax.Array, jax.Array]:
+    """Both terms of `pretraining_loss` structure by structure, not reduced; NaN where a structure has no such label.
+
+    Args:
+      energy: [n_graph, T]; forces: [n_node, 3, T] normalised predictions.
+
+    Returns:
+      ([n_graph] energy term, [n_graph] force term).
+
+    Source: specification csi 4, "difficulty".
+    """
+    e_error = jnp.abs(own_task(energy, batch.task) - batch.energy) * scales.energy[batch.task]
+    norms = jnp.linalg.norm(own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS, axis=-1)
+    weights, labelled = atom_weights(batch.force_mask, batch)
+    shares = jnp.where(batch.force_mask, norms, 0) * weights
+    means = jnp.sum(shares.at[batch.node_table].get(mode="fill", fill_value=0), axis=1) * scales.forces[batch.task]
+    return jnp.where(batch.energy_mask, e_error, jnp.nan), jnp.where(labelled, means, jnp.nan)
+
+
 def error_sums(energy, forces, batch: GraphBatch, n_task: int) -> dict[str, jax.Array]:
     """Sums over a batch from which MAEs follow: absolute errors and counts per task.
 

@@ -2,12 +2,17 @@
 
 import csv
 import json
+import re
 import shutil
 
+import ase.build
+import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from fixtures import extractors
 
-from experiments import csi, extract, pretrain, select
+from experiments import csi, csi_report, extract, extraction, pretrain, select, tasks
 from experiments.extraction import load_extracted
 from jaxatoms.csi.score import csi_matrix, feature_moments
 from jaxatoms.data.splits import make_split
@@ -94,6 +99,126 @@ def test_pooled_features_have_one_row_per_structure(nano_run, tmp_path, how):
     assert load_extracted(tmp_path / "x.npz").blocks.count.sum() == 12
 
 
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """A folder to run in, and a network that costs nothing."""
+    monkeypatch.chdir(tmp_path)
+    for module in (csi, extract, select):
+        monkeypatch.setattr(module, "load_extractor", extractors.plain)
+    return tmp_path
+
+
+def _write_molecules(path, seed, n=24):
+    frames = []
+    for i in range(n):
+        atoms = ase.build.molecule(("CH3OH", "NH3", "C2H6")[i % 3])
+        atoms.rattle(0.1, seed=100 * seed + i)
+        atoms.calc = SinglePointCalculator(atoms, energy=float(i), forces=atoms.positions)
+        frames.append(atoms)
+    ase.io.write(path, frames)
+
+
+def _score(folder):
+    return json.loads((folder / "csi.json").read_text())["rows"][0]["CSI Score"]
+
+
+def test_features_are_used_again_while_the_content_is_the_same_and_made_anew_when_it_is_not(plain, monkeypatch):
+    def run(out, file="mine.extxyz"):
+        options = ["--upstream", f"file:{file}", "--downstream", "demo:aspirin", "--checkpoint", "x", "--n", "20"]
+        assert csi.main([*options, "--cache-dir", "cache", "--out", out, "--blocks", "4", *FAST]) == 0
+        return _score(plain / out)
+
+    _write_molecules(plain / "mine.extxyz", 0)
+    first = run("out")
+    _write_molecules(plain / "mine.extxyz", 1)  # another file behind the same name
+    second = run("out")
+    assert second == run("fresh") != first
+    (plain / "elsewhere").mkdir()
+    shutil.copy(plain / "mine.extxyz", plain / "elsewhere" / "mine.extxyz")
+    (plain / "out" / "features").rename(plain / "kept")
+    (plain / "out" / "features").mkdir()
+    for path in (plain / "kept").iterdir():
+        name = path.name.replace("file_mine.extxyz", "file_elsewhere_mine.extxyz")
+        shutil.copy(path, plain / "out" / "features" / name)
+    monkeypatch.setattr(csi, "extract_for", None)  # calling it would fail: equal content is equal wherever it lies
+    assert run("out", "elsewhere/mine.extxyz") == second
+
+
+def test_features_are_made_anew_when_the_source_of_the_classes_changes(plain, monkeypatch, capsys):
+    options = ["--dataset", "demo:organic", "--checkpoint", "x", "--n", "20", "--sampling", "balanced"]
+    options += ["--out", "x.npz"]
+    assert extract.main(options) == 0 and extract.main(options) == 0
+    assert "made from the same inputs, used again" in capsys.readouterr().out
+    monkeypatch.setattr(extraction, "classes_of", lambda spec, store: (np.arange(len(store)) % 7, "mapping.pkl"))
+    assert extract.main(options) == 0
+    assert "made from other inputs (classes)" in capsys.readouterr().out
+
+
+def test_paths_that_end_alike_have_features_of_their_own(plain):
+    names = [csi._file_name(f"ani1x@{folder}/x.h5") for folder in ("a", "b")]
+    assert names[0] != names[1] and all(name.startswith("ani1x-x-") for name in names)
+
+
+def test_a_set_of_at_most_n_structures_is_taken_whole_whatever_the_sampling(plain):
+    spec, store = open_dataset("demo:organic")
+    available = len(make_split(store, spec.split_rule).train)
+    for n, more in ((str(available), []), ("all", []), ("1000", ["--repeat"])):
+        sampling = [] if n == "all" else ["--sampling", "balanced"]
+        options = ["--dataset", "demo:organic", "--checkpoint", "x", "--n", n, "--store", *sampling, *more]
+        assert extract.main([*options, "--out", "x.npz", *FAST]) == 0
+        data = load_extracted(plain / "x.npz")
+        distinct = len(np.unique(data.features.structure))
+        assert data.info["n_distinct"] == distinct
+        if more:  # the reference's sampler, on demand
+            assert data.info["n_structure"] == 1000 > distinct and data.info["sampling"] == "balanced"
+            assert len(np.unique(data.features.draws)) == 1000
+        else:
+            assert data.info["n_structure"] == distinct == available and data.info["sampling"] == "all"
+
+
+def _write_rows(path, n, shift, seed, width=8):
+    rng = np.random.default_rng(seed)
+    np.savez(path, features=rng.normal(shift, 1, (2 * n, width)), structure=np.arange(2 * n) // 2)
+
+
+@pytest.fixture
+def small(plain):
+    """Features of a close set of few structures, of one farther away of many, and of a task."""
+    for seed, (name, n, shift) in enumerate((("few", 12, 0.0), ("many", 400, 0.30), ("task", 400, 0.0))):
+        _write_rows(plain / f"{name}.npz", n, shift, seed)
+    return ["--upstream", "few.npz", "many.npz", "--downstream", "task.npz", "--out", "out"]
+
+
+@pytest.mark.parametrize("level", ["0.05", "0.95"])
+def test_every_printed_value_lies_in_its_interval_and_the_corrected_one_ranks(small, plain, capsys, level):
+    assert csi.main([*small, "--level", level]) == 0
+    said, record = capsys.readouterr().out, json.loads((plain / "out" / "csi.json").read_text())
+    for row in record["rows"]:
+        for value, low, high in (columns for name, columns in csi_report.COLUMNS.items() if name != "extrapolated"):
+            assert row[low] <= row[value] <= row[high]
+        assert row["CSI corrected"] < row["CSI Score"] == pytest.approx(row["mean part"] + row["covariance part"])
+    printed = re.findall(r"CSI +(\S+) +\[(\S+), (\S+)\]", said)
+    assert len(printed) == 2 and all(float(low) <= float(value) <= float(high) for value, low, high in printed)
+    plain_scores = {row["Upstream"]: row["CSI Score"] for row in record["rows"]}
+    order = record["ranking"]["task"]
+    assert plain_scores["few"] > plain_scores["many"]  # for it has few structures
+    assert [place["upstream"] for place in order] == ["few", "many"] and record["estimate"] == "corrected"
+    assert order[0]["plain"] == plain_scores["few"] and order[0]["probability_best"] > 0.5
+    assert "small samples" in said and "--estimate extrapolated" in said
+
+
+def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small, plain, capsys):
+    assert csi.main([*small, "--estimate", "plain", "--quiet"]) == 0
+    record = json.loads((plain / "out" / "csi.json").read_text())
+    assert [place["upstream"] for place in record["ranking"]["task"]] == ["many", "few"]
+    assert "24 feature rows are too few" in _refusal(csi, [*small, "--estimate", "extrapolated"], capsys)
+    many = ["--upstream", "many.npz", "--downstream", "task.npz", "--out", "out", "--estimate", "extrapolated"]
+    assert csi.main([*many, "--quiet"]) == 0
+    (row,) = json.loads((plain / "out" / "csi.json").read_text())["rows"]
+    assert row["extrapolated low"] <= row["CSI extrapolated"] <= row["extrapolated high"]
+    assert row["CSI extrapolated"] < row["CSI Score"]
+
+
 def _refusal(command, options, capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(options)
@@ -122,8 +247,6 @@ def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, capsys):
     ],
 )
 def test_a_bad_request_is_one_line(nano_run, capsys, tmp_path, monkeypatch, command, options, words):
-    import re
-
     monkeypatch.chdir(tmp_path)
     extra = ["--checkpoint", str(nano_run)] if command is extract else []
     assert re.search(words, _refusal(command, [*options, *extra], capsys))
@@ -151,6 +274,24 @@ def test_selected_structures_lie_closer_than_random_ones_and_can_be_trained_on(n
            str(nano), "--batch-shapes", "1", "--val-samples", "10", "--max-steps", "1", "--quiet"]  # fmt: skip
     assert pretrain.main([*run, "--run-dir", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["budget"]["n"] == 25
+
+
+def test_structures_are_chosen_by_the_losses_of_a_network(nano_run, tmp_path, capsys):
+    options = ["--dataset", "demo:organic", "--checkpoint", str(nano_run), "--n", "60", "--losses"]
+    assert extract.main([*options, "--out", str(tmp_path / "l.npz"), *FAST]) == 0
+    with np.load(tmp_path / "l.npz") as archive:
+        losses = dict(zip(archive["records"].tolist(), archive["loss"].tolist(), strict=True))
+        np.testing.assert_allclose(archive["loss"], archive["energy_loss"] + archive["force_loss"])
+    assert len(losses) == 60 and np.std(list(losses.values())) > 0
+    spec, store = open_dataset("demo:organic")
+    train = make_split(store, spec.split_rule).train
+    choose = ["--upstream", "demo:organic", "--method", "difficulty", "--losses", str(tmp_path / "l.npz"), "--n", "10"]
+    for kind, expected in (("low", sorted(losses.values())[:10]), ("high", sorted(losses.values())[-10:])):
+        assert select.main([*choose, "--difficulty", kind, "--out", str(tmp_path / "s.npz")]) == 0
+        chosen = tasks.load_subset(tmp_path / "s.npz", store, train)
+        assert sorted(losses[record] for record in chosen.tolist()) == expected
+    choose[1] = "demo:reaction"
+    assert "losses of other data" in _refusal(select, [*choose, "--difficulty", "low"], capsys)
 
 
 def test_a_subset_of_other_data_is_refused(tmp_path, nano, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxatoms.graphs.batch import BatchBudget, Targets, collate
-from jaxatoms.training.losses import LossScales, atom_weights, error_sums, own_task, pretraining_loss
+from jaxatoms.training.losses import LossScales, atom_weights, error_sums, own_task, pretraining_loss, structure_losses
 from jaxatoms.types import Edges, Graphs, SystemBatch
 
 COUNTS = np.array([3, 1, 4, 2], np.int32)
@@ -176,3 +176,13 @@ def test_error_sums_give_the_mean_absolute_errors_of_each_task():
         assert sums["force_count"][t] == 3 * atoms.sum()
         f_error = np.abs(f_hat[:N, :, t] - forces)[atoms].sum()
         np.testing.assert_allclose(sums["force_error"][t], f_error, rtol=1e-5)
+
+
+def test_losses_of_structures_are_the_terms_of_the_pretraining_loss_before_the_means():
+    e_hat, f_hat, batch, *_ = _case()
+    energy, forces = map(np.asarray, structure_losses(e_hat, f_hat, batch, SCALES))
+    _, parts = pretraining_loss(e_hat, f_hat, batch, SCALES)
+    assert np.isnan(energy).tolist() == [False, False, True, False, True]  # structure 2 has no energy; padding
+    assert np.isnan(forces).tolist() == [False, True, False, False, True]
+    np.testing.assert_allclose(np.nanmean(energy), parts["energy_loss"], rtol=1e-5)
+    np.testing.assert_allclose(np.nanmean(forces), parts["force_loss"], rtol=1e-5)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, N_ELEMENT, read_manifest
-from jaxatoms.data.convert import convert
+from jaxatoms.data.convert import alone, convert
 from jaxatoms.data.registry import READERS, DatasetSpec, resolve
 from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.writer import write_columns
@@ -135,6 +135,10 @@ class Store:
         counts = np.bincount(flat, minlength=len(indices) * N_ELEMENT)
         return counts.reshape(len(indices), N_ELEMENT).astype(np.int32)
 
+    def where(self, record: int) -> str:
+        """The source and the record, as messages name them."""
+        return f"{self.manifest['source'].get('path', self.path)}: record {record}"
+
     def verify(self) -> None:
         """Reads every column once and compares its sha256 with the manifest.
 
@@ -206,8 +210,10 @@ def open_dataset(
     path = _cache_path(cache, spec, source)
     described = _describe_source(spec, source)
     if not _is_current(path, described):
-        _log.info("converting %s into %s", source, path)
-        convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
+        with alone(path):
+            if not _is_current(path, described):  # another process may have made it meanwhile
+                _log.info("converting %s into %s", source, path)
+                convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
     store = Store.open(path)
     return (dataclasses.replace(spec, periodic=store.periodic) if spec.periodic is None else spec), store
 
@@ -219,12 +225,13 @@ def _cache_path(cache: Path, spec: DatasetSpec, source: Path) -> Path:
 
 
 def _describe_source(spec: DatasetSpec, source: Path) -> dict:
-    version = READERS[spec.reader].VERSION
+    reader = READERS[spec.reader]
+    files = reader.source_files(source) if hasattr(reader, "source_files") else ()
     return {
         "path": str(source),
         "reader": spec.reader,
-        "reader_version": version,
-        **fingerprint_source(source),
+        "reader_version": reader.VERSION,
+        **fingerprint_source(source, files),
     }
 
 

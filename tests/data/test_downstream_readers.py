@@ -144,7 +144,7 @@ def test_qmof_reads_every_scalar(tmp_path):
 
 
 def test_qmof_lists_of_different_length_are_refused(tmp_path):
-    assert refused(qmof.read, layouts.write_qmof(tmp_path / "q", n_structure=6), "not a readable QMOF pair")
+    assert refused(qmof.read, layouts.write_qmof(tmp_path / "q", n_structure=6), "qmof-6", "has a record, but no structure")
     (tmp_path / "e").mkdir()
     assert refused(qmof.read, tmp_path / "e", "holds no qmof.json")
 

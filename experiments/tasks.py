@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.labels import require_labels
 from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import make_split, save_split
@@ -48,6 +49,7 @@ def prepare_task(
       InputError: anything wrong with the data or with n.
     """
     spec, store = open_dataset(name, data_root, cache_dir)
+    require_labels(store)
     split = make_split(store, split_rule or spec.split_rule, seed=0, held_out=spec.held_out)
     if len(split.train) == 0 or len(split.val) == 0:
         raise InputError(f"{name}: {len(store)} structures give an empty train or validation split; use more data")

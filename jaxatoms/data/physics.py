@@ -132,8 +132,10 @@ def _forces_and_energies(pairs: Work) -> Finding | None:
     what, near = "energy change over force work", pairs.step < _NEAR
     energy, work = pairs.energy[near], pairs.work[near]
     norm = np.sqrt(np.square(energy).sum() * np.square(work).sum())
+    if not len(near):
+        return None
     if near.sum() < 5 or not norm > 0:
-        return Finding("ok", what, f"cannot tell: {near.sum()} pairs of frames nearer than {_NEAR} A") if len(near) else None
+        return Finding("ok", what, f"cannot tell: {near.sum()} pairs of frames nearer than {_NEAR} A")
     correlation = float((energy * work).sum() / norm)
     ratio = float(np.median(energy[work != 0] / work[work != 0]))
     text = f"{ratio:.3g} (correlation {correlation:.2f}; {near.sum()} pairs of near frames looked at)"

@@ -1,5 +1,7 @@
 """Tags of atoms on a slab: 0 sub-surface, 1 surface, 2 adsorbate; the one rule for readers and calculator."""
 
+import itertools
+
 import numpy as np
 
 from jaxatoms.types import InputError
@@ -43,7 +45,7 @@ def _layers_count_downwards(tags: np.ndarray, positions: np.ndarray, cell: np.nd
         return False
     height = _height(positions, np.asarray(cell, np.float64))
     ranges = [(height[tags == tag].min(), height[tags == tag].max()) for tag in present]
-    return all(below[1] < above[0] for below, above in zip(ranges, ranges[1:], strict=False))
+    return all(below[1] < above[0] for below, above in itertools.pairwise(ranges))
 
 
 def _height(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:

@@ -112,7 +112,8 @@ def _files_below(folder: Path) -> list[Path]:
         fail(folder, "", "is a folder without files of a known kind", f"name the files, as in {folder}/*/NAME")
     if len(found) > 1:
         kinds = ", ".join(f"{len(files)} {kind}" for kind, files in found.items())
-        fail(folder, "", f"holds files of several kinds ({kinds})", f"choose one, as in {folder}/**/{next(iter(found))}")
+        remedy = f"choose one, as in {folder}/**/{next(iter(found))}"
+        fail(folder, "", f"holds files of several kinds ({kinds})", remedy)
     return next(iter(found.values()))
 
 

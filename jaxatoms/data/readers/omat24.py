@@ -22,8 +22,8 @@ _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # place of xx, yy, zz, yz,
 def read(path: Path | str) -> Iterator[System]:
     """Yields every row of the databases below a folder, in the order of their names and ids.
 
-    Tags and fixed atoms are kept where a row has them. The group is the row's id of origin (`data.sid` without its rattling suffix) where it has one; `extra` holds
-    `stress` [3, 3] eV/A^3, NaN where missing.
+    Tags and fixed atoms are kept where a row has them. The group is the row's id of origin (`data.sid` without its
+    rattling suffix) where it has one; `extra` holds `stress` [3, 3] eV/A^3, NaN where missing.
 
     Raises:
       InputError: nothing there, a damaged file, a row without energy or forces, a bad value.

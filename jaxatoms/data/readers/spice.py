@@ -44,7 +44,8 @@ def read(path: Path | str, subset: str = "") -> Iterator[System]:
                 if len(molecule["conformations"]):
                     yield from _conformations(path, name, molecule)
         if not n_molecule:
-            fail(path, "", f"holds no molecule of {subset}, but of: {', '.join(sorted(found))}", "choose another subset")
+            there = ", ".join(sorted(found))
+            fail(path, "", f"holds no molecule of {subset}, but of: {there}", "choose another subset")
 
 
 def _subset(molecule: h5py.Group) -> str:

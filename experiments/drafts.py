@@ -129,10 +129,11 @@ class DatabaseDraft:
             connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'systems'", (size,))
 
     def append(self, chunk: list[tuple[ase.Atoms, dict]]) -> None:
-        """Rows of (structure with results, what is kept as its `data`)."""
+        """Rows of (structure with results, what is kept as its `data`, key-value pairs under their own name)."""
         with self._open() as database:
             for atoms, data in chunk:
-                database.write(atoms, data=data)
+                rest = {name: value for name, value in data.items() if name != "key_value_pairs"}
+                database.write(atoms, key_value_pairs=data.get("key_value_pairs", {}), data=rest)
 
     def finish(self) -> None:
         os.replace(self.part, self.path)

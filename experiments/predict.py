@@ -10,6 +10,7 @@ eV/A. Memory is bounded whatever the length; the same command continues where a 
 import contextlib
 import dataclasses
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import ase
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
 
 from experiments import cli, inputs
 from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft
@@ -25,10 +27,15 @@ from experiments.runtime import prepare_process
 from jaxatoms import inference
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
+from jaxatoms.data.readers.extxyz import writable_info
 from jaxatoms.models.registry import feature_width
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
+PREDICTED = ("energy", "free_energy", "forces", "stress")  # never copied from the input
+_NESTED = ("key_value_pairs", "data")  # entries of `info` that come from a database row
+_ARRAYS = "arrays"  # entry of a row's data: per-atom arrays that have no column of their own
+_IN_DATABASE = ("numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,8 +130,14 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
 
 
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
-    """A copy of the input with the prediction: energy and forces as results, properties in `info`."""
+    """A copy of the input with the prediction: energy and forces as results, properties in `info`.
+
+    What the input itself says of these is not copied, wherever it stands; the rest of it is.
+    """
     atoms = record.atoms.copy()
+    for name in PREDICTED:
+        atoms.info.pop(name, None)
+        atoms.arrays.pop(name, None)
     atoms.info.update(prediction.properties or {})
     results = {"energy": prediction.energy, "forces": prediction.forces}
     results = {name: value for name, value in results.items() if value is not None}
@@ -145,29 +158,60 @@ def _outputs(config: PredictConfig, chunk: list[Record], predictions: list[Predi
     if config.features is not None:
         out["features"] = _feature_rows(chunk, predictions)
     database = Path(config.out).suffix in DATABASE
-    out["out"] = [(a, _plain(a.info)) for a in atoms] if database else _extxyz(atoms)
+    out["out"] = [(a, _row(a)) for a in atoms] if database else _extxyz(atoms)
     return out
 
 
-def _extxyz(atoms: list[ase.Atoms]) -> bytes:
+def _extxyz(structures: list[ase.Atoms]) -> bytes:
     text = io.StringIO()
-    ase.io.write(text, atoms, format="extxyz")
+    ase.io.write(text, [_for_extxyz(atoms) for atoms in structures], format="extxyz")
     return text.getvalue().encode()
 
 
-def _plain(info: dict) -> dict:
-    """`info` for the column `data` of a database, whose own such columns are merged into it."""
-    rest = {key: value for key, value in info.items() if key not in ("key_value_pairs", "data", "unique_id")}
-    return _python({**info.get("data", {}), **info.get("key_value_pairs", {}), **rest})
+def _for_extxyz(atoms: ase.Atoms) -> ase.Atoms:
+    """The structure with everything where extended XYZ keeps it: no nested dictionaries, no columns with gaps."""
+    info = {key: value for key, value in atoms.info.items() if key not in _NESTED}
+    info = {**atoms.info.get("data", {}), **atoms.info.get("key_value_pairs", {}), **info}
+    info = {key: value for key, value in info.items() if key not in PREDICTED}
+    for name, values in info.pop(_ARRAYS, {}).items():
+        atoms.arrays.setdefault(name, np.asarray(values))
+    for name in [name for name, values in atoms.arrays.items() if not _is_column(values)]:
+        info[name] = atoms.arrays.pop(name)
+    atoms.info = writable_info(info)
+    lost = {type(held).__name__ for held in atoms.constraints if not isinstance(held, FixAtoms | FixCartesian)}
+    if lost:
+        kinds = ", ".join(sorted(lost))
+        warnings.warn(f"extended XYZ does not keep the constraints {kinds}; write a .db", stacklevel=2)
+    return atoms
+
+
+def _is_column(values: np.ndarray) -> bool:
+    if values.dtype.kind in "OSU":
+        return values.ndim == 1 and all(len(str(value).split()) == 1 for value in values)
+    return values.ndim <= 2 and values.dtype.kind in "ifb"
+
+
+def _row(atoms: ase.Atoms) -> dict:
+    """What a database keeps of a structure beside the usual columns: its `data`, with the key-value pairs in it."""
+    info = {key: value for key, value in atoms.info.items() if key not in _NESTED}
+    arrays = {name: values for name, values in atoms.arrays.items() if name not in _IN_DATABASE}
+    data = {**atoms.info.get("data", {}), **info, **({_ARRAYS: arrays} if arrays else {})}
+    return {**_python(data), "key_value_pairs": atoms.info.get("key_value_pairs", {})}
 
 
 def _python(value):
-    """NumPy's numbers, which ASE's database refuses, as Python's; arrays stay."""
+    """What ASE's database takes: Python's numbers, arrays of numbers; objects as the dictionaries they stand for."""
     if isinstance(value, dict):
         return {str(key): _python(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [_python(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, str | int | float | np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return _python(value.todict()) if hasattr(value, "todict") else str(value)
 
 
 def _feature_rows(chunk: list[Record], predictions: list[Prediction]) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
 from jaxatoms.data.joined import open_upstream
+from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, Normalization, labels_in, make_normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store
@@ -84,9 +85,8 @@ def _labels(name: str, store: Store, train: np.ndarray) -> tuple[str, ...]:
     """What can be learnt: "energy", "forces" or both."""
     found = tuple(np.array(["energy", "forces"])[list(labels_in(store, train))].tolist())
     if not found:
-        raise InputError(
-            f"{name}: no training structure has an energy or forces; name their keys as file:PATH#energy_key,forces_key"
-        )
+        remedy = label_hint(store) or "compute them, or fine-tune on a scalar with --target"
+        raise InputError(f"{name}: no training structure has an energy or forces; {remedy}")
     return found
 
 

@@ -1,6 +1,9 @@
 """Source files -> a store, piece by piece: in several processes, taken up again after a kill, equal to one stream."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -9,11 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TextIO
 
 from jaxatoms.data.columns import read_manifest
 from jaxatoms.data.registry import READERS, DatasetSpec
 from jaxatoms.data.writer import join_columns, write_columns
-from jaxatoms.types import InputError
+from jaxatoms.types import InputError, System
+
+_log = logging.getLogger(__name__)
 
 
 def convert(
@@ -43,7 +49,7 @@ def convert(
     reader, options = READERS[spec.reader], dict(spec.options)
     parts = reader.parts(source) if hasattr(reader, "parts") else []
     if len(parts) <= 1:
-        write_columns(reader.read(source, **options), path, described, record_columns)
+        write_columns(_named_errors(reader.read(source, **options), source), path, described, record_columns)
         return
     folder = path.with_name(f"{path.name}.pieces")
     _open_folder(folder, {"source": described, "n_part": len(parts)})
@@ -56,6 +62,54 @@ def convert(
             notify(done, len(parts))
     join_columns(pieces, path, described, record_columns)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from converting into the same store until the block ends; they wait.
+
+    The lock goes with the process that holds it, so that a killed one blocks nobody.
+
+    Raises:
+      InputError: a folder that cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(
+            f"{lock.parent}: cannot be written ({error.strerror}); choose another cache folder with JAXATOMS_CACHE"
+        ) from None
+    with file:
+        _wait_for(file, path)
+        yield
+
+
+def _wait_for(file: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _log.warning("%s: another process converts it; waiting", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        _log.info("%s: this file system has no locks", path)
+
+
+def _named_errors(systems: Iterator[System], source: Path | str) -> Iterator[System]:
+    """The same systems; whatever goes wrong in a reader is one line that names file and record."""
+    done, key = 0, ""
+    try:
+        for system in systems:
+            yield system
+            done, key = done + 1, system.key
+    except InputError:
+        raise
+    except Exception as error:
+        after = f"after record {done - 1} ({key})" if done else "at the first record"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        remedy = "it is damaged, or not what its name says; check it or download it again"
+        raise InputError(f"{source}: {after}: cannot be read ({reason}); {remedy}") from error
 
 
 def available_cores() -> int:
@@ -119,5 +173,6 @@ def _end_with_parent() -> None:
 
 
 def _convert_part(reader: str, part: tuple, piece: Path) -> Path:
-    write_columns(READERS[reader].read_part(part), piece, {"part": [str(item) for item in part[:2]]})
+    systems = _named_errors(READERS[reader].read_part(part), part[0])
+    write_columns(systems, piece, {"part": [str(item) for item in part[:2]]})
     return piece

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxatoms.data.corpus import Samples
 from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
+from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, labels_in
 from jaxatoms.data.registry import find_spec
 from jaxatoms.data.splits import Split
@@ -138,7 +139,7 @@ def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | N
     forces = store.take(_some(train)).forces
     forces = forces[np.isfinite(forces).all(axis=1)]
     if len(forces) == 0 or not forces.std() > 0:
-        raise InputError(f"{name} has no forces to train on; name a scalar with --target, or the forces' key after '#'")
+        raise InputError(f"{name} has no forces to train on; {label_hint(store) or 'name a scalar with --target'}")
     energy = store.energy[train]
     energy = energy[np.isfinite(energy)]  # forces alone are enough
     return ForceData(

@@ -15,19 +15,18 @@ _RATIO = re.compile(r"\d+(:\d+)+")
 
 
 def split_names(upstream: str) -> list[str]:
-    """The data sets of `a,b,c`; the comma in `file:PATH#energy_key,forces_key` belongs to the name.
+    """The data sets of `a,b,c`; a comma before a word that starts no name belongs to the path or its label keys.
 
     Raises:
       InputError: an empty name, or one that occurs twice.
 
     Example:
-      >>> split_names("ani1x,file:a.xyz#e,f,oc20")
-      ['ani1x', 'file:a.xyz#e,f', 'oc20']
+      >>> split_names("ani1x,file:a,1.xyz#e,f,oc20")
+      ['ani1x', 'file:a,1.xyz#e,f', 'oc20']
     """
     names: list[str] = []
     for word in (word.strip() for word in upstream.split(",")):
-        _, mark, labels = names[-1].partition("#") if names and names[-1].startswith("file:") else ("", "", "")
-        if mark and "," not in labels and not _starts_a_name(word):
+        if names and word and not _starts_a_name(word) and _takes_more(names[-1]):
             names[-1] += f",{word}"
         else:
             names.append(word)
@@ -36,6 +35,14 @@ def split_names(upstream: str) -> list[str]:
     if len(set(names)) < len(names):
         raise InputError(f"--upstream '{upstream}' names a data set twice; name each once")
     return names
+
+
+def _takes_more(name: str) -> bool:
+    """Whether a comma may go on with it: in a path, or between its two label keys."""
+    _, mark, labels = name.rpartition("#")
+    if name.startswith("file:"):
+        return not mark or "," not in labels
+    return "@" in name
 
 
 def _starts_a_name(word: str) -> bool:

@@ -1,12 +1,14 @@
 """Names of data sets -> how to read them, their graph settings, published constants and files.
 
 A data set is named `NAME` or `FAMILY:VARIANT` (its files lie under `<data root>/NAME/` or `<data root>/FAMILY/`),
-`NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key]` (anything ASE reads) or `demo:NAME` (inside this
-package). A new data set is one row of `_ROWS`.
+`NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key]` (anything ASE reads: a file, a folder, a pattern
+such as `runs/*/vasprun.xml`, or several with commas between) or `demo:NAME` (inside this package). A new data set is
+one row of `_ROWS`.
 """
 
 import dataclasses
 import difflib
+import glob
 from pathlib import Path
 
 from jaxatoms.data.readers import (
@@ -206,7 +208,13 @@ _ROWS = (
         for molecule in MD22_MOLECULES
     ),
     *(
-        DatasetSpec(name=f"spice:{subset}", reader="spice", files=(f"{subset}.h5", f"{subset}.hdf5"), periodic=False)
+        DatasetSpec(
+            name=f"spice:{subset}",
+            reader="spice",
+            files=(f"{subset}.h5", f"{subset}.hdf5"),
+            periodic=False,
+            options=(("subset", subset),),
+        )
         for subset in SPICE_SUBSETS
     ),
     *(
@@ -335,13 +343,16 @@ def _existing(path: Path, name: str, remedy: str) -> Path:
 
 
 def _source_file(spec: DatasetSpec, place: Path, name: str) -> Path:
+    if spec.name == "file" and (glob.has_magic(str(place)) or "," in str(place)):
+        ase_file.source_files(place)
+        return place
     _existing(place, name, "check the path after '@' or ':'")
     if place.is_file() or not spec.files:
         return place
     for pattern in spec.files:
         # A pattern for a reader of folders names one folder, "." the place itself.
         found = [place / pattern] if spec.is_folder else sorted(place.glob(pattern))
-        found = [path for path in found if path.exists()]
+        found = [path for path in found if path.exists() and not path.name.startswith("._")]
         if len(found) > 1:
             listed = ", ".join(path.name for path in found[:3])
             raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxatoms.data.columns import N_ELEMENT
+from jaxatoms.data.readers.structures import PARTLY_FIXED
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.store import Store
 from jaxatoms.types import SystemBatch
@@ -69,6 +70,7 @@ class Statistics:
     n_without_energy: int = 0
     n_without_forces: int = 0
     n_fixed: int = 0
+    n_partly_fixed: int = 0
     n_periodic: int = 0
     n_left_handed: int = 0
     n_duplicate: int = 0
@@ -101,6 +103,8 @@ def describe(
         batch = store.take(chunk)
         _add_labels(found, batch, chunk, reference)
         _add_geometry(found, batch)
+        if PARTLY_FIXED in store.extra_columns:
+            found.n_partly_fixed += int(np.maximum(store.column(PARTLY_FIXED)[chunk], 0).sum())
         _add_duplicates(found, batch, chunk, seen)
         if target is not None:
             found.target.add(target[chunk])
@@ -121,7 +125,9 @@ def _add_labels(found: Statistics, batch: SystemBatch, records: np.ndarray, refe
     missing = np.isnan(batch.forces).any(axis=1)
     found.n_without_forces += int(np.logical_or.reduceat(missing, starts).sum())
     if reference is not None:
-        found.residual.add(reference.subtract(batch.energy, batch.atomic_numbers, batch.n_node, records))
+        known = ~np.isnan(batch.energy)  # others may hold elements that no reference knows
+        atoms = batch.atomic_numbers[np.repeat(known, batch.n_node)]
+        found.residual.add(reference.subtract(batch.energy[known], atoms, batch.n_node[known], records[known]))
     molecule = ~batch.pbc.any(axis=1)
     net = np.abs(np.add.reduceat(batch.forces.astype(np.float64), starts, axis=0)).max(axis=1)
     found.net_force.add(net[molecule])
@@ -170,6 +176,11 @@ def findings(found: Statistics, needs_forces: bool, is_surface: bool) -> list[Fi
     if needs_forces:
         out.append(_finding(found.n_without_forces == 0, "records without forces", str(found.n_without_forces)))
         out.append(_finding(found.n_without_energy == 0, "records without energy", str(found.n_without_energy)))
+    else:
+        n, has = found.n_looked_at, (found.n_without_energy, found.n_without_forces)
+        text = f"{n - has[0]} records have an energy, {n - has[1]} forces, of {n} looked at"
+        out.append(Finding("ok", "labels", text))
+    out.append(_constraints(found))
     if found.net_force.count:
         largest = found.net_force.high
         out.append(_finding(largest < 0.1, "net force of a molecule", f"at most {largest:.2g} eV/A", "warning"))
@@ -182,16 +193,28 @@ def findings(found: Statistics, needs_forces: bool, is_surface: bool) -> list[Fi
     return out
 
 
-def compare(what: str, measured: float, published: float | None, unit: str, tolerance: float) -> Finding | None:
+def _constraints(found: Statistics) -> Finding:
+    text = f"{found.n_fixed} of {found.elements.sum()} atoms are fixed"
+    if found.n_partly_fixed:
+        text += f"; {found.n_partly_fixed} under other constraints (some directions, bonds, ...) are read as free"
+    return _finding(not found.n_partly_fixed, "constraints", text, "warning")
+
+
+def compare(
+    what: str, measured: float, published: float | None, unit: str, tolerance: float, enough: bool = True
+) -> Finding | None:
     """A measured constant beside the published one; None where nothing is published.
 
-    A relative difference above `tolerance` warns, a factor of three is an error: then a unit is wrong.
+    A relative difference above `tolerance` warns, a factor of three is an error: then a unit is wrong. An excerpt that
+    is not `enough` to have the constants of the whole is shown and not judged.
     """
     if published is None:
         return None
     text = f"{measured:.6g} {unit} (published {published:.6g})"
     if not published or not np.isfinite(measured):
         return Finding("warning" if not np.isfinite(measured) else "ok", what, text)
+    if not enough:
+        return Finding("ok", what, f"{text}, too few structures to compare")
     ratio = measured / published
     if not 1 / 3 < ratio < 3:
         return Finding("error", what, f"{text}: a unit is wrong, or these are other data")

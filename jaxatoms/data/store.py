@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, N_ELEMENT, read_manifest
-from jaxatoms.data.convert import convert
+from jaxatoms.data.convert import alone, convert
 from jaxatoms.data.registry import READERS, DatasetSpec, resolve
 from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.writer import write_columns
@@ -150,6 +150,10 @@ class Store:
             found[np.unique(self._columns["atomic_numbers"][rows])] = True
         return found
 
+    def where(self, record: int) -> str:
+        """The source and the record, as messages name them."""
+        return f"{self.source}: record {record}"
+
     def verify(self) -> None:
         """Reads every column once and compares its sha256 with the manifest.
 
@@ -221,8 +225,10 @@ def open_dataset(
     path = _cache_path(cache, spec, source)
     described = _describe_source(spec, source)
     if not _is_current(path, described):
-        _log.info("converting %s into %s", source, path)
-        convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
+        with alone(path):
+            if not _is_current(path, described):  # another process may have made it meanwhile
+                _log.info("converting %s into %s", source, path)
+                convert(spec, source, path, described, lambda: _record_columns(spec, source), workers, notify)
     store = Store.open(path)
     return (dataclasses.replace(spec, periodic=store.periodic) if spec.periodic is None else spec), store
 
@@ -234,12 +240,13 @@ def _cache_path(cache: Path, spec: DatasetSpec, source: Path) -> Path:
 
 
 def _describe_source(spec: DatasetSpec, source: Path) -> dict:
-    version = READERS[spec.reader].VERSION
+    reader = READERS[spec.reader]
+    files = reader.source_files(source) if hasattr(reader, "source_files") else ()
     return {
         "path": str(source),
         "reader": spec.reader,
-        "reader_version": version,
-        **fingerprint_source(source),
+        "reader_version": reader.VERSION,
+        **fingerprint_source(source, files),
     }
 
 

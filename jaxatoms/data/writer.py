@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import numpy as np
 
@@ -250,7 +251,8 @@ class _Writer:
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict:
-    return {"file": f"{name}.bin", "dtype": dtype, "shape": list(shape)}
+    # A column is named after a key of the user's, which may hold any character.
+    return {"file": f"{quote(name, safe=' ')}.bin", "dtype": dtype, "shape": list(shape)}
 
 
 def _blocks(folder: Path, entry: dict) -> Iterator[np.ndarray]:

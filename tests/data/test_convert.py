@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,30 @@ def test_a_faulty_piece_keeps_the_others_for_the_next_time(tmp_path, small_piece
     native_shards.write_oc_shards(folder)  # another source now: nothing old may be used
     _, store = open_dataset(f"oc22@{folder}", cache_dir=tmp_path / "c")
     assert len(store) == 6
+
+
+def test_two_conversions_at_once_both_succeed(tmp_path, small_pieces, monkeypatch):
+    source, calls = native.write_ani1x(tmp_path / "a.h5"), []
+    plain = module._convert_part
+    monkeypatch.setattr(module, "_convert_part", lambda *job: (time.sleep(0.05), calls.append(job), plain(*job))[2])
+    with ThreadPoolExecutor(2) as pool:
+        opened = [pool.submit(open_dataset, f"ani1x@{source}", None, tmp_path / "c") for _ in range(2)]
+        first, second = (future.result()[1] for future in opened)
+    assert first.fingerprint == second.fingerprint
+    assert len(calls) == len(set(calls)), "the second waits and converts nothing again"
+
+
+def test_any_error_of_a_reader_names_file_and_record(tmp_path, monkeypatch):
+    def broken(part):
+        yield System(np.array([1], np.uint8), np.zeros((1, 3)), key="first")
+        raise TypeError("of two\nlines")
+
+    monkeypatch.setattr(ani1x, "read_part", broken)
+    monkeypatch.setattr(ani1x, "read", lambda path: broken(path))
+    source = native.write_ani1x(tmp_path / "a.h5")
+    with pytest.raises(InputError) as error:
+        open_dataset(f"ani1x@{source}", cache_dir=tmp_path / "c")
+    assert native.is_one_line_about(error, source, "after record 0 (first)", "TypeError: of two lines")
 
 
 SCRIPT = """

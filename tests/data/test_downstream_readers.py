@@ -2,15 +2,18 @@
 
 import gzip
 import itertools
+import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from fixtures import native
 from fixtures import native_downstream as layouts
 
 from jaxatoms.data.readers import ani1x, ase_file, matbench, npz_trajectory, qm9, qmof, spice
+from jaxatoms.data.store import open_dataset
 from jaxatoms.types import InputError
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -38,7 +41,7 @@ def test_faulty_npz_files_are_refused(tmp_path):
     in_hartree = np.full(6, -40.5)
     assert refused(npz_trajectory.read, layouts.write_rmd17(path, energies=in_hartree), "another unit")
     np.savez(path, a=np.zeros(3))
-    assert refused(npz_trajectory.read, path, "nuclear_charges")
+    assert refused(npz_trajectory.read, path, "npz: has the arrays a; expected nuclear_charges")
     layouts.write_rmd17(path)
     path.write_bytes(path.read_bytes()[:-300])
     assert refused(npz_trajectory.read, path, "download it again")
@@ -66,6 +69,23 @@ def test_spice_refuses_other_layouts(tmp_path):
     assert refused(spice.read, native.write_ani1x(tmp_path / "a.h5"), "conformations")
 
 
+def test_spice_passes_over_empty_molecules_and_other_subsets(tmp_path):
+    path = layouts.write_spice(tmp_path / "s.h5")
+    with h5py.File(path, "a") as file:
+        subsets = {"amino a": b"SPICE Dipeptides Single Points Dataset v1.2", "amino b": b"SPICE DES370K"}
+        for name, subset in subsets.items():
+            del file[f"{name}/subset"]
+            file[f"{name}/subset"] = [subset]
+        file["none/atomic_numbers"] = [6, 1]
+        for name in ("conformations", "dft_total_energy", "formation_energy", "dft_total_gradient"):
+            file[f"none/{name}"] = np.zeros(0)
+    assert {s.group for s in spice.read(path)} == {"amino a", "amino b"}
+    assert {s.group for s in spice.read(path, subset="dipeptides")} == {"amino a"}
+    with h5py.File(path, "a") as file:
+        del file["none"]
+    assert refused(lambda p: spice.read(p, subset="solvated_amino_acids"), path, "SPICE DES370K", "another subset")
+
+
 def test_qm9_xyz_has_19_targets_in_ev(tmp_path):
     systems = list(qm9.read(layouts.write_qm9(tmp_path / "q.tar.bz2", (3, 1, 2))))
     assert [s.extra["qm9_index"] for s in systems] == [1, 2, 3]
@@ -81,6 +101,14 @@ def test_qm9_leaves_out_the_uncharacterized(tmp_path):
     path = layouts.write_qm9(tmp_path / "q.tar.bz2")
     (tmp_path / "uncharacterized.txt").write_text("header\n  index  smiles\n    2    C   0.1\n    4   C  0.2\nend\n")
     assert [s.extra["qm9_index"] for s in qm9.read(path)] == [1, 3]
+
+
+def test_qm9_is_read_again_when_that_list_comes(tmp_path):
+    path = layouts.write_qm9(tmp_path / "q.tar.bz2")
+    name = f"qm9:U_0@{path}"
+    assert len(open_dataset(name, cache_dir=tmp_path / "c")[1]) == 4
+    (tmp_path / "uncharacterized.txt").write_text("2  C\n")
+    assert len(open_dataset(name, cache_dir=tmp_path / "c")[1]) == 3
 
 
 def test_the_whole_qm9_archive_needs_that_list(tmp_path, monkeypatch):
@@ -121,6 +149,16 @@ def test_matbench_reads_items_that_span_chunks(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_matbench_keys_may_stand_in_any_order(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("jaxatoms.data.readers.json_stream._CHUNK", chunk)
+    path = layouts.write_matbench(tmp_path / "m.json.gz")
+    table = json.loads(gzip.decompress(path.read_bytes()))
+    swapped = {"data": [row[::-1] for row in table["data"]], "index": table["index"], "columns": table["columns"][::-1]}
+    path.write_bytes(gzip.compress(json.dumps(swapped).encode()))
+    assert [s.extra["target_y"] for s in matbench.read(path)] == [100.0 + i for i in range(12)]
+
+
 def test_faulty_matbench_files_are_refused(tmp_path):
     path = tmp_path / "m.json.gz"
     site = {"species": [{"element": "Si", "occu": 0.5}], "abc": [0, 0, 0]}
@@ -143,8 +181,22 @@ def test_qmof_reads_every_scalar(tmp_path):
     assert len(list(qmof.read(tmp_path / "qmof_database.zip"))) == 7
 
 
+def test_qmof_joins_by_id_and_not_by_order(tmp_path):
+    folder = layouts.write_qmof(tmp_path / "q")
+    want = {s.key: (s.extra, s.positions.tolist()) for s in qmof.read(folder)}
+    structures = json.loads((folder / "qmof_structure_data.json").read_text())
+    (folder / "qmof_structure_data.json").write_text(json.dumps(structures[::-1]))
+    systems = list(qmof.read(folder))
+    assert [s.key for s in systems] == [f"qmof-{i}" for i in reversed(range(7))]
+    assert {s.key: (s.extra, s.positions.tolist()) for s in systems} == want
+    structures[3]["structure"]["sites"][0]["species"][0]["occu"] = 0.5
+    (folder / "qmof_structure_data.json").write_text(json.dumps(structures))
+    assert refused(qmof.read, folder, "qmof-3", "partially occupied")
+
+
 def test_qmof_lists_of_different_length_are_refused(tmp_path):
-    assert refused(qmof.read, layouts.write_qmof(tmp_path / "q", n_structure=6), "not a readable QMOF pair")
+    path = layouts.write_qmof(tmp_path / "q", n_structure=6)
+    assert refused(qmof.read, path, "qmof-6", "has a record, but no structure")
     (tmp_path / "e").mkdir()
     assert refused(qmof.read, tmp_path / "e", "holds no qmof.json")
 

@@ -1,11 +1,17 @@
 """Readers: units converted once, labels complete, and every faulty file refused in one line."""
 
+import ase
+import ase.build
+import ase.db
 import h5py
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixCartesian
 from fixtures import native
 
 from jaxatoms.data.readers import ani1x, ase_file, demo, oc20, transition1x
+from jaxatoms.data.store import open_dataset
 from jaxatoms.types import InputError
 from jaxatoms.units import HARTREE
 
@@ -244,3 +250,130 @@ def test_real_transition1x_sample_is_in_ev(real_data):
     energies = [s.energy for s in transition1x.read(real_data("transition1x_like") / "transition1x_like.h5")]
     assert len(energies) == 3570
     assert -1.3e4 < min(energies) < max(energies) < -2e3
+
+
+def _write(path, *images, **info):
+    import ase.io
+
+    for atoms in images:
+        atoms.info.update(info)
+    ase.io.write(path, list(images))
+    return path
+
+
+def molecule(seed=0, **arrays):
+    atoms = ase.Atoms("CH4", native.frames(1, 5, seed)[0][0])
+    for name, values in arrays.items():
+        atoms.new_array(name, values)
+    return atoms
+
+
+def test_named_labels_may_be_missing_in_some_structures(tmp_path):
+    lone = ase.Atoms("H")
+    lone.info["REF_energy"] = -13.6
+    whole = molecule(REF_forces=np.ones((5, 3)))
+    whole.info["REF_energy"] = -1100.0
+    other = molecule(1)
+    other.calc = SinglePointCalculator(other, energy=-1.0, forces=np.zeros((5, 3)))  # of another method
+    path = _write(tmp_path / "s.extxyz", lone, whole, other)
+    systems = list(ase_file.read(path, "REF_energy", "REF_forces"))
+    np.testing.assert_array_equal([s.energy for s in systems], [-13.6, -1100.0, np.nan])
+    assert [s.forces is None for s in systems] == [True, False, True]
+    assert refused(lambda p: ase_file.read(p, "REF_energy", "F"), path, "no forces under 'F'", "REF_forces")
+
+
+def test_a_label_that_is_no_number_is_named(tmp_path):
+    path = _write(tmp_path / "s.extxyz", molecule(), molecule(1))
+    path.write_text(path.read_text().replace("Properties", "energy=None Properties"))
+    assert refused(ase_file.read, path, "structure 0", "'energy' is 'None', no number")
+
+
+def test_numeric_scalars_become_columns(tmp_path):
+    first, second = molecule(), molecule(1)
+    first.info |= {"gap": 1.5, "n": 3, "name": "x", "flag": True, "vector": np.ones(2), "group": 4}
+    first.calc = SinglePointCalculator(first, energy=-1.0, magmom=2.0)
+    for suffix in ("extxyz", "traj"):
+        systems = list(ase_file.read(_write(tmp_path / f"s.{suffix}", first, second)))
+        assert systems[0].extra == {"target_gap": 1.5, "target_n": 3.0, "target_magmom": 2.0}
+        assert not systems[1].extra and systems[0].group == "4"
+    _, store = open_dataset(f"file:{tmp_path / 's.extxyz'}", cache_dir=tmp_path / "c")
+    np.testing.assert_array_equal(store.column("target_gap"), [1.5, np.nan])
+
+
+def test_database_rows_keep_scalars_groups_and_labels(tmp_path):
+    with ase.db.connect(tmp_path / "s.db") as database:
+        for i in range(2):
+            data = {"F": np.full((5, 3), 1.0 + i), "U0": np.array([2.5])}
+            database.write(molecule(i), key_value_pairs={"total": -1100.0 - i, "group": "g", "gap": 0.5}, data=data)
+    systems = list(ase_file.read(tmp_path / "s.db", "total", "F"))
+    assert [(s.energy, s.group) for s in systems] == [(-1100.0, "g"), (-1101.0, "g")]
+    assert systems[1].forces[0, 0] == 2.0
+    assert systems[0].extra == {"target_total": -1100.0, "target_gap": 0.5, "target_U0": 2.5}
+    assert refused(lambda p: ase_file.read(p, "energy"), tmp_path / "s.db", "no energy under 'energy'", "total")
+
+
+def test_a_database_in_other_units_is_refused(tmp_path):
+    with ase.db.connect(tmp_path / "s.db") as database:
+        database.write(molecule(), data={"E": -40.0})
+        database.metadata = {"_property_unit_dict": {"E": "Hartree", "F": "eV/Ang"}, "_distance_unit": "Ang"}
+    assert refused(lambda p: ase_file.read(p, "E", "F"), tmp_path / "s.db", "energies in Hartree")
+
+
+@pytest.mark.parametrize("suffix", ["extxyz", "traj", "db"])
+def test_atoms_held_in_all_directions_are_fixed(tmp_path, suffix):
+    atoms = native.slab()
+    atoms.set_constraint([FixCartesian(0), FixCartesian(1, (True, False, False)), FixCartesian(2)])
+    system, = ase_file.read(_write(tmp_path / f"s.{suffix}", atoms))
+    np.testing.assert_array_equal(system.fixed, [True, False, True, False, False, False])
+    assert system.extra["n_partly_fixed"] == 1
+
+
+def test_a_direction_without_period_needs_no_lattice_vector(tmp_path):
+    atoms = ase.Atoms("Cu", cell=[[3, 0, 0], [1, 3, 0], [0, 0, 0]], pbc=(True, True, False))
+    system, = ase_file.read(_write(tmp_path / "s.extxyz", atoms))
+    np.testing.assert_allclose(system.cell, [[3, 0, 0], [1, 3, 0], [0, 0, 1]])
+    assert system.pbc == (True, True, False)
+    atoms.pbc = True
+    assert refused(ase_file.read, _write(tmp_path / "s.extxyz", atoms), "zero volume", "periodic direction")
+
+
+def test_partial_occupancy_is_refused(tmp_path):
+    atoms = ase.Atoms("Cu", cell=[3, 3, 3], pbc=True)
+    path = _write(tmp_path / "s.extxyz", atoms, occupancy={"0": {"Cu": 0.6, "Zn": 0.4}})
+    assert refused(ase_file.read, path, "structure 0", "partially occupied", "Zn")
+
+
+def test_an_empty_value_loses_no_energy(tmp_path):
+    path = _write(tmp_path / "s.extxyz", molecule())
+    path.write_text(path.read_text().replace("Properties", 'name="" energy=-1.5 Properties'))
+    assert next(iter(ase_file.read(path))).energy == -1.5
+
+
+def test_layer_tags_of_ase_are_refused_when_read(tmp_path):
+    atoms = ase.build.fcc111("Cu", (1, 1, 3), vacuum=5)
+    assert refused(ase_file.read, _write(tmp_path / "s.traj", atoms), "structure 0", "tag 3", "0 sub-surface")
+
+
+def test_folders_patterns_and_lists_of_files_are_read(tmp_path):
+    for name in ("runs/a/x.traj", "runs/b/x.traj", "runs/._c.traj", "z,1.traj"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        _write(tmp_path / name, molecule(), molecule(1))
+    (tmp_path / "runs" / "._c.traj").write_bytes(b"finder")
+
+    def n(place):
+        return len(open_dataset(f"file:{place}", cache_dir=tmp_path / "c")[1])
+
+    assert n(tmp_path / "runs") == n(tmp_path / "runs/*/x.traj") == 4
+    assert n(tmp_path / "z,1.traj") == 2
+    assert n(f"{tmp_path / 'runs/a/x.traj'},{tmp_path / 'runs/b/x.traj'}") == 4
+    _write(tmp_path / "runs/b/x.traj", molecule())
+    assert n(tmp_path / "runs/*/x.traj") == 3  # converted again
+    _write(tmp_path / "runs/a/x.extxyz", molecule())
+    assert refused(ase_file.read, tmp_path / "runs", "several kinds", "1 *.extxyz, 2 *.traj", "**/")
+    assert refused(ase_file.read, tmp_path / "runs/*.cif", "no file matches")
+
+
+def test_hidden_files_beside_oc20_frames_are_passed_over(tmp_path):
+    folder = native.write_oc20(tmp_path / "o")
+    (folder / "._0.extxyz.xz").write_bytes(b"finder")
+    assert len(list(oc20.read(folder))) == 6

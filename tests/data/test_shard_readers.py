@@ -52,6 +52,27 @@ def test_faulty_records_are_named(tmp_path):
     assert refused(oc22.read, write(tmp_path / "f", tags=native_shards.Tensor(np.full(6, 7))), "tag 7")
 
 
+def test_an_id_may_be_a_tensor_of_one_element(tmp_path):
+    folder = native_shards.write_oc_shards(tmp_path / "o", sid=native_shards.Tensor(np.array([9])))
+    assert list(oc22.read(folder))[-1].extra["sid"] == 9
+    pair = native_shards.write_oc_shards(tmp_path / "p", sid=native_shards.Tensor(np.array([9, 8])))
+    assert refused(oc22.read, pair, "data.0001.lmdb: record 2", "'sid'", "no whole number")
+
+
+@pytest.mark.parametrize("reader", [oc20, oc22])
+def test_shards_may_be_folders_and_hidden_files_are_passed_over(tmp_path, reader):
+    folder = native_shards.write_oc_shards(tmp_path / "o")
+    whole = [s.positions.tolist() for s in reader.read(folder)]
+    for shard in sorted(folder.glob("*.lmdb")):
+        data = shard.read_bytes()
+        shard.unlink()
+        shard.mkdir()
+        (shard / "data.mdb").write_bytes(data)
+        (folder / f"._{shard.name}").write_bytes(b"finder")
+    assert [s.positions.tolist() for s in reader.read(folder)] == whole
+    assert len(list(reader.read(folder / "data.0000.lmdb"))) == 3
+
+
 class _Evil:
     def __reduce__(self):
         return print, ("never",)
@@ -95,6 +116,18 @@ def test_omat_rows_keep_stress_and_skip_deleted_rows(tmp_path):
     assert systems[0].pbc == (True, True, True)
     none = list(omat24.read(native_downstream.write_omat(tmp_path / "p", stress=None)))
     assert np.isnan(none[-1].extra["stress"]).all()
+
+
+def test_omat_rows_keep_tags_and_fixed_atoms(tmp_path):
+    held = [{"name": "FixAtoms", "kwargs": {"indices": [0]}},
+            {"name": "FixCartesian", "kwargs": {"a": [1], "mask": [True, True, False]}}]  # fmt: skip
+    *rest, last = omat24.read(native_downstream.write_omat(tmp_path / "o", tags=[0, 1, 1, 2], constraints=held))
+    np.testing.assert_array_equal(last.tags, [0, 1, 1, 2])
+    np.testing.assert_array_equal(last.fixed, [True, False, False, False])
+    assert last.extra["n_partly_fixed"] == 1
+    assert rest[0].tags is None and rest[0].fixed is None
+    bad = native_downstream.write_omat(tmp_path / "b", constraints=[{"name": "FixNothing", "kwargs": {}}])
+    assert refused(omat24.read, bad, "row 4", "unreadable constraints")
 
 
 def test_faulty_omat_rows_are_named(tmp_path):

@@ -216,6 +216,20 @@ def test_store_travels_to_workers_by_path(tmp_path):
     assert len(pickle.dumps(store)) < 1000
 
 
+def test_a_column_may_have_any_name(tmp_path):
+    systems = [System(np.array([1], np.uint8), np.zeros((1, 3)), extra={"target_a/b": 1.5})]
+    store = write_store(iter(systems), tmp_path / "s", {})
+    assert Store.open(store.path).column("target_a/b")[0] == 1.5
+
+
+def test_the_fingerprint_of_a_frame_file_covers_its_ids(tmp_path):
+    frames = native.write_oc20(tmp_path / "o", compress=False) / "0.extxyz"
+    groups = open_dataset(f"oc20@{frames}", cache_dir=tmp_path / "c")[1].groups[1]
+    ids = frames.with_suffix(".txt")
+    ids.write_text(ids.read_text().replace("random0", "random9"))
+    assert open_dataset(f"oc20@{frames}", cache_dir=tmp_path / "c")[1].groups[1] != groups
+
+
 def test_open_dataset_converts_once_and_again_when_the_source_changes(tmp_path, monkeypatch):
     path, calls = native.write_ani1x(tmp_path / "a.h5"), []
     read = ani1x.read

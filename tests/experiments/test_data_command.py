@@ -5,9 +5,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import ase.build
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixCartesian
+from fixtures import native
 
 from experiments import data
 from jaxatoms.data import remote
@@ -85,6 +89,36 @@ def test_duplicates_and_missing_labels_are_found(tmp_path, capsys, options):
     ase.io.write(path, images)
     assert data.main(["check", f"file:{path}", *options]) == 0
     assert "warning  duplicate records: 1 (records 3 = 0)" in capsys.readouterr().out
+
+
+def test_check_says_what_it_looked_at_and_warns_of_units(tmp_path, capsys, options):
+    images = []
+    for i in range(20):
+        step = 0.04 * np.random.default_rng(i).normal(size=(4, 3))
+        atoms = ase.build.bulk("Cu", cubic=True)
+        atoms.positions += step
+        atoms.calc = SinglePointCalculator(atoms, energy=np.square(step).sum(), forces=2 * step)  # the gradient
+        images.append(atoms)
+    images[3].set_constraint([FixCartesian(0, (True, False, False))])
+    ase.io.write(tmp_path / "s.traj", images)
+    assert data.main(["check", f"file:{tmp_path / 's.traj'}", *options]) == 0
+    text = capsys.readouterr().out
+    for words in ("labels: 20 records have an energy, 20 forces", "0 of 80 atoms are fixed; 1 under other constraints",
+                  "20 structures looked at", "the forces have the sign of the gradient"):  # fmt: skip
+        assert words in text
+
+
+def test_an_excerpt_is_not_judged_by_the_constants_of_the_whole(tmp_path, capsys, options):
+    path = native.write_ani1x(tmp_path / "a.h5")
+    assert data.main(["check", f"ani1x@{path}", *options]) == 0
+    assert "too few structures to compare" in capsys.readouterr().out
+
+
+def test_keys_that_look_like_labels_are_shown(tmp_path, capsys, options):
+    atoms = ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], info={"REF_energy": -31.0})
+    ase.io.write(tmp_path / "s.xyz", atoms, format="extxyz")
+    assert data.main(["check", f"file:{tmp_path / 's.xyz'}", *options]) == 0
+    assert "#REF_energy" in capsys.readouterr().out
 
 
 def test_list_names_every_family(capsys):

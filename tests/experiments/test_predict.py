@@ -9,12 +9,14 @@ import ase.io
 import jax
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from fixtures import checkpoints
 from fixtures.nano import NANO
 
 from experiments import predict, prediction
 from experiments.drafts import BytesDraft, DatabaseDraft, Journal
 from jaxatoms.csi.features import load_features
+from jaxatoms.data.readers import ase_file
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.inference import restore_model
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
@@ -179,6 +181,7 @@ def test_a_draft_of_other_settings_is_not_continued(tmp_path):
 
 def test_mixed_periodicity_is_a_slab_without_images_along_z(checkpoint, tmp_path):
     slab = ase.build.fcc111("Cu", (2, 2, 2), vacuum=20, periodic=True)
+    slab.set_tags(0)  # ase.build numbers the layers; such tags are refused
     slab.rattle(0.05, seed=3)
     mixed = slab.copy()
     mixed.pbc = (True, True, False)
@@ -206,6 +209,48 @@ def test_what_a_fine_tuned_model_predicts_is_written(tmp_path, kind):
             assert atoms.info["target_gap"] in (0, 1) and 0.5 <= atoms.info["target_gap_probability"] <= 1
 
 
+def test_labels_of_the_input_are_not_read_and_not_copied(checkpoint, tmp_path):
+    atoms = ase.build.molecule("H2O")
+    atoms.info["energy"] = np.nan  # beside the results below: ASE refuses to write both
+    atoms.calc = SinglePointCalculator(atoms, energy=np.nan, forces=np.full((3, 3), np.nan))
+    ase.io.write(tmp_path / "in.traj", [atoms])
+    out, = run(checkpoint, tmp_path / "in.traj", tmp_path / "out.extxyz")
+    assert np.isfinite(out.get_potential_energy()) and np.isfinite(out.get_forces()).all()
+
+
+def test_what_ase_cannot_write_back_is_written_so_that_it_can(tmp_path):
+    rich = ase.build.molecule("H2O")
+    rich.info = {"empty": "", "none": None, "lines": "a\nb", "quoted": 'say "x"', "path": "C:\\new", "digits": "007",
+                 "nested": {"a": [1, {"b": "c d"}]}, "blank": " ", "after": 3}  # fmt: skip
+    rich.new_array("note", np.array(["a b", "", "c"], dtype=object))
+    rich.new_array("tensor", np.arange(27.0).reshape(3, 3, 3))
+    rich.new_array("velocity", np.ones((3, 3)))
+    (tmp_path / "out.extxyz").write_bytes(predict._extxyz([rich.copy()]))
+    back = ase.io.read(tmp_path / "out.extxyz")
+    assert {key: back.info[key] for key in rich.info} == rich.info
+    assert list(back.info["note"]) == ["a b", "", "c"]
+    np.testing.assert_array_equal(back.info["tensor"], rich.arrays["tensor"])
+    np.testing.assert_array_equal(back.arrays["velocity"], rich.arrays["velocity"])
+
+
+def test_a_database_gives_back_ids_info_and_arrays(tmp_path):
+    first = ase.build.molecule("H2O")
+    first.info = {"key_value_pairs": {"sid": 7, "group": "w"}, "data": {"gap": 1.5}, "unique_id": "abc", "name": "x"}
+    first.new_array("label", np.array(["a b", "", "c"], dtype=object))
+    first.new_array("velocity", np.ones((3, 3)))
+    draft = DatabaseDraft(tmp_path / "out.db")
+    draft.append([(first, predict._row(first))])
+    draft.finish()
+    row = ase.db.connect(tmp_path / "out.db").get(1)
+    assert row.key_value_pairs == {"sid": 7, "group": "w"}
+    assert (row.data["gap"], row.data["name"], row.data["unique_id"]) == (1.5, "x", "abc")
+    atoms, system = next(ase_file.read_atoms(tmp_path / "out.db"))
+    assert system.group == "w"
+    text = predict._for_extxyz(atoms)
+    assert text.info["sid"] == 7 and text.info["label"] == '_JSON ["a b", "", "c"]'
+    np.testing.assert_array_equal(text.arrays["velocity"], np.ones((3, 3)))
+
+
 def refused(checkpoint, source, out, capsys, *options):
     with pytest.raises(SystemExit) as stop:
         run(checkpoint, source, out, *options)
@@ -220,7 +265,7 @@ def _gold(path):
 
 
 def _flat_cell(path):
-    atoms = ase.Atoms("Cu", cell=[3, 3, 0], pbc=(True, True, False))
+    atoms = ase.Atoms("Cu", cell=[3, 3, 0], pbc=True)
     ase.io.write(path, [ase.build.molecule("H2O"), atoms])
 
 
@@ -238,7 +283,7 @@ BAD = {
     "empty.db": (lambda p: p.write_bytes(b""), "empty.db"),
     "empty.traj": (lambda p: p.write_bytes(b""), "empty.traj"),
     "gold.extxyz": (_gold, r"gold.extxyz: structure 1: .* not trained on Au; leave it out"),
-    "flat.extxyz": (_flat_cell, r"flat.extxyz: structure 1: .*zero volume; give three lattice vectors"),
+    "flat.extxyz": (_flat_cell, r"flat.extxyz: structure 1: .*zero volume; give every periodic direction"),
     "cut.extxyz": (_cut, r"cut.extxyz: structure 2: ASE cannot read it"),
     "text.extxyz": (lambda p: p.write_text("not a structure\n" * 9), r"text.extxyz: ASE cannot read it .*not what"),
     "text.db": (lambda p: p.write_text("not a database\n" * 9), r"text.db: ASE cannot read it .*not what its name"),

@@ -1,83 +1,224 @@
-"""Anything ASE reads (extxyz, traj, db, ...) -> Systems. eV, A and eV/A are ASE's units already.
+"""Anything ASE reads (extxyz, traj, db, vasprun.xml, ...) -> Systems. eV, A and eV/A are ASE's units already.
 
 A label that a structure does not carry stays missing (NaN energy, None forces); a carried one must be finite.
 """
 
-from collections.abc import Iterator
+import glob
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import ase.db
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.formats import filetype
 
-from jaxatoms.data.readers.checks import fail
+from jaxatoms.data.readers.checks import fail, is_hidden
 from jaxatoms.data.readers.compressed import plain_file
+from jaxatoms.data.readers.extxyz import parse_comment
 from jaxatoms.data.readers.structures import system_from_atoms
-from jaxatoms.types import System
+from jaxatoms.data.tags import surface_tags
+from jaxatoms.types import InputError, System
 
-VERSION = 1
+VERSION = 2
+PREFIX = "target_"  # of the columns of a structure's own scalars
+# What a folder is searched for. A calculation leaves several of these kinds; then the user chooses.
+_KINDS = ("*.extxyz", "*.extxyz.?z", "*.xyz", "*.xyz.?z", "*.traj", "*.db", "vasprun.xml", "vasprun.xml.gz", "OUTCAR",
+          "*.cif")  # fmt: skip
+_LOOKED_AT = 100  # structures whose keys `label_candidates` lists
+_LIKE_ENERGY = re.compile(r"energ|toten|^e$|^e[_-]|[_-]e$|^u_?0$", re.IGNORECASE)
+_LIKE_FORCES = re.compile(r"forc|grad|^f$|^f[_-]|[_-]f$|^frc", re.IGNORECASE)
+_ANGSTROM, _EV = ("a", "ang", "angstrom", "å"), ("ev",)
 
 
 def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterator[System]:
-    """Yields every structure; its group is the info key `group`, or itself alone.
+    """Yields every structure; its group is the key `group` of its info or database row, or itself alone.
+
+    `extra` holds every numeric scalar of the comment line, of the database row (key-value pairs and data) and of the
+    results beside the energy, as `target_<key>`.
 
     Args:
+      path: a file, a folder, a pattern such as `runs/*/vasprun.xml`, or several of them with commas between.
       energy_key: where the energy stands, if not as ASE's own energy: a key of the comment line or of the database.
-      forces_key: where the forces stand, if not as ASE's own forces: a per-atom array.
+      forces_key: where the forces stand, if not as ASE's own forces: a per-atom array. A structure without the named
+        key has no such label, whatever else it carries.
 
     Raises:
-      InputError: missing file, a file ASE cannot read, a named key that a structure lacks, or a bad value (see
+      InputError: missing file, a file ASE cannot read, a named key that no structure has, or a bad value (see
         `system_from_atoms`).
     """
-    return (system for _, system in read_atoms(path, energy_key, forces_key))
+    keys = {"energy": energy_key, "forces": forces_key}
+    wanted, known = {label for label, key in keys.items() if key}, set()
+    for file in source_files(path):
+        for record, atoms in _iter_atoms(file, keys):
+            places = {label: _places(atoms, label) for label in keys}
+            scalars = _scalars(places["energy"])
+            if wanted:
+                known.update(*(place for label in keys for place in places[label]))
+            wanted -= {label for label in keys if _name_label(atoms, label, keys[label], places[label])}
+            system = _system(file, record, atoms)
+            yield system._replace(extra={**scalars, **(system.extra or {})})
+    if wanted:
+        label = min(wanted)
+        names = ", ".join(sorted(known - {"numbers", "positions"})) or "nothing beside elements and positions"
+        fail(path, "", f"has no {label} under '{keys[label]}' in any structure", f"they have: {names}")
 
 
-def read_atoms(
-    path: Path | str, energy_key: str = "", forces_key: str = "", first: int = 0
-) -> Iterator[tuple[ase.Atoms, System]]:
-    """As `read`, each with the ASE object that it came from; those before structure `first` are passed over."""
+def read_atoms(path: Path | str, first: int = 0) -> Iterator[tuple[ase.Atoms, System]]:
+    """Each structure of one file as ASE's object and as a System without labels, which are not looked at.
+
+    Args:
+      first: structures before this one are passed over.
+
+    Raises:
+      InputError: as `read`.
+    """
     path = Path(path)
-    with plain_file(path) as plain:
-        for i, atoms in enumerate(_iter_atoms(path, plain)):
-            if i < first:
-                continue
-            _name_labels(path, f"structure {i}", atoms, {"energy": energy_key, "forces": forces_key})
-            system = system_from_atoms(path, f"structure {i}", atoms, group=_group(atoms))
-            yield atoms, system._replace(tags=_meaningful_tags(system.tags))
+    for record, atoms in itertools.islice(_iter_atoms(path), first, None):
+        yield atoms, _system(path, record, atoms, labels=False)
 
 
-def _iter_atoms(path: Path, plain: Path) -> Iterator[ase.Atoms]:
+def source_files(path: Path | str) -> list[Path]:
+    """The files that a file, a folder, a pattern or several of them with commas between stand for.
+
+    Raises:
+      InputError: nothing there, or a folder that holds files of several kinds.
+    """
+    if Path(path).exists() or "," not in str(path):
+        return _expand(Path(path).expanduser())
+    return [file for part in str(path).split(",") for file in _expand(Path(part.strip()).expanduser())]
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _files_below(path)
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+    if not found:
+        several = "no file matches it" if glob.has_magic(str(path)) else "no such file"
+        fail(path, "", several, "check the path; commas separate several files")
+    return found
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = {kind: [file for file in sorted(folder.rglob(kind)) if file.is_file() and not is_hidden(file, folder)]
+             for kind in _KINDS}  # fmt: skip
+    found = {kind: files for kind, files in found.items() if files}
+    if not found:
+        fail(folder, "", "is a folder without files of a known kind", f"name the files, as in {folder}/*/NAME")
+    if len(found) > 1:
+        kinds = ", ".join(f"{len(files)} {kind}" for kind, files in found.items())
+        remedy = f"choose one, as in {folder}/**/{next(iter(found))}"
+        fail(folder, "", f"holds files of several kinds ({kinds})", remedy)
+    return next(iter(found.values()))
+
+
+def label_candidates(path: Path | str) -> dict[str, list[str]]:
+    """Keys of the first structures that look like energies and forces, by their names: {"energy", "forces"}."""
+    found: dict[str, set[str]] = {"energy": set(), "forces": set()}
+    structures = (item for file in source_files(path) for item in _iter_atoms(file))
+    for _, atoms in itertools.islice(structures, _LOOKED_AT):
+        found["energy"].update(key for key in _numbers(_places(atoms, "energy")) if _LIKE_ENERGY.search(key))
+        found["forces"].update(
+            key for place in _places(atoms, "forces") for key, value in place.items()
+            if _LIKE_FORCES.search(key) and _shape(value) == (len(atoms), 3)
+        )  # fmt: skip
+    return {label: sorted(keys - {label, "free_energy"}) for label, keys in found.items()}
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Of a number or an array of numbers; None for anything else, truth values too."""
+    if not isinstance(value, int | float | np.generic | np.ndarray):
+        return None
+    array = np.asarray(value)
+    return array.shape if array.dtype.kind in "if" else None
+
+
+def _system(path: Path, record: str, atoms: ase.Atoms, labels: bool = True) -> System:
+    tags = surface_tags(f"{path}: {record}", atoms.arrays.get("tags"), atoms.positions, atoms.cell.array)
+    return system_from_atoms(path, record, atoms, _group(atoms), labels)._replace(tags=tags)
+
+
+def _iter_atoms(path: Path, keys: dict[str, str] | None = None) -> Iterator[tuple[str, ase.Atoms]]:
+    """(name, structure) of one file, in its order."""
     done = 0
-    try:
-        for atoms in ase.io.iread(str(plain), index=":", do_not_split_by_at_sign=True):
-            yield atoms
-            done += 1
-    except Exception as error:
-        where = f"structure {done}" if done else ""
-        remedy = "it is damaged, or not what its name says; check it, or convert it to extxyz"
-        fail(path, where, f"ASE cannot read it ({type(error).__name__}: {error})", remedy)
+    with plain_file(path) as plain:
+        try:
+            for atoms in _open(path, plain, keys or {}):
+                yield f"structure {done}", atoms
+                done += 1
+        except InputError:
+            raise
+        except Exception as error:
+            where = f"structure {done}" if done else ""
+            remedy = "it is damaged, or not what its name says; check it, or convert it to extxyz"
+            fail(path, where, f"ASE cannot read it ({type(error).__name__}: {error})", remedy)
 
 
-def _name_labels(path: Path, record: str, atoms: ase.Atoms, keys: dict[str, str]) -> None:
-    """Puts labels that stand under other names where `system_from_atoms` looks for them."""
-    for label, key in keys.items():
-        if not key:
-            continue
-        results = dict(getattr(atoms.calc, "results", {}))
-        places = ({**atoms.info, **results} if label == "energy" else {**atoms.arrays, **results},
-                  atoms.info.get("key_value_pairs", {}), atoms.info.get("data", {}))
-        found = next((place[key] for place in places if key in place), None)
-        if found is None:
-            known = ", ".join(sorted(set(atoms.info) | set(atoms.arrays) | set(results)))
-            fail(path, record, f"has no {label} under '{key}'", f"it has: {known}")
-        atoms.calc = SinglePointCalculator(atoms, **{**results, label: found})
+def _open(path: Path, plain: Path, keys: dict[str, str]) -> Iterable[ase.Atoms]:
+    kind = filetype(str(plain))
+    if kind in ("db", "json"):
+        # ASE's own reader of databases drops key-value pairs and data.
+        database = ase.db.connect(str(plain), serial=True)
+        _check_units(path, database.metadata, keys)
+        return (row.toatoms(add_additional_information=True) for row in database.select())
+    options = {"properties_parser": parse_comment} if kind == "extxyz" else {}
+    return ase.io.iread(str(plain), index=":", format=kind, do_not_split_by_at_sign=True, **options)
+
+
+def _check_units(path: Path, metadata: dict, keys: dict[str, str]) -> None:
+    """Refuses a database that says itself (as those of SchNetPack do) that its units are others."""
+    units = metadata.get("_property_unit_dict", {})
+    said = [("lengths", metadata.get("_distance_unit"), _ANGSTROM)]
+    said.append(("energies", units.get(keys.get("energy") or "energy"), _EV))
+    per_length = tuple(f"{e}/{a}" for e in _EV for a in _ANGSTROM)
+    said.append(("forces", units.get(keys.get("forces") or "forces"), per_length))
+    for what, unit, right in said:
+        if unit and str(unit).lower().replace(" ", "") not in right:
+            fail(path, "", f"its metadata give {what} in {unit}", f"convert them to {right[0]} (eV, Angstrom)")
+
+
+def _places(atoms: ase.Atoms, label: str) -> list[dict[str, Any]]:
+    """Where a label may stand, in the order in which it is looked for."""
+    results = getattr(atoms.calc, "results", {})
+    own = atoms.info if label == "energy" else atoms.arrays
+    return [own, results, atoms.info.get("key_value_pairs", {}), atoms.info.get("data", {})]
+
+
+def _name_label(atoms: ase.Atoms, label: str, key: str, places: list[dict[str, Any]]) -> bool:
+    """Puts a label that stands under another name where `system_from_atoms` looks for it; whether it was there."""
+    if not key:
+        return False
+    found = next((place[key] for place in places if key in place), None)
+    results = {name: value for name, value in getattr(atoms.calc, "results", {}).items() if name != label}
+    (atoms.info if label == "energy" else atoms.arrays).pop(label, None)
+    if found is not None:
+        results[label] = found
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return found is not None
+
+
+def _scalars(places: list[dict[str, Any]]) -> dict[str, float]:
+    """{target_<key>: number}"""
+    return {f"{PREFIX}{key}": value for key, value in _numbers(places).items() if key not in ("energy", "group")}
+
+
+def _numbers(places: list[dict[str, Any]]) -> dict[str, float]:
+    """Every numeric scalar; truth values, which ASE also sees in bare words, are none.
+
+    In the data of a database (the last place) an array of one number counts, as SchNetPack writes it; elsewhere it
+    belongs to the one atom of a structure.
+    """
+    found = {key: value for key, value in places[-1].items() if _shape(value) == (1,)}
+    for place in reversed(places):
+        found |= {key: value for key, value in place.items() if _shape(value) == ()}
+    return {key: float(np.asarray(value).reshape(())) for key, value in found.items()}
 
 
 def _group(atoms: ase.Atoms) -> str:
-    value = atoms.info.get("group", atoms.info.get("key_value_pairs", {}).get("group", ""))
-    return str(value)
-
-
-def _meaningful_tags(tags: np.ndarray | None) -> np.ndarray | None:
-    # ASE writes zeros where nobody set tags; read as "sub-surface" they would switch all quadruplets off.
-    return None if tags is None or not tags.any() else tags
+    places = (atoms.info, atoms.info.get("key_value_pairs", {}), atoms.info.get("data", {}))
+    return str(next((place["group"] for place in places if "group" in place), ""))

@@ -11,7 +11,9 @@ from typing import NoReturn
 
 import h5py
 import numpy as np
+from ase.geometry import complete_cell
 
+from jaxatoms.data.tags import REMEDY
 from jaxatoms.types import InputError
 
 MAX_ATOMIC_NUMBER = 120  # the atom embedding has rows for 1..120
@@ -23,6 +25,11 @@ def fail(path: Path | str, record: str, problem: str, remedy: str) -> NoReturn:
     """Raises InputError with one line naming the file, the record (may be empty) and the remedy."""
     where = f"{path}: {record}" if record else str(path)
     raise InputError(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether a file below a folder, or a folder between them, is hidden: macOS leaves `._x` beside each file x."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def require_file(path: Path | str) -> Path:
@@ -54,7 +61,7 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
         fail(path, "", f"not a readable HDF5 file ({error})", "download or convert it again")
 
 
-def require_datasets(path: Path, record: str, group: h5py.Group, names: tuple[str, ...], layout: str) -> None:
+def require_datasets(path: Path | str, record: str, group: h5py.Group, names: tuple[str, ...], layout: str) -> None:
     """Refuses a group that lacks one of the named arrays.
 
     Raises:
@@ -65,7 +72,7 @@ def require_datasets(path: Path, record: str, group: h5py.Group, names: tuple[st
             fail(path, record, f"lacks the array '{name}'", f"expected the layout {layout}")
 
 
-def check_shape(path: Path, record: str, name: str, shape: tuple, expected: tuple) -> None:
+def check_shape(path: Path | str, record: str, name: str, shape: tuple, expected: tuple) -> None:
     """Refuses an array of another shape than the layout says.
 
     Raises:
@@ -80,7 +87,7 @@ def check_shape(path: Path, record: str, name: str, shape: tuple, expected: tupl
         )
 
 
-def check_finite(path: Path, record: str, name: str, values: np.ndarray, first: int | None = None) -> None:
+def check_finite(path: Path | str, record: str, name: str, values: np.ndarray, first: int | None = None) -> None:
     """Refuses NaN and infinite values.
 
     Args:
@@ -98,7 +105,7 @@ def check_finite(path: Path, record: str, name: str, values: np.ndarray, first: 
     fail(path, record, f"'{name}' is NaN or infinite", "remove the record or compute its label")
 
 
-def check_elements(path: Path, record: str, atomic_numbers: np.ndarray) -> np.ndarray:
+def check_elements(path: Path | str, record: str, atomic_numbers: np.ndarray) -> np.ndarray:
     """The atomic numbers as uint8.
 
     Raises:
@@ -120,29 +127,33 @@ def check_elements(path: Path, record: str, atomic_numbers: np.ndarray) -> np.nd
     return atomic_numbers.astype(np.uint8)
 
 
-def check_cell(path: Path, record: str, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Refuses a periodic structure whose cell encloses no volume (images would be infinitely many).
+def check_cell(path: Path | str, record: str, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray | None:
+    """The cell of a periodic structure, None for a molecule.
+
+    A direction that is not periodic may lack its lattice vector; it gets one of unit length, normal to the others, as
+    `ase.geometry.complete_cell` gives it. No image lies along it, so its length does not matter.
 
     Args:
       cell: [3, 3] A, rows are lattice vectors.
       pbc: [3] bool.
 
     Raises:
-      InputError: NaN in the cell, or zero volume with any periodic direction.
+      InputError: NaN in the cell, or zero volume (images would be infinitely many).
     """
     if not np.any(pbc):
-        return
-    check_finite(path, record, "cell", np.asarray(cell))
-    if abs(np.linalg.det(np.asarray(cell, np.float64))) < 1e-6:  # A^3; the smallest real cell is above 1
-        fail(
-            path,
-            record,
-            "periodic, but its cell has zero volume",
-            "give three lattice vectors or set pbc to F F F",
-        )
+        return None
+    cell = np.asarray(cell, np.float64)
+    check_finite(path, record, "cell", cell)
+    missing = ~cell.any(axis=1)
+    if missing.any() and not (missing & np.asarray(pbc, bool)).any():
+        cell = complete_cell(cell)
+    if abs(np.linalg.det(cell)) < 1e-6:  # A^3; the smallest real cell is above 1
+        remedy = "give every periodic direction a lattice vector of its own, or set pbc to F F F for a molecule"
+        fail(path, record, "periodic, but its cell has zero volume", remedy)
+    return cell
 
 
-def check_tags(path: Path, record: str, tags: np.ndarray) -> np.ndarray:
+def check_tags(path: Path | str, record: str, tags: np.ndarray) -> np.ndarray:
     """The tags as uint8.
 
     Raises:
@@ -151,7 +162,7 @@ def check_tags(path: Path, record: str, tags: np.ndarray) -> np.ndarray:
     bad = (tags < 0) | (tags > 2)
     if np.any(bad):
         value = int(tags[np.argmax(bad)])
-        fail(path, record, f"tag {value}", "use 0 sub-surface, 1 surface, 2 adsorbate, or remove the tags")
+        fail(path, record, f"tag {value}", REMEDY)
     return tags.astype(np.uint8)
 
 
@@ -159,7 +170,7 @@ def check_tags(path: Path, record: str, tags: np.ndarray) -> np.ndarray:
 FREE_ATOM_ENERGY = {1: -13.622, 6: -1029.413, 7: -1484.871, 8: -2041.840, 9: -2712.821, 16: -10831.0}
 
 
-def check_energy_unit(path: Path, record: str, numbers: np.ndarray, energy: np.ndarray) -> None:
+def check_energy_unit(path: Path | str, record: str, numbers: np.ndarray, energy: np.ndarray) -> None:
     """Refuses total energies of a molecule that are far from the sum of its free atoms: a wrong unit.
 
     Every unit in use (eV, Hartree, kcal/mol, kJ/mol) differs from eV more than fourfold; a bond from the sum of

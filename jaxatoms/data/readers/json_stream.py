@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 _CHUNK = 1 << 20  # characters
+_SHORT = 4096  # characters that a list of column names may have
 _SPACE = re.compile(r"[\s,]*")
 
 
@@ -27,6 +28,17 @@ def iter_items(stream: TextIO, key: str | None = None) -> Iterator:
     if key is not None:
         yield json.loads(buffer[: found.start()].rstrip().rstrip(",") + "}")
     yield from _items(stream, buffer, found.end())
+
+
+def find_list(stream: TextIO, key: str) -> list:
+    """The short list under the first `"key":`, wherever it stands; [] without one."""
+    pattern = re.compile(rf'"{re.escape(key)}"\s*:\s*(\[[^\]]*\])')
+    buffer = ""
+    while more := stream.read(_CHUNK):
+        buffer = buffer[-_SHORT:] + more
+        if found := pattern.search(buffer):
+            return json.loads(found[1])
+    return []
 
 
 def _items(stream: TextIO, buffer: str, place: int) -> Iterator:

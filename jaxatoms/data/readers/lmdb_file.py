@@ -6,19 +6,20 @@ from pathlib import Path
 
 import lmdb
 
-from jaxatoms.data.readers.checks import fail, require_file
+from jaxatoms.data.readers.checks import fail, is_hidden, require_file
 
+_DATA = "data.mdb"  # in a folder, as lmdb.open makes it unless told otherwise
 RECORDS_PER_PART = 10_000  # a conversion's unit of work
 
 
 @contextlib.contextmanager
 def open_lmdb(path: Path | str) -> Iterator[lmdb.Transaction]:
-    """A read transaction on a one-file LMDB.
+    """A read transaction on an LMDB: one file, or a folder that holds data.mdb.
 
     Raises:
       InputError: missing, cut or otherwise damaged file.
     """
-    path = require_file(path)
+    path = require_file(Path(path) / _DATA if _is_folder_form(Path(path)) else path)
     try:
         # No lock file beside it: archives lie on read-only media.
         env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=True, max_readers=1)
@@ -33,16 +34,21 @@ def open_lmdb(path: Path | str) -> Iterator[lmdb.Transaction]:
 
 
 def shards(path: Path | str, pattern: str) -> list[Path]:
-    """The file itself, or the files below a folder that match, in the order of their names.
+    """The LMDB itself, or those below a folder that match, in the order of their names; hidden ones are passed over.
 
     Raises:
       InputError: nothing there.
     """
     path = Path(path)
-    found = [path] if path.is_file() else sorted(path.rglob(pattern))
+    whole = path.is_file() or _is_folder_form(path)
+    found = [path] if whole else [shard for shard in sorted(path.rglob(pattern)) if not is_hidden(shard, path)]
     if not found:
         fail(path, "", f"holds no {pattern} files", "unpack the archive there")
     return found
+
+
+def _is_folder_form(path: Path) -> bool:
+    return (path / _DATA).is_file()
 
 
 def ranges(n: int) -> list[tuple[int, int]]:

@@ -9,8 +9,8 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, fail, require_file
-from jaxatoms.data.readers.json_stream import iter_items
-from jaxatoms.types import System
+from jaxatoms.data.readers.json_stream import find_list, iter_items
+from jaxatoms.types import InputError, System
 
 VERSION = 1
 _PERIODIC = (True, True, True)
@@ -30,22 +30,25 @@ def read(path: Path | str) -> Iterator[System]:
     open_text = gzip.open if path.suffix == ".gz" else open
     try:
         with open_text(path, "rt") as stream:
+            place = _check_columns(path, find_list(stream, "columns"))
+            stream.seek(0)
             rows = iter_items(stream, "data")
-            _check_columns(path, next(rows))
-            for i, (structure, value) in enumerate(rows):
-                yield _system(path, f"row {i}", structure, value)
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
-        if hasattr(error, "args") and str(error).startswith(str(path)):
-            raise
+            next(rows)
+            for i, row in enumerate(rows):
+                yield _system(path, f"row {i}", row[place], row[1 - place])
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, IndexError) as error:
         fail(path, "", f"not a readable MatBench file ({error})", "download it again")
 
 
-def _check_columns(path: Path, head: dict) -> None:
-    columns = head.get("columns", [])
-    if len(columns) != 2 or columns[0] not in ("structure", "composition"):
+def _check_columns(path: Path, columns: list) -> int:
+    """The place of the structure among the two columns."""
+    if len(columns) != 2 or not {"structure", "composition"} & set(columns):
         fail(path, "", f"has the columns {columns}", "expected a structure and one target")
-    if columns[0] == "composition":
+    if "structure" not in columns:
         fail(path, "", "holds compositions without structures", "choose a structure task")
+    return columns.index("structure")
 
 
 def _system(path: Path, record: str, structure: dict, value: object) -> System:

@@ -37,11 +37,14 @@ def read(path: Path | str) -> Iterator[System]:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = next((names for names in _LAYOUTS if set(names) <= set(file.files)), None)
-            if names is None:
-                fail(path, "", f"has the arrays {', '.join(file.files)}", f"expected {' or '.join(map(str, _LAYOUTS))}")
-            numbers, positions, energy, forces = (file[name] for name in names)
+            there = ", ".join(file.files)
+            arrays = [file[name] for name in names or ()]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         fail(path, "", f"not a readable npz file ({error})", "download it again")
+    if not arrays:
+        layouts = " or ".join(", ".join(names) for names in _LAYOUTS)
+        fail(path, "", f"has the arrays {there}", f"expected {layouts}")
+    numbers, positions, energy, forces = arrays
     yield from _frames(path, check_elements(path, "", numbers.astype(np.int64)), positions, energy, forces)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import ase.io
 
 from jaxatoms.data.readers import oc_lmdb
-from jaxatoms.data.readers.checks import fail
+from jaxatoms.data.readers.checks import fail, is_hidden
 from jaxatoms.data.readers.compressed import plain_file
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.types import System
@@ -43,9 +43,19 @@ def parts(path: Path | str) -> list[tuple]:
       InputError: nothing to read.
     """
     path = Path(path)
-    if path.suffix == ".lmdb" or (path.is_dir() and any(path.rglob(oc_lmdb.PATTERN))):
+    if _holds_shards(path):
         return oc_lmdb.parts(path)
     return [(str(file),) for file in frame_files(path)]
+
+
+def _holds_shards(path: Path) -> bool:
+    return path.suffix == ".lmdb" or (path.is_dir() and any(path.rglob(oc_lmdb.PATTERN)))
+
+
+def source_files(path: Path | str) -> list[Path]:
+    """A frame file and its ids; a folder or a shard stands for itself."""
+    path = Path(path)
+    return [path] if path.is_dir() or _holds_shards(path) else [path, *_id_files(path)]
 
 
 def read_part(part: tuple) -> Iterator[System]:
@@ -64,7 +74,7 @@ def frame_files(path: Path | str) -> list[Path]:
         return [path]
     if not path.is_dir():
         fail(path, "", "no such file or folder", "name a folder holding K.extxyz.xz and K.txt.xz")
-    files = [file for file in path.rglob("*.extxyz*") if file.name.endswith(_SUFFIXES)]
+    files = [file for file in path.rglob("*.extxyz*") if file.name.endswith(_SUFFIXES) and not is_hidden(file, path)]
     if not files:
         fail(path, "", "holds no .extxyz or .extxyz.xz files", "unpack the OC20 S2EF archive there")
     return sorted(files, key=_number)
@@ -104,15 +114,20 @@ def _number_in(name: str) -> int:
 
 
 def _system_ids(frames: Path) -> list[tuple[str, str]]:
-    stem = frames.name.split(".extxyz")[0]
-    for suffix in (".txt", ".txt.xz"):
-        ids = frames.with_name(stem + suffix)
-        if ids.is_file():
-            with plain_file(ids) as plain:
-                # Lines are `system,frame[,reference energy]`.
-                lines = [line.split(",") for line in plain.read_text().splitlines() if line.strip()]
-            return [(line[0].strip(), line[1].strip() if len(line) > 1 else "") for line in lines]
-    fail(frames, "", f"its system ids {stem}.txt[.xz] are missing", "put the txt file beside the extxyz file")
+    for ids in _id_files(frames):
+        with plain_file(ids) as plain:
+            # Lines are `system,frame[,reference energy]`.
+            lines = [line.split(",") for line in plain.read_text().splitlines() if line.strip()]
+        return [(line[0].strip(), line[1].strip() if len(line) > 1 else "") for line in lines]
+    fail(frames, "", f"its system ids {_stem(frames)}.txt[.xz] are missing", "put the txt file beside the extxyz file")
+
+
+def _id_files(frames: Path) -> list[Path]:
+    return [ids for suffix in (".txt", ".txt.xz") if (ids := frames.with_name(_stem(frames) + suffix)).is_file()]
+
+
+def _stem(frames: Path) -> str:
+    return frames.name.split(".extxyz")[0]
 
 
 def _check_complete(frames: Path, record: str, system: System) -> None:

@@ -68,6 +68,16 @@ def _values(shard: Path, i: int, data: bytes | None) -> dict:
     return values
 
 
+def _number(shard: Path, record: str, name: str, value: object) -> int:
+    """An id, which some files hold as a tensor of one element; -1 where a record has none."""
+    if value is None:
+        return -1
+    try:
+        return int(np.asarray(value).reshape(()))
+    except (TypeError, ValueError):
+        fail(shard, record, f"'{name}' is {value!r:.40}, no whole number", "write the shard again")
+
+
 def _system(shard: Path, record: str, values: dict, group: str) -> System:
     def get(*names: str) -> np.ndarray:
         for name in names:
@@ -85,7 +95,7 @@ def _system(shard: Path, record: str, values: dict, group: str) -> System:
         check_finite(shard, record, name, array)
     cell = get("cell").reshape(3, 3)
     check_cell(shard, record, cell, np.array(_PERIODIC))
-    sid, fid = (int(values[k]) if values.get(k) is not None else -1 for k in ("sid", "fid"))
+    sid, fid = (_number(shard, record, name, values.get(name)) for name in ("sid", "fid"))
     return System(
         atomic_numbers=numbers,
         positions=pos,

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from ase.constraints import dict2constraint
 
 from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, check_shape, fail
 from jaxatoms.data.readers.lmdb_file import open_lmdb, ranges, shards
+from jaxatoms.data.readers.structures import PARTLY_FIXED, fixed_atoms
+from jaxatoms.data.tags import surface_tags
 from jaxatoms.types import System
 
-VERSION = 1
+VERSION = 2
 PATTERN = "*.aselmdb"
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # place of xx, yy, zz, yz, xz, xy in the matrix
 
@@ -19,8 +22,8 @@ _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # place of xx, yy, zz, yz,
 def read(path: Path | str) -> Iterator[System]:
     """Yields every row of the databases below a folder, in the order of their names and ids.
 
-    The group is the row's id of origin (`data.sid` without its rattling suffix) where it has one; `extra` holds
-    `stress` [3, 3] eV/A^3, NaN where missing.
+    Tags and fixed atoms are kept where a row has them. The group is the row's id of origin (`data.sid` without its
+    rattling suffix) where it has one; `extra` holds `stress` [3, 3] eV/A^3, NaN where missing.
 
     Raises:
       InputError: nothing there, a damaged file, a row without energy or forces, a bad value.
@@ -90,18 +93,29 @@ def _system(shard: Path, record: str, row: dict) -> System:
         check_finite(shard, record, name, array)
     check_finite(shard, record, "energy", np.asarray(row["energy"]))
     pbc = np.asarray(row["pbc"], bool)
-    check_cell(shard, record, cell, pbc)
+    fixed, n_partly = _fixed(shard, record, row, len(numbers))
     return System(
         atomic_numbers=numbers,
         positions=positions,
-        cell=cell if pbc.any() else None,
+        cell=check_cell(shard, record, cell, pbc),
         pbc=tuple(bool(flag) for flag in pbc),
         energy=float(row["energy"]),
         forces=forces,
+        tags=surface_tags(f"{shard}: {record}", row.get("tags"), positions, cell),
+        fixed=fixed,
         group=_origin(row),
         key=record,
-        extra={"stress": _stress(shard, record, row.get("stress"))},
+        extra={"stress": _stress(shard, record, row.get("stress"))} | ({PARTLY_FIXED: n_partly} if n_partly else {}),
     )
+
+
+def _fixed(shard: Path, record: str, row: dict, n_node: int) -> tuple[np.ndarray | None, int]:
+    constraints = row.get("constraints") or []
+    try:
+        constraints = json.loads(constraints) if isinstance(constraints, str) else constraints
+        return fixed_atoms([dict2constraint(item) for item in constraints], n_node)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        fail(shard, record, f"unreadable constraints ({type(error).__name__}: {error})", "write the row again")
 
 
 def _stress(shard: Path, record: str, value) -> np.ndarray:

@@ -51,7 +51,7 @@ def read(path: Path | str) -> Iterator[System]:
         return
     try:
         with tarfile.open(path) as archive:
-            numbers = [_index(member.name) for member in archive if member.name.endswith(".xyz")]
+            numbers = [_index(member.name) for member in archive if _is_molecule(member.name)]
         skipped = _uncharacterized(path, len(numbers))
         ascending = numbers == sorted(numbers)
         # Sorting takes about 300 MB for all of QM9.
@@ -61,6 +61,13 @@ def read(path: Path | str) -> Iterator[System]:
                 yield _from_xyz(path, name, text)
     except (tarfile.TarError, OSError, EOFError) as error:
         fail(path, "", f"not a readable tar archive ({error})", "download it again")
+
+
+def source_files(path: Path | str) -> list[Path]:
+    """The file and, of the xyz form, the list beside it."""
+    path = Path(path)
+    beside = path.with_name(_LIST)
+    return [path, beside] if path.suffix != ".pt" and beside.is_file() else [path]
 
 
 def _read_torch(path: Path) -> Iterator[System]:
@@ -85,8 +92,12 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
     """(name, text) of every molecule, in the order of the archive."""
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
-            if member.name.endswith(".xyz") and (file := archive.extractfile(member)):
+            if _is_molecule(member.name) and (file := archive.extractfile(member)):
                 yield Path(member.name).name, file.read().decode()
+
+
+def _is_molecule(name: str) -> bool:
+    return name.endswith(".xyz") and not Path(name).name.startswith(".")
 
 
 def _index(name: str) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +13,19 @@ import ase.io
 import numpy as np
 from ase.data import atomic_numbers
 
-from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, fail
+from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, fail, is_hidden
 from jaxatoms.data.readers.json_stream import iter_items
 from jaxatoms.data.readers.structures import system_from_atoms
-from jaxatoms.types import System
+from jaxatoms.types import InputError, System
 
-VERSION = 1
+VERSION = 2
 _RECORDS, _STRUCTURES = "qmof.json", "qmof_structure_data.json"
 _CIFS = "relaxed_structures.zip"
 _PERIODIC = (True, True, True)
 
 
 def read(path: Path | str) -> Iterator[System]:
-    """Yields every framework in file order.
+    """Yields every framework in the order of the structures; records join them by `qmof_id`, whatever their order.
 
     `extra` holds every numeric scalar of the record as `target_<name>`, such as `target_outputs.pbe.bandgap` (eV);
     NaN where a record has none.
@@ -34,23 +35,46 @@ def read(path: Path | str) -> Iterator[System]:
         relaxed_structures.zip (columns as the keys of the JSON form, `qmof_id` names the CIF).
 
     Raises:
-      InputError: neither form is there, lists of different length, a bad structure.
+      InputError: neither form is there, a structure without record or the reverse, a bad structure.
 
     Source: specification datasets 11.
     """
     path = Path(path)
-    if path.is_dir() and (tables := sorted(path.glob("*.csv"))) and not (path / _RECORDS).exists():
+    tables = [file for file in sorted(path.glob("*.csv")) if not is_hidden(file, path)] if path.is_dir() else []
+    if tables and not (path / _RECORDS).exists():
         yield from _read_table(tables[0], path / _CIFS)
         return
-    with _open_text(path, _RECORDS) as records, _open_text(path, _STRUCTURES) as structures:
-        try:
-            pairs = zip(iter_items(records), iter_items(structures), strict=True)
-            for i, (record, structure) in enumerate(pairs):
-                yield _system(path, f"record {i} ({record.get('qmof_id', '?')})", record, structure)
-        except (ValueError, KeyError, TypeError) as error:
-            if str(error).startswith(str(path)):
-                raise
-            fail(path, "", f"not a readable QMOF pair ({type(error).__name__}: {error})", "download it again")
+    try:
+        with _open_text(path, _RECORDS) as stream:
+            scalars = _scalars_by_id(path, stream)
+        with _open_text(path, _STRUCTURES) as stream:
+            for i, structure in enumerate(iter_items(stream)):
+                name = _id(path, f"structure {i}", structure)
+                if name not in scalars:
+                    fail(path, name, f"has a structure, but no record of its own in {_RECORDS}", "download both again")
+                yield _system(path, name, scalars.pop(name), structure)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        fail(path, "", f"not a readable QMOF pair ({type(error).__name__}: {error})", "download it again")
+    if scalars:
+        fail(path, next(iter(scalars)), f"has a record, but no structure in {_STRUCTURES}", "download both again")
+
+
+def _scalars_by_id(path: Path, records: TextIO) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for i, record in enumerate(iter_items(records)):
+        name = _id(path, f"record {i}", record)
+        if name in found:
+            fail(path, name, f"stands twice in {_RECORDS}", "download it again")
+        found[name] = dict(_scalars("target_", record))
+    return found
+
+
+def _id(path: Path, place: str, item: dict) -> str:
+    if not item.get("qmof_id"):
+        fail(path, place, "has no 'qmof_id', by which records and structures belong together", "download both again")
+    return str(item["qmof_id"])
 
 
 @contextlib.contextmanager
@@ -74,9 +98,12 @@ def _open_text(path: Path, name: str) -> Iterator[TextIO]:
         fail(path, "", f"not a readable zip archive ({error})", "download it again")
 
 
-def _system(path: Path, name: str, record: dict, structure: dict) -> System:
+def _system(path: Path, name: str, scalars: dict[str, float], structure: dict) -> System:
     structure = structure.get("structure", structure)
     cell = np.array(structure["lattice"]["matrix"], np.float64)
+    shares = [[one.get("occu", 1) for one in site.get("species", [{}])] for site in structure["sites"]]
+    if any(len(share) != 1 or abs(share[0] - 1) > 1e-6 for share in shares):
+        fail(path, name, "has a partially occupied site", "remove the record")
     symbols = [str(site["label"]).rstrip("0123456789") for site in structure["sites"]]
     unknown = [symbol for symbol in symbols if symbol not in atomic_numbers]
     if unknown:
@@ -85,7 +112,7 @@ def _system(path: Path, name: str, record: dict, structure: dict) -> System:
     positions = np.array([site["xyz"] for site in structure["sites"]], np.float64)
     check_finite(path, name, "positions", positions)
     check_cell(path, name, cell, np.array(_PERIODIC))
-    return System(numbers, positions, cell, _PERIODIC, key=name, extra=dict(_scalars("target_", record)))
+    return System(numbers, positions, cell, _PERIODIC, key=name, extra=scalars)
 
 
 def _scalars(prefix: str, value: dict) -> Iterator[tuple[str, float]]:
@@ -94,7 +121,7 @@ def _scalars(prefix: str, value: dict) -> Iterator[tuple[str, float]]:
         if isinstance(item, dict):
             yield from _scalars(f"{prefix}{key}.", item)
         elif isinstance(item, int | float) and not isinstance(item, bool) and np.isfinite(item):
-            yield f"{prefix}{key}", float(item)
+            yield sys.intern(f"{prefix}{key}"), float(item)
 
 
 def _read_table(table: Path, cifs: Path) -> Iterator[System]:

@@ -81,7 +81,8 @@ def test_the_correlation_of_equal_and_of_opposite_orders():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seeds": 0}, {"jobs": 0}, {"upstream": ("a=x", "a=y")}, {"downstream": ("scratch=x",)}, {"control": "x"}]
+    "changes",
+    [{"seeds": 0}, {"jobs": 0}, {"upstream": ("a=x", "a=y")}, {"downstream": ("scratch=x",)}, {"control": "x"}],
 )
 def test_bad_settings(changes):
     with pytest.raises(InputError):

@@ -6,9 +6,9 @@
 A chain of resumable steps: a run for every upstream set, for their balanced mixture and from scratch, each fine-tuned
 on every task; CSI with the mixture as extractor. Writes results.json and results.md.
 
-`--control scales` asks what of this is not learnt: the same networks without a pretraining step, only with their
-scale factors fitted on each set (and, as `scales-own`, on the task), then the same fine-tuning. It writes
-results-scales.json and results-scales.md beside the others.
+`--control scales` asks what of this is not learnt: the same networks without a pretraining step, only with their scale
+factors fitted on each set (and, as `scales-own`, on the task), then the same fine-tuning. Writes results-scales.json
+and results-scales.md beside the others.
 """
 
 import dataclasses

@@ -47,7 +47,8 @@ def tell(results: dict) -> str:
     rank = results["spearman"]
     if rank:
         interval = f"[{rank['low']:.2f}, {rank['high']:.2f}]"
-        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} {interval}")
+        of = f"mean of {rank['tasks']} tasks of {len(next(iter(results['tasks'].values()))['csi'])} sets"
+        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} {interval}, {of}")
     return "\n".join(lines)
 
 

@@ -395,6 +395,7 @@ def task_record(setup: Setup, reference: LinearReference | None) -> dict:
         "max_neighbors": facts.graph.max_neighbors,
         "conditional": facts.graph.conditional,
         "property": getattr(facts, "column", "forces"),
+        "labels": {"gradient": ["energy", "forces"], "direct": ["forces"], "scalar": ["energy"]}[setup.head.kind],
     }
     if setup.head.kind == "gradient":
         record |= {"energy_std": record["force_std"], "energy_mean": 0.0, "energy_zero": "unknown"}

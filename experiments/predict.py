@@ -123,9 +123,13 @@ def feature_dtype(width: int) -> np.dtype:
 def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     """One line about what was written."""
     unit = predictor.record.get("property")
-    scalar = unit not in (None, "forces")
-    what = f"{unit} in its data set's unit" if scalar else "energies in eV, forces in eV/A"
+    learnt = inference.labels_of(predictor.record)
+    labels = [text for label, text in (("energy", "energies in eV"), ("forces", "forces in eV/A")) if label in learnt]
+    what = ", ".join(labels) if unit in (None, "forces", "energy") else f"{unit} in its data set's unit"
     more = f"; node features -> {config.features}" if config.features else ""
+    if predictor.without_energy:
+        more += (f"\n{predictor.without_energy:,} structures have no energy: the training data do not fix its zero for "
+                 "their composition")
     return f"{n:,} structures -> {config.out} ({what}; {len(predictor.shapes)} compiled shapes){more}"
 
 

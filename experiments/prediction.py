@@ -78,6 +78,7 @@ class Predictor:
         else:
             self.task, self.record = inference.choose_task(model, head)
         self.shapes: list[BatchBudget] = []
+        self.without_energy = 0  # structures whose energy the model's training leaves open
         graphdef, self._state = nnx.split(model.module)
 
         def run(state, batch):
@@ -157,16 +158,20 @@ class Predictor:
 
         none = [None] * n_graph
         rows = none if features is None else per_atom(features)
-        if self.model.kind == "scalar":
+        if self.model.kind == "scalar" and record["property"] != "energy":
             properties = _properties(np.asarray(result.energy[:n_graph]), record, systems)
             return (Prediction(properties=p, features=f) for p, f in zip(properties, rows, strict=True))
+        energy, forces = none, none
         # The models of fine-tuning have one head and no axis for it.
-        forces = result.forces if result.forces.ndim == 2 else result.forces[..., self.task]
-        forces = per_atom(inference.physical_forces(forces, record, gradient=gradient))
-        energy = none
+        if result.forces is not None and (gradient or "forces" in inference.labels_of(record)):
+            own = result.forces if result.forces.ndim == 2 else result.forces[..., self.task]
+            forces = per_atom(inference.physical_forces(own, record, gradient=gradient))
         if result.energy is not None:
             own = result.energy if result.energy.ndim == 1 else result.energy[:, self.task]
-            energy = inference.physical_energy(own[:n_graph], record, systems).tolist()
+            known = inference.knows_energy(record, systems)
+            values = inference.physical_energy(own[:n_graph], record, systems).tolist()
+            energy = [value if sure else None for value, sure in zip(values, known, strict=True)]
+            self.without_energy += int((~known).sum())
         return (Prediction(e, f, None, r) for e, f, r in zip(energy, forces, rows, strict=True))
 
 

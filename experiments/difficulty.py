@@ -63,6 +63,7 @@ def measure_losses(config, request: Request) -> Losses:
     corpus, train = _labelled(request.dataset, spec, store, model, config)
     classes, _ = classes_of(spec, store)
     records, left_out = choose_records(store, train, classes[train], request, largest_atomic_number(model.config))
+    records = np.unique(records)  # a sampler may repeat some; one loss each
     scales = LossScales(jnp.array([spec.energy_scale]), jnp.array([spec.force_scale]))
     stream = plan_pass(corpus, samples_of(0, records), config.batch_edges, [])
     energy, forces = np.full((2, len(records)), np.nan)

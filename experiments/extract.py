@@ -86,7 +86,7 @@ class ExtractConfig:
             cli.refuse_unused(self, ("sampling", "repeat"), "where --n is all")
 
 
-_OF_FEATURES = ("aggregation", "edge_dropout", "store", "blocks", "backbone", "edge_direction", "paper")
+_OF_FEATURES = ("repeat", "aggregation", "edge_dropout", "store", "blocks", "backbone", "edge_direction", "paper")
 
 
 @cli.one_line_errors()

@@ -1,12 +1,14 @@
 """Identities of data sets, checkpoints and files, and what a command line is made from."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import inputs
+from experiments import inputs, predict
 from jaxatoms.training.checkpoint import CheckpointStore
+from jaxatoms.types import InputError
 
 
 @pytest.fixture
@@ -35,12 +37,14 @@ def test_a_data_set_is_known_by_its_records_wherever_it_lies(tmp_path, xyz):
     assert inputs.dataset(f"file:{tmp_path / 'none.xyz'}", None, cache) is None
 
 
-def test_a_checkpoint_is_known_by_its_content(tmp_path):
-    def save(folder, value):
-        with CheckpointStore(folder / "checkpoints") as store:
-            store.save(1, {"w": np.full(3, value)}, {"made": value}, "best")
-        return inputs.weights(folder)
+def save(folder, value):
+    """A checkpoint below `folder`; returns its identity."""
+    with CheckpointStore(folder / "checkpoints") as store:
+        store.save(1, {"w": np.full(3, value)}, {"made": value}, "best")
+    return inputs.weights(folder)
 
+
+def test_a_checkpoint_is_known_by_its_content(tmp_path):
     first = save(tmp_path / "a", 1.0)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert inputs.weights(tmp_path / "b") == inputs.weights(tmp_path / "b/checkpoints/best") == first
@@ -57,6 +61,17 @@ def test_a_command_is_made_from_what_its_options_name(tmp_path, xyz):
     assert set(found) == {f"--upstream file:{xyz}", "--upstream demo:oxide", f"--model {tmp_path / 'model.json'}",
                           "--init none"}  # fmt: skip
     assert found["--init none"] is None and all(found[name] for name in found if name != "--init none")
+
+
+def test_a_killed_prediction_does_not_go_on_with_other_weights(tmp_path, xyz):
+    save(tmp_path / "run", 1.0)
+    predictor = SimpleNamespace(model=SimpleNamespace(path=str(tmp_path / "run")), record={"name": "only"})
+    config = predict.PredictConfig(checkpoint="run", structures=str(xyz), out=str(tmp_path / "out.extxyz"))
+    predict.open_outputs(config, predictor).commit(1, {"out": b"1"})
+    assert predict.open_outputs(config, predictor).done == 1
+    save(tmp_path / "run", 2.0)
+    with pytest.raises(InputError, match="begun with --checkpoint"):
+        predict.open_outputs(config, predictor)
 
 
 def test_what_changed_is_named():

@@ -47,7 +47,7 @@ EXTRACT = {
     "checkpoint": ("--checkpoint other", {"features": A}),
     "n": ("--n 9", {"features": A}),
     "sampling": ("--sampling balanced", {"features": A, "all": R}),
-    "repeat": ("--repeat --sampling balanced --n 900", {"features": A}),
+    "repeat": ("--repeat --sampling balanced --n 900", {"features": A, "losses": R}),
     "seed": ("--seed 3", {"features": A}),
     "aggregation": ("--aggregation max", {"features": A, "losses": R}),
     "edge_dropout": ("--edge-dropout 0.5", {"features": A, "losses": R, "paper": R}),

@@ -59,8 +59,8 @@ def test_faults_are_found(tmp_path):
     levels = {f.what: f.level for f in findings(describe(store), needs_forces=True, is_surface=True)}
     assert levels == {
         "duplicate records": "warning", "records without forces": "error", "records without energy": "ok",
-        "constraints": "ok", "net force of a molecule": "warning", "share of fixed atoms": "error",
-        "atoms of tags 0, 1, 2": "error",
+        "constraints": "ok", "net force of a molecule": "warning",
+        "share of fixed atoms": "error", "atoms of tags 0, 1, 2": "error",
     }  # fmt: skip
     assert describe(store).duplicates == [(10, 0)]
 

@@ -63,7 +63,7 @@ def fixed_atoms(constraints: Iterable, n_node: int) -> tuple[np.ndarray | None, 
             held[constraint.index] |= np.asarray(constraint.mask, bool)
         else:
             other[_bound(constraint, n_node)] = True
-    fixed = held.all(axis=1)
+    fixed = np.asarray(held.all(axis=1))
     partly = (held.any(axis=1) | other) & ~fixed
     return (fixed if fixed.any() else None), int(partly.sum())
 

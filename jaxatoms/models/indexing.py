@@ -108,18 +108,25 @@ def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
 
 
 def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
-    """Running sums that restart with every segment (Blelloch's segmented scan)."""
+    """Running sums that restart with every segment: after pass i a row has the sum of up to 2**i rows of its segment.
 
-    def combine(left, right):
-        same = (left[1] == right[1]).reshape(-1, *(1,) * (x.ndim - 1))
-        return right[0] + jnp.where(same, left[0], 0), right[1]
+    The passes (Hillis and Steele's) are one loop: written out, the levels of a scan were a tenth of the program.
+    """
+    n = len(x)
+    rows = jnp.concatenate([jnp.full(n, -1, segment.dtype), segment])
 
-    return jax.lax.associative_scan(combine, (x, segment))[0]
+    def add(i, x):
+        first = n - jnp.left_shift(1, i)
+        before = jax.lax.dynamic_slice_in_dim(jnp.concatenate([jnp.zeros_like(x), x]), first, n)
+        same = jax.lax.dynamic_slice_in_dim(rows, first, n) == segment
+        return x + jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), before, 0)
+
+    return jax.lax.fori_loop(0, (n - 1).bit_length(), add, x)
 
 
 @jax.custom_vjp
 def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
-    """Sums over runs of equal `segment`, by a segmented scan: sorted, deterministic, no scatter.
+    """Sums over runs of equal `segment`: sorted, deterministic, no scatter.
 
     Args:
       x: [n, ...].

@@ -82,23 +82,6 @@ def test_a_cpu_multiplies_every_large_product_in_bfloat16():
     assert all(lines[head].count(": bf16[") == 2 and ": f32[" not in lines[head] for head in heads)
 
 
-@pytest.mark.parametrize("name", ["plain", "batched", "batched, turned"])
-def test_a_cpu_never_multiplies_a_transposed_first_factor(name):
-    """XLA:CPU has no fast routine for it; nor may it undo the copy where it knows a part of the array to be zero."""
-    if jax.default_backend() != "cpu":
-        pytest.skip("about XLA:CPU")
-    x, w, g, turned = _factors(name)
-
-    def gradients(x, w, g):
-        g = jnp.concatenate([jnp.zeros_like(g[..., :1, :]), g[..., 1:, :]], axis=-2)
-        return jax.vjp(lambda x, w: product(x, w, "highest", jnp.float32, turned), x, w)[1](g)
-
-    program = jax.jit(gradients).lower(x, w, g).compile().as_text()
-    dots = [line for line in program.splitlines() if " dot(" in line]
-    assert len(dots) == 2
-    assert all(f"lhs_contracting_dims={{{x.ndim - 1}}}" in line for line in dots)
-
-
 @pytest.mark.parametrize("how", ["bfloat16", "highest"])
 def test_infinite_and_missing_numbers_stay_what_they_are(how):
     x = jnp.array([[jnp.inf, 1.0], [jnp.nan, 2.0]])

@@ -82,7 +82,9 @@ def harmonic_norms(count: int) -> np.ndarray:
 def harmonics(direction: jax.Array, count: int) -> jax.Array:
     """[..., count**2] real harmonics of unit vectors with sum_m y_lm(v) y_lm(w) = P_l(v . w)."""
     irreps = e3nn.Irreps.spherical_harmonics(count - 1)
-    return e3nn.spherical_harmonics(irreps, direction, normalize=False, normalization="norm").array
+    # The library multiplies with the backend's default precision: tf32 on a GPU, a bfloat16 pass on a TPU.
+    with jax.default_matmul_precision("highest"):
+        return e3nn.spherical_harmonics(irreps, direction, normalize=False, normalization="norm").array
 
 
 def degree_of_component(count: int) -> np.ndarray:

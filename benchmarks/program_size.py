@@ -1,0 +1,139 @@
+"""How large the compiled training step is: seconds to trace and compile, lines of its program, and what it launches.
+
+    python -m benchmarks.program_size --models gemnet_oc_tiny --forces direct gradient --out benchmarks/results/size.jsonl
+
+Every case prints a JSON line for each of "forward", "gradient" (with the loss), "optimizer" (clipping, AdamW and
+average alone) and "step". Nothing is run, so that variants S and L need no memory for their states. Seconds are
+processor time, which other jobs disturb less than the clock; a case runs in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.records import cpu_name
+from benchmarks.workloads import NAMES, load_structures, make_workload
+from experiments.provenance import provenance
+from jaxatoms.models.model import ModelOutput
+from jaxatoms.models.precision import Precision
+from jaxatoms.models.registry import PureModel, abstract_model, find_config
+from jaxatoms.training.losses import LossScales, pretraining_loss
+from jaxatoms.training.optim import OptimConfig, make_optimizer
+from jaxatoms.training.step import init_state, make_train_step
+
+PARTS = ("forward", "gradient", "optimizer", "step")
+SCALES = LossScales(energy=jnp.ones(1), forces=jnp.full(1, 10.0))
+_ENTRY = re.compile(r"^ENTRY .*?^}", re.MULTILINE | re.DOTALL)
+
+
+def shaped_model(name: str, forces: str, precision: str) -> PureModel:
+    """A model of one task as shapes; gradient forces under the interface of direct ones."""
+    config = dataclasses.replace(find_config(name), direct_forces=forces == "direct")
+    model = abstract_model(config, 1, Precision(matmul=precision))
+    if forces == "direct":
+        return model
+
+    def apply(*args):
+        out = model.apply(*args)
+        return ModelOutput(out.energy[:, None], out.forces[..., None])
+
+    return model._replace(apply=apply)
+
+
+def programs(model: PureModel, batch) -> dict[str, Callable]:
+    """Functions without arguments that trace each of `PARTS`."""
+    optim = OptimConfig()
+    optimizer = make_optimizer(optim, max_steps=100_000)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
+    step = make_train_step(model.apply, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+
+    def loss(params, constants, batch):
+        out = model.apply(params, constants, batch)
+        return pretraining_loss(out.energy, out.forces, batch, SCALES)
+
+    # The same step with a model that costs nothing: what is left is what the optimiser adds.
+    def nothing(params, constants, batch, edge_dropout=0.0):
+        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+        return ModelOutput(batch.energy[:, None] * total, batch.forces[..., None])
+
+    alone = make_train_step(nothing, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    return {
+        "forward": lambda: jax.jit(model.apply).lower(model.params, model.constants, batch),
+        "gradient": lambda: jax.jit(jax.grad(loss, has_aux=True)).lower(model.params, model.constants, batch),
+        "optimizer": lambda: alone.lower(state, model.constants, batch),
+        "step": lambda: step.lower(state, model.constants, batch),
+    }
+
+
+def measure(trace: Callable) -> dict:
+    """Seconds and sizes of one program."""
+    began = time.process_time()
+    lowered = trace()
+    traced, began = time.process_time() - began, time.process_time()
+    compiled = lowered.compile()
+    seconds, text = time.process_time() - began, compiled.as_text()
+    return {
+        "trace_cpu_s": round(traced, 2),
+        "compile_cpu_s": round(seconds, 2),
+        **sizes(text),
+        "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
+    }
+
+
+def sizes(text: str) -> dict[str, int]:
+    """Lines of a compiled program, and what its entry launches."""
+    entry = _ENTRY.search(text)
+    assert entry is not None
+    lines = entry[0].splitlines()
+    calls = {kind: sum(f" {kind}(" in line for line in lines) for kind in ("fusion", "dot", "custom-call", "call")}
+    return {"hlo_lines": text.count("\n"), **{f"entry_{kind}": count for kind, count in calls.items()}}
+
+
+def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
+    """Measure one program and print (and append) its line."""
+    work = make_workload(load_structures(args.workload))
+    found = measure(programs(shaped_model(model, forces, args.precision), work.batch)[part])
+    line = json.dumps({
+        "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
+        "precision": args.precision, **found, "run": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu_name()}, **provenance(),
+    })  # fmt: skip
+    print(line, flush=True)
+    if args.out:
+        with open(args.out, "a") as file:
+            file.write(line + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["gemnet_oc_tiny"], help="presets or JSON files of dimensions")
+    parser.add_argument("--forces", nargs="+", default=["direct", "gradient"], choices=["direct", "gradient"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="programs to compile")
+    parser.add_argument("--workload", default="mol20", choices=NAMES)
+    parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
+    parser.add_argument("--out", type=Path, help="JSON lines are appended here")
+    args = parser.parse_args(argv)
+    spawn = multiprocessing.get_context("spawn")
+    for model in args.models:
+        for forces in args.forces:
+            for part in args.parts:
+                process = spawn.Process(target=run_case, args=(model, forces, part, args))
+                process.start()
+                process.join()
+                if process.exitcode:
+                    return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """How large the compiled training step is: seconds to trace and compile, lines of its program, and what it launches.
 
-    python -m benchmarks.program_size --models gemnet_oc_tiny --forces direct gradient --out benchmarks/results/size.jsonl
+    python -m benchmarks.program_size --models gemnet_oc_tiny --out benchmarks/results/program_size.jsonl
 
 Every case prints a JSON line for each of "forward", "gradient" (with the loss), "optimizer" (clipping, AdamW and
 average alone) and "step". Nothing is run, so that variants S and L need no memory for their states. Seconds are

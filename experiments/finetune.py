@@ -240,7 +240,7 @@ def open_data(config: FinetuneConfig, model: models.ModelConfig) -> tuple[Downst
 def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples) -> loader.TrainBatches:
     sizes = loader.measure(corpus, samples, 0.0, config.seed)
     steps = -(-len(samples.record) // recipe.batch_size) * recipe.epochs
-    largest = int(corpus.n_node(samples).max())
+    largest = loader.largest_structure(corpus, samples)
     budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, config.batch_shapes)
     return loader.TrainBatches(
         corpus=corpus,

@@ -14,7 +14,7 @@ from experiments.passes import Pass
 from jaxatoms import inference
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.corpus import Samples, naming, samples_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, BatchBudget, Targets
 from jaxatoms.models.equiformer_v2.model import WithBackbone
@@ -113,7 +113,7 @@ class Predictor:
         """
         for record in chunk:
             self.check(path, record)
-        stream = self._plan([record.system for record in chunk])
+        stream = self._plan(path, chunk)
         found: dict[int, Prediction] = {}
         for group, batch in zip(stream.groups, stream.batches(), strict=True):
             result, features = jax.device_get(self._run(self._state, batch))
@@ -125,8 +125,9 @@ class Predictor:
                 fail(path, f"structure {chunk[i].index}", "its prediction is not finite", remedy)
         return [found[i] for i in range(len(chunk))]
 
-    def _plan(self, systems: list[System]) -> Pass:
-        corpus, samples = _Structures(systems, self.model.config, self.record), samples_of(0, np.arange(len(systems)))
+    def _plan(self, path: Path, chunk: list[Record]) -> Pass:
+        corpus = _Structures(path, chunk, self.model.config, self.record)
+        samples = samples_of(0, np.arange(len(chunk)))
         sizes = loader.measure(corpus, samples, 0.0, limit=None)
         weights = np.maximum(sizes["n_main"], 1)  # lone atoms have no edges, but take room
         capacity = int(max(weights.max(), min(self.batch_edges, weights.sum())))
@@ -171,15 +172,18 @@ class Predictor:
 class _Structures(NamedTuple):
     """A chunk in the form that `loader` and `Pass` read."""
 
-    systems: list[System]
+    path: Path
+    chunk: list[Record]
     config: Any
     record: dict
 
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
         """Structures, graphs and no targets."""
-        batch = concatenate([self.systems[i] for i in samples.record])
+        records = [self.chunk[i] for i in samples.record]
+        batch = concatenate([record.system for record in records])
         limits = inference.neighbors_of(self.record, batch.n_node)
-        graphs = inference.build_graphs_of(self.config, batch, self.record["cutoff"], limits)
+        with naming(lambda i: f"{self.path}: structure {records[i].index}"):
+            graphs = inference.build_graphs_of(self.config, batch, self.record["cutoff"], limits)
         missing = np.full(len(batch.n_node), np.nan), np.full((len(batch.positions), 3), np.nan)
         return batch, graphs, Targets(*missing, np.zeros(len(batch.n_node), np.int32))
 

@@ -289,7 +289,7 @@ def report_for(config: PretrainConfig):
 def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
     """The run's batches (in parts where there are several devices), budgets measured on a sample of structures."""
     sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
-    largest = int(corpus.n_node(samples).max())
+    largest = loader.largest_structure(corpus, samples)
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
     batch_size = config.batch_size * config.accumulate

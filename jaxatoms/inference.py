@@ -123,11 +123,11 @@ def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], sp
     return BatchBudget(**grown)
 
 
-def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget) -> GraphBatch:
-    """A padded batch without targets."""
+def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32) -> GraphBatch:
+    """A padded batch without targets, positions and cells in `dtype`."""
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
     missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.zeros(n_graph, np.int32))
-    return collate(systems, graphs, missing, budget)
+    return collate(systems, graphs, missing, budget, dtype)
 
 
 def reference_of(record: dict) -> LinearReference:

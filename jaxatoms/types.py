@@ -14,6 +14,22 @@ class InputError(ValueError):
     """A user's file, record or setting is wrong. The message is one line: where, what, remedy."""
 
 
+class UnusableStructure(InputError):
+    """A structure that no model takes; whoever knows its file says it again with file and record.
+
+    Attributes:
+      index: its place among the structures at hand.
+      problem: what is wrong, and the remedy.
+    """
+
+    def __init__(self, index: int, problem: str):
+        super().__init__(f"structure {index} of the batch: {problem}")
+        self.index, self.problem = int(index), problem
+
+    def __reduce__(self):  # it may come from a worker process
+        return type(self), (self.index, self.problem)
+
+
 class System(NamedTuple):
     """One labelled structure as a reader yields it (float64 energy, nothing subtracted).
 

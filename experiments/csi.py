@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli, csi_report
+from experiments import cli, csi_report, lock
 from experiments.extraction import Extracted, Request, extract_for, load_extracted, save_extracted
 from experiments.extractors import Extractor, load_extractor
 from experiments.provenance import provenance
@@ -72,6 +72,12 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(CsiConfig, argv, description=__doc__, prog="python -m experiments.csi")
     prepare_process()
     out = cli.resolve_run_dir(config.out)
+    with lock.hold(out):
+        return run(config, out)
+
+
+def run(config: CsiConfig, out: Path) -> int:
+    """Extract, score, rank, write."""
     upstream, downstream = gather(config, out)
     check_alike([*upstream.values(), *downstream.values()])
     rows = score_pairs(upstream, downstream, config)

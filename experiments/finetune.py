@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import cli, evaluation, finetune_model, remat
+from experiments import cli, evaluation, finetune_model, lock, remat
 from experiments.passes import plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
@@ -149,8 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(FinetuneConfig, argv, description=__doc__, prog="python -m experiments.finetune")
     prepare_process()
     run_dir = cli.resolve_run_dir(config.run_dir)
-    resumed = check_run_dir(run_dir, config, RESUMABLE)
-    run(prepare(config, run_dir), run_dir, resumed)
+    with lock.hold(run_dir):
+        resumed = check_run_dir(run_dir, config, RESUMABLE)
+        run(prepare(config, run_dir), run_dir, resumed)
     return 0
 
 

@@ -12,11 +12,12 @@ from flax import nnx
 
 from experiments.passes import Pass
 from jaxatoms import inference
+from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.corpus import Samples, naming, samples_of
 from jaxatoms.data.readers.checks import fail
-from jaxatoms.graphs.batch import MAX_PER_GRAPH, BatchBudget, Targets
+from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
 from jaxatoms.models.equiformer_v2.model import WithBackbone
 from jaxatoms.models.registry import largest_atomic_number
 from jaxatoms.types import Graphs, System, SystemBatch
@@ -75,14 +76,18 @@ class Predictor:
             self.task, self.record = 0, model.meta["tasks"][0]
         else:
             self.task, self.record = inference.choose_task(model, head)
-        self.shapes: list[BatchBudget] = []
         graphdef, self._state = nnx.split(model.module)
 
         def run(state, batch):
             module = nnx.merge(graphdef, state)
             return module(batch), _features(module, batch) if features else None
 
-        self._run = jax.jit(run)
+        self._run = CompiledShapes(run)
+
+    @property
+    def n_compiled(self) -> int:
+        """Shapes compiled so far."""
+        return self._run.n_compiled
 
     @property
     def chunk_atoms(self) -> int:
@@ -116,7 +121,7 @@ class Predictor:
         stream = self._plan(path, chunk)
         found: dict[int, Prediction] = {}
         for group, batch in zip(stream.groups, stream.batches(), strict=True):
-            result, features = jax.device_get(self._run(self._state, batch))
+            result, features = jax.device_get(self._run(stream.budget, self._state, batch))
             systems = concatenate([chunk[i].system for i in group])
             found.update(zip(group.tolist(), self._physical(result, features, systems), strict=True))
         for i, prediction in found.items():
@@ -133,18 +138,8 @@ class Predictor:
         capacity = int(max(weights.max(), min(self.batch_edges, weights.sum())))
         groups = packing.pack(weights, capacity)
         largest = {name: values.max() for name, values in packing.group_sizes(sizes, groups).items()}
-        return Pass(corpus, samples, groups, self._budget(largest | {"n_main": capacity}), 0.0, 0)
-
-    def _budget(self, sizes: dict) -> BatchBudget:
-        """A compiled shape that holds these sizes and is not more than twice a batch; else a new, roomier one."""
-        need = packing.make_budget(sizes)
-        limit = 2 * max(self.batch_edges, need.n_main)
-        fitting = [b for b in self.shapes if b.n_main <= limit and _holds(b, need)]
-        if fitting:
-            return min(fitting, key=lambda budget: budget.n_main)
-        roomy = {name: value if name in ("n_main", "n_per_graph") else 1.25 * value for name, value in sizes.items()}
-        self.shapes.append(packing.make_budget({name: int(np.ceil(value)) for name, value in roomy.items()}))
-        return self.shapes[-1]
+        need = packing.make_budget(largest | {"n_main": capacity})
+        return Pass(corpus, samples, groups, self._run.budget_for(need, self.batch_edges), 0.0, 0)
 
     def _physical(self, result, features, systems: SystemBatch) -> Iterator[Prediction]:
         """Predictions of the structures of one batch."""
@@ -190,10 +185,6 @@ class _Structures(NamedTuple):
 
 def _features(module: nnx.Module, batch):
     return module.node_features(batch) if isinstance(module, WithBackbone) else module.features(batch).node
-
-
-def _holds(budget: BatchBudget, need: BatchBudget) -> bool:
-    return all(getattr(budget, name) >= value for name, value in vars(need).items())
 
 
 def _properties(values: np.ndarray, record: dict, systems: SystemBatch) -> list[dict]:

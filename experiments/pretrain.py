@@ -204,10 +204,11 @@ def main(argv: list[str] | None = None) -> int:
     if config.fused_residual and jax.default_backend() != "tpu":
         raise InputError("--fused-residual is a kernel for TPU; leave it out here")
     run_dir = cli.resolve_run_dir(config.run_dir)
-    resumed = check_run_dir(run_dir, config, RESUMABLE)
-    fleet.wait_for_all("run folder checked")
-    setup = prepare(config, run_dir, fit=not resumed)
-    run(setup, run_dir, resumed)
+    with fleet.one_run(run_dir):
+        resumed = check_run_dir(run_dir, config, RESUMABLE)
+        fleet.wait_for_all("run folder checked")
+        setup = prepare(config, run_dir, fit=not resumed)
+        run(setup, run_dir, resumed)
     return 0
 
 

@@ -81,11 +81,12 @@ def _remove_stale(path: Path) -> None:
     """Removes temporaries of conversions that were killed; those of a running process stay."""
     for folder in path.parent.glob(f".{path.name}.*-*-*"):
         pid = folder.name.rsplit("-", 2)[1]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this host has the number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -26,7 +26,8 @@ class BudgetOverflow(InputError):
     """A batch needs more slots than its budget has; `name`, `need` and `have` say which."""
 
     def __init__(self, name: str, need: int, have: int):
-        super().__init__(f"a batch needs {name}={need}, its shape holds {name}={have}; collate it with a larger BatchBudget")
+        remedy = "collate it with a larger BatchBudget"
+        super().__init__(f"a batch needs {name}={need}, its shape holds {name}={have}; {remedy}")
         self.name, self.need, self.have = name, need, have
 
 

@@ -130,7 +130,7 @@ def _periodic_edges(
         senders, receivers, shifts, d2 = _vesin_search(points, cell, pbc, cutoff)
     farthest = int(np.abs(shifts).max(initial=0))
     if farthest > MAX_TRANSLATION:
-        problem = f"neighbours within {cutoff:g} A lie {farthest} cells away, and at most {MAX_TRANSLATION} are possible"
+        problem = f"neighbours within {cutoff:g} A lie {farthest} cells away, above {MAX_TRANSLATION}"
         raise UnusableStructure(index, f"{problem}; give it a larger or less oblique cell")
     shifts = shifts + home[senders] - home[receivers]
     return Edges(senders.astype(np.int32), receivers.astype(np.int32), shifts), np.sqrt(d2).astype(np.float32)

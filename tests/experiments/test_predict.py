@@ -104,7 +104,7 @@ def test_batches_are_packed_and_shapes_are_used_again(checkpoint, structures):
     assert len(parts) > 2 and max(sum(len(r.atoms) for r in part[:-1]) for part in parts) < 40
     for part in [*parts, *parts]:
         predictor.predict("memory", part)
-    assert predictor._run._cache_size() == len(predictor.shapes) <= 3
+    assert predictor.n_compiled <= 3
 
 
 def _systems(structures):
@@ -118,8 +118,8 @@ def test_features_are_what_the_heads_read(checkpoint, folder, predicted, structu
     np.testing.assert_array_equal(data.element, np.concatenate([a.numbers for a in structures]))
     model = restore_model(str(checkpoint))
     predictor = prediction.Predictor(model, None, 512)
-    (_, system), = _systems([structures[1]])
-    stream = predictor._plan([system])
+    (pair,) = _systems([structures[1]])
+    stream = predictor._plan("memory", [prediction.Record(0, *pair)])
     pure = split_model(model.module)
     own = jax.jit(pure.node_features)(pure.params, pure.constants, next(iter(stream.batches())))
     np.testing.assert_allclose(data.features[data.structure == 1], own[: len(structures[1])], atol=1e-5)

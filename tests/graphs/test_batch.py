@@ -91,7 +91,8 @@ def test_atoms_outside_the_cell_are_put_back_along_its_periodic_axes(moved, pbc)
     batches = []
     for positions in (base, base + steps @ cell[0]):
         tags = np.full(n, 2, np.uint8)
-        systems = SystemBatch(n_node, np.ones(n, np.uint8), positions, np.zeros((n, 3)), tags, zero > 1, zero[:1], cell, pbc)
+        ones, none = np.ones(n, np.uint8), np.zeros((n, 3))
+        systems = SystemBatch(n_node, ones, positions, none, tags, zero > 1, zero[:1], cell, pbc)
         graphs = build_graphs(positions, n_node, cell, pbc, tags, np.full(1, 6.0), np.array([neighbor_limits(20)]))
         targets = Targets(zero[:1], np.zeros((n, 3)), np.zeros(1, np.int32))
         budget = exact_budget([whole_size(systems, graphs)])

@@ -20,7 +20,7 @@ from experiments.passes import plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
 from experiments.runtime import prepare_process
-from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
+from experiments.session import FRESH, Session, check_run_dir, has_finished, restore_run, say, write_record
 from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.downstream import ForceData
@@ -375,6 +375,9 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         if resumed:
             state, constants, meta = restore_run(checkpoints, state, constants)
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
+        if has_finished(run_dir, first, setup.total_steps):
+            _test_finished(setup, run_dir, state.ema, constants)
+            return
         _write_config(run_dir, setup)
         update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
         # Compiled once for validation and test, which share their batch shapes.
@@ -421,6 +424,17 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
     if done == setup.total_steps:
         test_run(setup, run_dir, apply, state.ema, constants)
     _closing_words(run_dir, setup, done)
+
+
+def _test_finished(setup: Setup, run_dir: Path, params, constants):
+    """A resumed run that had ended: its test, where that is missing or was of another size."""
+    found, test = run_dir / "test.json", evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
+    if found.is_file() and json.loads(found.read_text())["n_structure"] >= len(test):
+        say(f"the run has made all its {setup.total_steps} steps and its test: there is nothing to do")
+    else:
+        say(f"the run has made all its {setup.total_steps} steps: only the test remains")
+        test_run(setup, run_dir, jax.jit(setup.model.apply), params, constants)
+    _closing_words(run_dir, setup, setup.total_steps)
 
 
 def _layer_rates(setup: Setup):

@@ -19,7 +19,7 @@ from experiments.compile_for import compile_for, find_topology, part_shape, prin
 from experiments.plan import compile_step, print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
-from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
+from experiments.session import FRESH, Session, check_run_dir, has_finished, restore_run, say, write_record
 from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import collate, empty_structures, stack
@@ -350,6 +350,9 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         fleet.wait_for_all("checkpoint read")
         state, constants, shardings = devices.place_state(state, constants)
         first = meta["step"]
+        if has_finished(run_dir, first, setup.total_steps):
+            say(f"the run has made all its {first} steps: there is nothing to do\nrun folder: {run_dir}")
+            return
         _write_config(out_dir, setup)
         scales = setup.loss_scales
         train_step = make_train_step(

@@ -111,7 +111,14 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
     if changed:
         k = changed[0]
         raise InputError(f"{saved} is of another run: {k} was {before.get(k)!r}, now {now[k]!r}; use the same settings")
-    return (run_dir / "checkpoints").exists()
+    # A step that replaces itself is hidden for a moment; a kill may have come then.
+    return any(path for name in ("step_*", ".step_*.old") for path in (run_dir / "checkpoints").glob(name))
+
+
+def has_finished(run_dir: Path, step: int, total: int) -> bool:
+    """Whether a run resumed at `step` had ended before, its summary written."""
+    summary = run_dir / "summary.json"
+    return step == total and summary.is_file() and json.loads(summary.read_text()).get("finished", False)
 
 
 def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> tuple[TrainState, Any, dict]:

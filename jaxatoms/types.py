@@ -4,6 +4,7 @@ NumPy only: data workers import this module without importing JAX.
 Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
 """
 
+import errno
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ class UnusableStructure(InputError):
 
     def __reduce__(self):  # it may come from a worker process
         return type(self), (self.index, self.problem)
+
+
+# What a disk says that is full, limited by a quota or not to be written: the user's to mend, not the program's.
+DISK_REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class System(NamedTuple):

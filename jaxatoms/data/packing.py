@@ -191,21 +191,23 @@ def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
 def reused_budget(need: BatchBudget, known: Sequence[BatchBudget], batch_edges: int = 0) -> BatchBudget:
     """The cheapest budget of `known` that holds `need` at no more than twice its work; else a new one.
 
-    A new one has sizes on a coarse geometric grid with room to spare, and takes in a known one where that is no
-    more than twice the work: so structures that come one by one, of sizes nobody knows before, share few shapes.
+    A new one has sizes on a coarse geometric grid with room to spare, and takes in known ones where that is no more
+    than twice the work: so structures that come one by one, of sizes nobody knows before, share few shapes.
 
     Args:
       batch_edges: main edges up to which batches are filled: a full batch is never too much work, and its main
         edges need no room to spare.
     """
-    bound = 2 * max(work(need), LEAST_WORK, batch_edges)
+    bound = 2 * max(work(need), LEAST_WORK, 1.5 * batch_edges)  # the tables of a full batch come to its edges
     fitting = [budget for budget in known if _covers(budget, need) and work(budget) <= bound]
     if fitting:
         return min(fitting, key=work)
     grid = {name: _on_grid(name, value) for name, value in dataclasses.asdict(need).items()}
     new = BatchBudget(**grid | ({"n_main": need.n_main} if batch_edges else {}))
-    joined = [BatchBudget(**{k: max(v, getattr(b, k)) for k, v in dataclasses.asdict(new).items()}) for b in known]
-    return min((budget for budget in joined if work(budget) <= bound), key=work, default=new)
+    for budget in sorted(known, key=work):
+        both = BatchBudget(**{name: max(n, getattr(budget, name)) for name, n in dataclasses.asdict(new).items()})
+        new = both if work(both) <= bound else new
+    return new
 
 
 def work(budget: BatchBudget) -> float:

@@ -1,5 +1,6 @@
 """Systems into the columns of a store, streamed a thousand at a time; the folder is whole or absent."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint, read_manifest
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.types import InputError, System
+from jaxatoms.types import DISK_REFUSALS, InputError, System
 
 _SYSTEMS_PER_FLUSH = 1024
 _BLOCK = 16 << 20  # bytes
@@ -47,6 +48,10 @@ def _write_whole(path: Path, fill: Callable, source: dict, record_columns: Calla
     try:
         _write_into(scratch, fill, source, record_columns)
         _move_into_place(scratch, path)
+    except OSError as error:
+        if error.errno not in DISK_REFUSALS:
+            raise
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -71,10 +76,12 @@ def _make_folder(scratch: Path) -> None:
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise InputError(
-            f"{scratch.parent}: cannot be written ({error.strerror}); choose another cache folder "
-            "with JAXATOMS_CACHE"
-        ) from None
+        raise _cannot_write(scratch.parent, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    remedy = "free disk space or choose another cache folder with JAXATOMS_CACHE"
+    return InputError(f"{path}: cannot be written ({error.strerror}); {remedy}")
 
 
 def _remove_stale(path: Path) -> None:
@@ -142,9 +149,11 @@ class _Writer:
         self._append("offsets", np.zeros(1))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         for file in self.files.values():
-            file.close()
+            # What waits in the buffers of a full disk's files would only repeat the error.
+            with contextlib.suppress(*(() if kind is None else (OSError,))):
+                file.close()
 
     def append(self, systems: list[System]) -> None:
         """Writes a block of systems, one concatenation per column."""

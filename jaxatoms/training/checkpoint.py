@@ -185,7 +185,7 @@ class CheckpointStore:
             self._prune()
         except (OSError, ValueError) as error:
             _clear_drafts(self.directory)
-            what = getattr(error, "strerror", None) or _one_line(error)
+            what = _reason(error)
             raise InputError(
                 f"cannot write checkpoint {target}: {what}; earlier checkpoints are kept, "
                 "free disk space or choose another run directory"
@@ -593,6 +593,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"meta holds a {type(value).__name__}, which JSON cannot express")
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, also where orbax wraps it in a page of its own."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -49,7 +49,8 @@ def test_the_second_process_is_told_who_holds_the_folder(tmp_path, holder):
     with pytest.raises(InputError) as caught:
         take(tmp_path)
     text = str(caught.value)
-    assert f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()} since 2" in text and "\n" not in text
+    assert f"{tmp_path} is in use by process {holder.pid} on {socket.gethostname()} since 2" in text
+    assert "\n" not in text
     assert take(tmp_path, name=".other.lock") == [".lock", ".other.lock"]
 
 

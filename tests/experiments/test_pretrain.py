@@ -152,18 +152,21 @@ def test_a_run_with_calls_resumes_bit_exactly(settings, called, tmp_path, monkey
     _assert_same_arrays(tmp_path / "run", called)
 
 
-def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path):
+def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path, capsys):
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run")
     loud = [word for word in options if word != "--quiet"]
     assert pretrain.main([*loud, "--run-dir", str(run_dir), "--resume"]) == 0
-    assert _summary(run_dir)["validation"] == _summary(whole)["validation"]
+    assert _summary(run_dir) == _summary(whole)
+    text = capsys.readouterr().out
+    assert "has made all its 12 steps: there is nothing to do" in text and "structures/s" not in text
 
 
 def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(settings, whole, tmp_path):
     # What SIGKILL leaves then: config and the validation of step 0, no checkpoint.
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run", without="checkpoints")
+    (run_dir / "checkpoints" / ".step_00000002.tmp").mkdir(parents=True)
     first = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)[:1]
     (run_dir / "metrics.jsonl").write_text("".join(first))
     assert pretrain.main([*options, "--run-dir", str(run_dir), "--resume"]) == 0

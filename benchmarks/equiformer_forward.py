@@ -19,7 +19,8 @@ from flax import nnx
 
 from benchmarks.workloads import load_structures, to_systems
 from experiments.provenance import peak_memory_gib, provenance
-from jaxatoms.inference import budget_of, build_graphs_of, unlabelled
+from jaxatoms.data.packing import exact_budget, whole_size
+from jaxatoms.inference import build_graphs_of, unlabelled
 from jaxatoms.models.equiformer_v2.config import M31
 from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
 from jaxatoms.types import SystemBatch
@@ -48,7 +49,7 @@ def measure(case: str, reps: int) -> dict:
     """Everything the JSON line holds."""
     systems = systems_of(case)
     graphs = build_graphs_of(M31, systems, CUTOFF, NEIGHBORS)
-    batch = jax.device_put(unlabelled(systems, graphs, budget_of(M31, [(systems, graphs)])))
+    batch = jax.device_put(unlabelled(systems, graphs, exact_budget([whole_size(systems, graphs)])))
     graphdef, state = nnx.split(random_model())
     run = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
     began = time.perf_counter()

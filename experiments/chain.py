@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, inputs
+from experiments import cli, inputs, lock
 from jaxatoms.types import InputError
 
 MANIFEST = "chain.json"
@@ -121,12 +121,13 @@ def run_chain(
     Raises:
       InputError: a step failed or was stopped (run the chain again to go on), or was done from others.
     """
-    check_settings(steps, folder)
-    check_inputs(steps, folder)
-    numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
-    for group in _groups(numbered):
-        check_inputs([step for _, step in group], folder)  # earlier steps may have made theirs anew just now
-        _run_group(group, folder, start or start_process, say, jobs)
+    with lock.hold(folder):
+        check_settings(steps, folder)
+        check_inputs(steps, folder)
+        numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
+        for group in _groups(numbered):
+            check_inputs([step for _, step in group], folder)  # earlier steps may have made theirs anew just now
+            _run_group(group, folder, start or start_process, say, jobs)
 
 
 def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]]:

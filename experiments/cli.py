@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 
 import tyro
 
-from jaxatoms.types import InputError
+from jaxatoms.types import DISK_REFUSALS, InputError
 
 Config = TypeVar("Config")
 _MAX_DIGITS = 30  # of a count; keeps "1e999999999" from filling the memory
@@ -124,7 +124,7 @@ def option_of(name: str) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Decorator or context: an InputError becomes one line `error: ...` on stderr and exit code 2.
+    """Decorator or context: an InputError becomes one line `error: ...` on stderr and exit code 2; so does a full disk.
 
     An interrupt from the keyboard ends with code 130. Other exceptions are bugs and keep their traceback.
     """
@@ -132,6 +132,12 @@ def one_line_errors() -> Iterator[None]:
         yield
     except InputError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.errno not in DISK_REFUSALS:
+            raise
+        what = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+        print(f"error: {what}; free disk space or write elsewhere, then run the command again", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli, csi_report
+from experiments import cli, csi_report, lock
 from experiments.extraction import (
     BATCH_EDGES,
     N_STRUCTURES,
@@ -109,6 +109,12 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(CsiConfig, argv, description=__doc__, prog="python -m experiments.csi")
     prepare_process()
     out = cli.resolve_run_dir(config.out)
+    with lock.hold(out):
+        return run(config, out)
+
+
+def run(config: CsiConfig, out: Path) -> int:
+    """Extract, score, rank, write."""
     upstream, downstream = gather(config, out)
     sets = [*upstream.values(), *downstream.values()]
     check_alike(sets)

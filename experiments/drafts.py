@@ -213,4 +213,5 @@ class Journal:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> InputError:
-        return InputError(f"cannot write {self.out}: {getattr(error, 'strerror', None) or error}; choose another --out")
+        remedy = "free disk space and run the same command again to go on, or choose another --out"
+        return InputError(f"cannot write {self.out}: {getattr(error, 'strerror', None) or error}; {remedy}")

@@ -17,13 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import cli, evaluation, finetune_model, remat
+from experiments import cli, evaluation, finetune_model, lock, remat
 from experiments.passes import Pass, plan_pass
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
 from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from experiments.runtime import prepare_process
-from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
+from experiments.session import (
+    FRESH,
+    Session,
+    check_run_dir,
+    has_checkpoint,
+    has_finished,
+    restore_run,
+    say,
+    write_record,
+)
 from jaxatoms.data import loader, packing
 from jaxatoms.data.classes import compositions
 from jaxatoms.data.corpus import Samples, draw_over_tasks, samples_of
@@ -169,8 +178,9 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(FinetuneConfig, argv, description=__doc__, prog="python -m experiments.finetune")
     prepare_process()
     run_dir = cli.resolve_run_dir(config.run_dir)
-    resumed = check_run_dir(run_dir, config, RESUMABLE)
-    run(prepare(config, run_dir), run_dir, resumed)
+    with lock.hold(run_dir):
+        resumed = check_run_dir(run_dir, config, RESUMABLE)
+        run(prepare(config, run_dir), run_dir, resumed)
     return 0
 
 
@@ -179,7 +189,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = finetune_model.find_init(config.init, config.model)
     folder = None if run_dir is None else run_dir / "data"
-    resumed = run_dir is not None and (run_dir / "checkpoints").exists()
+    resumed = run_dir is not None and has_checkpoint(run_dir)
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(finetune_model.describe_origin(origin))
@@ -286,7 +296,7 @@ def open_data(
 def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples) -> loader.TrainBatches:
     sizes = loader.measure(corpus, samples, 0.0, config.seed)
     steps = -(-len(samples.record) // recipe.batch_size) * recipe.epochs
-    largest = int(corpus.n_node(samples).max())
+    largest = loader.largest_structure(corpus, samples)
     budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, config.batch_shapes)
     return loader.TrainBatches(
         corpus=corpus,
@@ -457,6 +467,9 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             state, constants, meta = restore_run(checkpoints, state, constants)
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
         probe, reference = energy_probe(setup), [_recalled_reference(meta)]
+        if has_finished(run_dir, first, setup.total_steps):
+            _test_finished(setup, run_dir, state.ema, constants)
+            return
         _write_config(run_dir, setup)
         update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
         # Compiled once for validation and test, which share their batch shapes.
@@ -512,6 +525,17 @@ def _recalled_reference(meta: dict) -> LinearReference | None:
     """The zero of the energy that a run stopped with, until its next validation."""
     task = meta.get("tasks", [{}])[0]
     return LinearReference.from_record(task) if task.get("energy_zero") == "fitted" else None
+
+
+def _test_finished(setup: Setup, run_dir: Path, params, constants):
+    """A resumed run that had ended: its test, where that is missing or was of another size."""
+    found, test = run_dir / "test.json", evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
+    if found.is_file() and json.loads(found.read_text())["n_structure"] >= len(test):
+        say(f"the run has made all its {setup.total_steps} steps and its test: there is nothing to do")
+    else:
+        say(f"the run has made all its {setup.total_steps} steps: only the test remains")
+        test_run(setup, run_dir, jax.jit(setup.model.apply), params, constants)
+    _closing_words(run_dir, setup, setup.total_steps)
 
 
 def _layer_rates(setup: Setup):

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from experiments import lock
 from jaxatoms.data import loader, shards
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.training import parallel
@@ -77,6 +78,30 @@ def agreed(decide: Callable[[], bool]) -> bool:
         return decide()
     own = decide() if is_writer() else False
     return bool(multihost_utils.broadcast_one_to_all(np.array(own)))
+
+
+@contextlib.contextmanager
+def one_run(run_dir: Path) -> Iterator[None]:
+    """Process 0 holds the run folder for all processes of the run while the block runs.
+
+    Raises:
+      InputError: another run holds it; in every process.
+    """
+    with contextlib.ExitStack() as held:
+        problem = InputError(f"{run_dir}: process 0 could not take the run folder; see its message")
+
+        def take() -> bool:
+            nonlocal problem
+            try:
+                held.enter_context(lock.hold(run_dir))
+            except InputError as error:
+                problem = error
+                return False
+            return True
+
+        if not agreed(take):
+            raise problem
+        yield
 
 
 @dataclasses.dataclass

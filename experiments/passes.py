@@ -34,6 +34,7 @@ def plan_pass(
     corpus, samples: Samples, batch_edges: int, shapes: list[BatchBudget], edge_dropout: float = 0.0, seed: int = 0
 ) -> Pass:
     """Bins of about `batch_edges` main edges and the one budget that holds each, if possible one of `shapes`."""
+    loader.largest_structure(corpus, samples)
     sizes = loader.measure(corpus, samples, 0.0, limit=None)
     capacity = int(max(sizes["n_main"].max(), batch_edges, 1))
     groups = packing.pack(sizes["n_main"], capacity)

@@ -20,8 +20,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 
-from experiments import cli, inputs
-from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft
+from experiments import cli, inputs, lock
+from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
 from experiments.prediction import Prediction, Predictor, Record, chunks
 from experiments.runtime import prepare_process
 from jaxatoms import inference
@@ -73,6 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.predict`."""
     config = cli.parse(PredictConfig, argv, description=__doc__, prog="python -m experiments.predict")
     prepare_process()
+    out = Path(config.out).absolute()
+    with lock.hold(out.parent, part_of(out, "lock").name):
+        return run(config)
+
+
+def run(config: PredictConfig) -> int:
+    """Predict, chunk by chunk."""
     source = require_file(config.structures)
     model = inference.restore_model(config.checkpoint, raw_weights=config.raw_weights)
     predictor = Predictor(model, config.task, config.batch_edges, config.features is not None)
@@ -130,7 +137,7 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     if predictor.without_energy:
         more += (f"\n{predictor.without_energy:,} structures have no energy: the training data do not fix its zero for "
                  "their composition")
-    return f"{n:,} structures -> {config.out} ({what}; {len(predictor.shapes)} compiled shapes){more}"
+    return f"{n:,} structures -> {config.out} ({what}; {predictor.n_compiled} compiled shapes){more}"
 
 
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:

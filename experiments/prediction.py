@@ -12,11 +12,12 @@ from flax import nnx
 
 from experiments.passes import Pass
 from jaxatoms import inference
+from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.corpus import Samples, naming, samples_of
 from jaxatoms.data.readers.checks import fail
-from jaxatoms.graphs.batch import MAX_PER_GRAPH, BatchBudget, Targets
+from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
 from jaxatoms.models.equiformer_v2.model import WithBackbone
 from jaxatoms.models.registry import largest_atomic_number
 from jaxatoms.types import Graphs, InputError, System, SystemBatch
@@ -77,7 +78,6 @@ class Predictor:
                 raise InputError(f"{model.path} has the head {self.record['name']} alone, got --task {head!r}")
         else:
             self.task, self.record = inference.choose_task(model, head)
-        self.shapes: list[BatchBudget] = []
         self.without_energy = 0  # structures whose energy the model's training leaves open
         graphdef, self._state = nnx.split(model.module)
 
@@ -85,7 +85,12 @@ class Predictor:
             module = nnx.merge(graphdef, state)
             return module(batch), _features(module, batch) if features else None
 
-        self._run = jax.jit(run)
+        self._run = CompiledShapes(run)
+
+    @property
+    def n_compiled(self) -> int:
+        """Shapes compiled so far."""
+        return self._run.n_compiled
 
     @property
     def chunk_atoms(self) -> int:
@@ -116,10 +121,10 @@ class Predictor:
         """
         for record in chunk:
             self.check(path, record)
-        stream = self._plan([record.system for record in chunk])
+        stream = self._plan(path, chunk)
         found: dict[int, Prediction] = {}
         for group, batch in zip(stream.groups, stream.batches(), strict=True):
-            result, features = jax.device_get(self._run(self._state, batch))
+            result, features = jax.device_get(self._run(stream.budget, self._state, batch))
             systems = concatenate([chunk[i].system for i in group])
             found.update(zip(group.tolist(), self._physical(result, features, systems), strict=True))
         for i, prediction in found.items():
@@ -128,25 +133,16 @@ class Predictor:
                 fail(path, f"structure {chunk[i].index}", "its prediction is not finite", remedy)
         return [found[i] for i in range(len(chunk))]
 
-    def _plan(self, systems: list[System]) -> Pass:
-        corpus, samples = _Structures(systems, self.model.config, self.record), samples_of(0, np.arange(len(systems)))
+    def _plan(self, path: Path, chunk: list[Record]) -> Pass:
+        corpus = _Structures(path, chunk, self.model.config, self.record)
+        samples = samples_of(0, np.arange(len(chunk)))
         sizes = loader.measure(corpus, samples, 0.0, limit=None)
         weights = np.maximum(sizes["n_main"], 1)  # lone atoms have no edges, but take room
         capacity = int(max(weights.max(), min(self.batch_edges, weights.sum())))
         groups = packing.pack(weights, capacity)
         largest = {name: values.max() for name, values in packing.group_sizes(sizes, groups).items()}
-        return Pass(corpus, samples, groups, self._budget(largest | {"n_main": capacity}), 0.0, 0)
-
-    def _budget(self, sizes: dict) -> BatchBudget:
-        """A compiled shape that holds these sizes and is not more than twice a batch; else a new, roomier one."""
-        need = packing.make_budget(sizes)
-        limit = 2 * max(self.batch_edges, need.n_main)
-        fitting = [b for b in self.shapes if b.n_main <= limit and _holds(b, need)]
-        if fitting:
-            return min(fitting, key=lambda budget: budget.n_main)
-        roomy = {name: value if name in ("n_main", "n_per_graph") else 1.25 * value for name, value in sizes.items()}
-        self.shapes.append(packing.make_budget({name: int(np.ceil(value)) for name, value in roomy.items()}))
-        return self.shapes[-1]
+        need = packing.make_budget(largest | {"n_main": capacity})
+        return Pass(corpus, samples, groups, self._run.budget_for(need, self.batch_edges), 0.0, 0)
 
     def _physical(self, result, features, systems: SystemBatch) -> Iterator[Prediction]:
         """Predictions of the structures of one batch."""
@@ -178,25 +174,24 @@ class Predictor:
 class _Structures(NamedTuple):
     """A chunk in the form that `loader` and `Pass` read."""
 
-    systems: list[System]
+    path: Path
+    chunk: list[Record]
     config: Any
     record: dict
 
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
         """Structures, graphs and no targets."""
-        batch = concatenate([self.systems[i] for i in samples.record])
+        records = [self.chunk[i] for i in samples.record]
+        batch = concatenate([record.system for record in records])
         limits = inference.neighbors_of(self.record, batch.n_node)
-        graphs = inference.build_graphs_of(self.config, batch, self.record["cutoff"], limits)
+        with naming(lambda i: f"{self.path}: structure {records[i].index}"):
+            graphs = inference.build_graphs_of(self.config, batch, self.record["cutoff"], limits)
         missing = np.full(len(batch.n_node), np.nan), np.full((len(batch.positions), 3), np.nan)
         return batch, graphs, Targets(*missing, np.zeros(len(batch.n_node), np.int32))
 
 
 def _features(module: nnx.Module, batch):
     return module.node_features(batch) if isinstance(module, WithBackbone) else module.features(batch).node
-
-
-def _holds(budget: BatchBudget, need: BatchBudget) -> bool:
-    return all(getattr(budget, name) >= value for name, value in vars(need).items())
 
 
 def _properties(values: np.ndarray, record: dict, systems: SystemBatch) -> list[dict]:

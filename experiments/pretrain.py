@@ -19,7 +19,7 @@ from experiments.compile_for import compile_for, find_topology, part_shape, prin
 from experiments.plan import compile_step, print_plan
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import prepare_process
-from experiments.session import FRESH, Session, check_run_dir, restore_run, say, write_record
+from experiments.session import FRESH, Session, check_run_dir, has_finished, restore_run, say, write_record
 from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.data.corpus import draw_over_tasks
 from jaxatoms.data.mixing import split_names
@@ -228,10 +228,11 @@ def main(argv: list[str] | None = None) -> int:
     if config.fused_residual and jax.default_backend() != "tpu":
         raise InputError("--fused-residual is a kernel for TPU; leave it out here")
     run_dir = cli.resolve_run_dir(config.run_dir)
-    resumed = check_run_dir(run_dir, config, RESUMABLE)
-    fleet.wait_for_all("run folder checked")
-    setup = prepare(config, run_dir, fit=not resumed)
-    run(setup, run_dir, resumed)
+    with fleet.one_run(run_dir):
+        resumed = check_run_dir(run_dir, config, RESUMABLE)
+        fleet.wait_for_all("run folder checked")
+        setup = prepare(config, run_dir, fit=not resumed)
+        run(setup, run_dir, resumed)
     return 0
 
 
@@ -317,7 +318,7 @@ def report_for(config: PretrainConfig):
 def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
     """The run's batches (in parts where there are several devices), budgets measured on a sample of structures."""
     sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
-    largest = int(corpus.n_node(samples).max())
+    largest = loader.largest_structure(corpus, samples)
     args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
                 edge_dropout=config.edge_dropout)
     batch_size = config.batch_size * config.accumulate
@@ -381,6 +382,9 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         fleet.wait_for_all("checkpoint read")
         state, constants, shardings = devices.place_state(state, constants)
         first = meta["step"]
+        if has_finished(run_dir, first, setup.total_steps):
+            say(f"the run has made all its {first} steps: there is nothing to do\nrun folder: {run_dir}")
+            return
         _write_config(out_dir, setup)
         scales = setup.loss_scales
         train_step = make_train_step(

@@ -118,7 +118,19 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
     resolved = run_dir / "resolved.json"
     if resolved.exists():
         check_layout(json.loads(resolved.read_text()), str(run_dir))
-    return (run_dir / "checkpoints").exists()
+    return has_checkpoint(run_dir)
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has anything to resume from."""
+    # A step that replaces itself is hidden for a moment; a kill may have come then.
+    return any(path for name in ("step_*", ".step_*.old") for path in (run_dir / "checkpoints").glob(name))
+
+
+def has_finished(run_dir: Path, step: int, total: int) -> bool:
+    """Whether a run resumed at `step` had ended before, its summary written."""
+    summary = run_dir / "summary.json"
+    return step == total and summary.is_file() and json.loads(summary.read_text()).get("finished", False)
 
 
 def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> tuple[TrainState, Any, dict]:

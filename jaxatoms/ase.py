@@ -3,10 +3,13 @@
     atoms.calc = JaxAtomsCalculator("runs/aspirin")            # a run, a converted or a step directory
     atoms.calc = JaxAtomsCalculator("runs/jmp_s", head="ani1x", dtype="float64")
 
-Neighbours come from a list with a skin, arrays have fixed shapes with room to spare: a long molecular dynamics run
-compiles once (`n_compiled` counts). Units are ASE's: eV, eV/A, eV/A^3.
+Neighbours come from a list with a skin; batch shapes lie on a coarse grid and are used again: a long molecular dynamics
+run compiles once, a scan of strains or sizes a few times (`n_compiled` counts). Units are ASE's: eV, eV/A, eV/A^3.
 """
 
+import functools
+import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,11 +20,15 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
 from jaxatoms import inference
-from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch
+from jaxatoms.compiled import CompiledShapes
+from jaxatoms.data import packing
+from jaxatoms.data.concatenate import MOLECULE_TAG
+from jaxatoms.data.corpus import naming
+from jaxatoms.data.tags import surface_tags
+from jaxatoms.graphs.batch import GraphBatch, check_atoms
+from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
-from jaxatoms.types import InputError, SystemBatch
-
-SPARE = 0.25  # room in every size for neighbours to come
+from jaxatoms.types import Edges, InputError, SystemBatch
 
 
 class JaxAtomsCalculator(Calculator):
@@ -43,10 +50,12 @@ class JaxAtomsCalculator(Calculator):
       InputError: no such checkpoint or head; in calculations, an element that the head was not trained on.
 
     Stress is the derivative of the energy with respect to strain, so it exists only for models whose forces are the
-    gradient of the energy; others refuse it as `PropertyNotImplementedError`.
+    gradient of the energy, and only for periodic structures; otherwise it is a `PropertyNotImplementedError`.
+    A pickled calculator reads its checkpoint again, at the same path, where it is unpickled.
     """
 
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - no model reads them
 
     def __init__(
         self,
@@ -68,82 +77,109 @@ class JaxAtomsCalculator(Calculator):
         self._dtype = np.dtype(dtype)
         self._limit = max_neighbors or self._record["max_neighbors"]
         self._skin = SkinList(cutoff or self._record["cutoff"], skin)
-        self._budget: BatchBudget | None = None
-        if self._model.kind == "direct":
-            self.implemented_properties = ["forces"]
-        if self._model.has_gradient_forces:
-            self.implemented_properties = [*type(self).implemented_properties, "stress"]
+        self._settings = dict(checkpoint=str(Path(self._model.path).absolute()), head=head, dtype=dtype, skin=skin,
+                              cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights)  # fmt: skip
+        self._warned = False
+        self._warned_of_zero = False
+        self.implemented_properties = _properties(self._model, self._record)
         with self._precision():
             graphdef, self._state = inference.cast(self._model.module, self._dtype)
-        self._run = jax.jit(self._with_strain if self._model.has_gradient_forces else self._direct, static_argnums=0)
-        self._graphdef = graphdef
+        function = self._with_strain if self._model.has_gradient_forces else self._direct
+        self._run = CompiledShapes(functools.partial(function, graphdef))
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self._settings, self.atoms, self.results)
 
     @property
     def n_compiled(self) -> int:
         """Shapes compiled so far."""
-        return inference.count_compilations(self._run)
+        return self._run.n_compiled
 
     @property
     def n_search(self) -> int:
         """Neighbour searches so far."""
         return self._skin.n_search
 
+    def check_state(self, atoms, tol=1e-15):
+        """What has changed since the last calculation: ASE's list, and "tags", which some models read."""
+        changes = super().check_state(atoms, tol=tol)
+        if self.atoms is not None and not np.array_equal(self.atoms.get_tags(), atoms.get_tags()):
+            changes = [*changes, "tags"]
+        return changes
+
     def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
         """Fill `results`; called by ASE."""
         super().calculate(atoms, properties, system_changes)
-        refused = [name for name in properties if name not in self.implemented_properties]
-        if refused:
-            raise PropertyNotImplementedError(
-                f"{refused[0]} is not available from {self._model.path}"
-                + (": its forces are not a gradient" if refused[0] == "stress" else "")
-            )
-        systems = self._system()
-        batch = self._batch(systems)
+        for name in properties:
+            self._check_available(name)
+        with naming(lambda _: self.atoms.get_chemical_formula()):
+            systems = self._system()
+            edges, distance = self._skin.edges(systems.positions, systems.cell[0], systems.pbc[0])
+        if not self._warned and {"numbers", "cell", "pbc"} & set(system_changes):
+            self._warn_of_parted_shells(edges, distance)
+        graphs = inference.graph_cuts(self._model.config, edges, distance, systems, self._limit)
+        budget = self._run.budget_for(packing.exact_budget([packing.whole_size(systems, graphs)]))
+        batch = inference.unlabelled(systems, graphs, budget, self._dtype)
         with self._precision():
-            out = jax.tree.map(np.asarray, self._run(self._graphdef, self._state, batch))
+            out = jax.tree.map(np.asarray, self._run(budget, self._state, batch))
         self._store(out, systems)
 
     # --- input --------------------------------------------------------------------------------------------
+
+    def _check_available(self, name: str):
+        """Refuse, as ASE expects it, a property that model or structure does not have."""
+        if name not in self.implemented_properties:
+            why = ": its forces are not a gradient" if name == "stress" else ""
+            raise PropertyNotImplementedError(f"{name} is not available from {self._model.path}{why}")
+        if name == "stress" and not self._has_stress():
+            raise PropertyNotImplementedError("stress needs a structure that is periodic, with a cell of some volume")
+
+    def _has_stress(self) -> bool:
+        return self._model.has_gradient_forces and bool(self.atoms.pbc.any()) and self.atoms.cell.rank == 3
 
     def _system(self) -> SystemBatch:
         atoms, n = self.atoms, len(self.atoms)
         if n == 0:
             raise InputError("a structure without atoms has no energy; add atoms")
+        check_atoms(np.array([n]))
         inference.check_elements(self._record, atoms.numbers, self._model.path)
         if not np.isfinite(atoms.positions).all():
             raise InputError("positions hold NaN or infinity; the simulation has failed before")
-        tags = atoms.get_tags() if atoms.has("tags") and np.any(atoms.get_tags()) else np.full(n, 2)
+        tags = surface_tags(atoms.get_chemical_formula(), atoms.get_tags(), atoms.positions, atoms.cell.array)
         return SystemBatch(
             n_node=np.array([n], np.int32),
             atomic_numbers=atoms.numbers.astype(np.uint8),
             positions=atoms.positions,
             forces=np.full((n, 3), np.nan, np.float32),
-            tags=np.clip(tags, 0, 2).astype(np.uint8),
+            tags=np.full(n, MOLECULE_TAG, np.uint8) if tags is None else tags,
             fixed=np.zeros(n, bool),
             energy=np.full(1, np.nan),
             cell=np.asarray(atoms.cell, np.float64)[None] * atoms.pbc[None, :, None],
             pbc=atoms.pbc[None],
         )
 
-    def _batch(self, systems: SystemBatch) -> GraphBatch:
-        """The padded batch, in the shapes of the last one while it fits them."""
-        edges, distance = self._skin.edges(systems.positions, systems.cell[0], systems.pbc[0])
-        graphs = inference.graph_cuts(self._model.config, edges, distance, systems, self._limit)
-        if self._budget is None or not self._same_atoms(systems):
-            self._budget = inference.budget_of(self._model.config, [(systems, graphs)], SPARE)
-        try:
-            padded = inference.unlabelled(systems, graphs, self._budget)
-        except BudgetOverflow:
-            self._budget = inference.budget_of(self._model.config, [(systems, graphs)], 2 * SPARE)
-            padded = inference.unlabelled(systems, graphs, self._budget)
-        exact = {name: getattr(padded, name).astype(self._dtype) for name in ("positions", "cell")}
-        exact["positions"][: len(systems.positions)] = systems.positions
-        exact["cell"][:1] = systems.cell
-        return padded._replace(**exact)
+    def _warn_of_parted_shells(self, edges: Edges, distance: np.ndarray):
+        parted = parted_limits(edges, distance, len(self.atoms))
+        count = n_parted(parted, inference.limits_of(self._model.config, self._limit))
+        if count:
+            self._warned = True
+            whole = inference.whole_shells(self._model.config, parted, self._limit)
+            warnings.warn(
+                f"the limit of {self._limit} neighbours falls inside a shell of equal distances at {count} of "
+                f"{len(self.atoms)} atoms, so that the order of atoms and the choice of the cell decide which count; "
+                f"{whole} (docs/prediction.md; said once per calculator)",
+                stacklevel=2,
+            )
 
-    def _same_atoms(self, systems: SystemBatch) -> bool:
-        assert self._budget is not None
-        return self._budget.n_per_graph == len(systems.positions)
+    def _warn_of_open_zero(self, systems: SystemBatch):
+        if not self._warned_of_zero and not inference.knows_energy(self._record, systems).all():
+            self._warned_of_zero = True
+            warnings.warn(
+                f"the training data of {self._model.path} do not fix the zero of the energy of "
+                f"{self.atoms.get_chemical_formula()}: differences between energies of this composition are right, the "
+                "energies themselves are not (said once per calculator)",
+                stacklevel=2,
+            )
 
     # --- model --------------------------------------------------------------------------------------------
 
@@ -174,10 +210,29 @@ class JaxAtomsCalculator(Calculator):
         gradient, n = self._model.has_gradient_forces, len(systems.positions)
         if not all(np.isfinite(array).all() for array in out.values()):
             raise InputError(f"{self._model.path} gives energies or forces that are not finite; check the structure")
-        self.results = {"forces": inference.physical_forces(out["forces"][:n], self._record, gradient=gradient)}
-        if "energy" in out:
+        forces = inference.physical_forces(out["forces"][:n], self._record, gradient=gradient)
+        self.results = {"forces": forces} if "forces" in self.implemented_properties else {}
+        if "energy" in out and "energy" in self.implemented_properties:
+            self._warn_of_open_zero(systems)
             energy = float(inference.physical_energy(out["energy"][None], self._record, systems)[0])
             self.results |= {"energy": energy, "free_energy": energy}
-        if gradient and self.atoms.cell.rank == 3:
+        if self._has_stress():
             virial = np.asarray(out["virial"], np.float64) * self._record["energy_std"]
             self.results["stress"] = full_3x3_to_voigt_6_stress(virial / self.atoms.get_volume())
+        for array in self.results.values():
+            np.asarray(array).setflags(write=False)  # ASE hands out copies; the kept ones must not change
+
+
+def _properties(model: inference.LoadedModel, record: dict) -> list[str]:
+    """What a head was trained to predict, and what follows from it."""
+    if model.has_gradient_forces:
+        return ["energy", "free_energy", "forces", "stress"]
+    learnt = ("forces",) if model.kind == "direct" else inference.labels_of(record)
+    return [*(("energy", "free_energy") if "energy" in learnt else ()), *(("forces",) if "forces" in learnt else ())]
+
+
+def _rebuild(kind: type, settings: dict, atoms, results: dict) -> JaxAtomsCalculator:
+    """A pickled calculator."""
+    calculator = kind(**settings)
+    calculator.atoms, calculator.results = atoms, results
+    return calculator

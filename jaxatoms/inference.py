@@ -3,20 +3,19 @@
 Nothing here knows how a checkpoint came about: pretraining, fine-tuning and conversion write the same record.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import packing
 from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
-from jaxatoms.graphs.nearest_graphs import cut_nearest_graph, nearest_budget
+from jaxatoms.graphs.nearest_graphs import cut_nearest_graph
 from jaxatoms.graphs.neighbors import candidate_edges
+from jaxatoms.graphs.shells import whole_limits
 from jaxatoms.models.model import GradientModel
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import (
@@ -94,11 +93,24 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
 
 def graph_cuts(config: ModelConfig, edges: Edges, distance, systems: SystemBatch, max_neighbors) -> Graphs:
     """The graphs of an architecture, from the candidate edges of structures; `max_neighbors` is one or [n_graph]."""
-    limit = np.broadcast_to(max_neighbors, len(systems.n_node))
+    limits = np.array([limits_of(config, int(k)) for k in np.broadcast_to(max_neighbors, len(systems.n_node))])
     if uses_nearest_graph(config):
-        return cut_nearest_graph(edges, distance, systems.n_node, limit)
-    limits = np.array([neighbor_limits(int(k)) for k in limit])
+        return cut_nearest_graph(edges, distance, systems.n_node, limits)
     return cut_graphs(edges, distance, systems.n_node, systems.tags, limits)
+
+
+def limits_of(config: ModelConfig, k: int) -> tuple[int, ...]:
+    """Neighbour limits of all graphs of an architecture whose main graph has the limit `k`."""
+    return (k,) if uses_nearest_graph(config) else neighbor_limits(k)
+
+
+def whole_shells(config: ModelConfig, parted: np.ndarray, k: int) -> str:
+    """In words, the limits next to `k` that part no shell; `parted` is of `graphs.shells`."""
+    main = " or ".join(map(str, whole_limits(parted, k, lambda k: (k,))))
+    if uses_nearest_graph(config):
+        return f"max_neighbors = {main} keeps shells whole"
+    every = " or ".join(map(str, whole_limits(parted, k, neighbor_limits)))
+    return f"max_neighbors = {main} keeps shells whole in the main graph, {every} in all four graphs"
 
 
 def neighbors_of(record: dict, n_node: np.ndarray) -> np.ndarray:
@@ -113,23 +125,11 @@ def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, ma
     return graph_cuts(config, edges, distance, systems, max_neighbors)
 
 
-def budget_of(config: ModelConfig, batches: list[tuple[SystemBatch, Graphs]], spare: float = 0.0) -> BatchBudget:
-    """A budget that holds each of these batches, with numbers of edges enlarged by the fraction `spare`."""
-    if uses_nearest_graph(config):
-        budgets = [dataclasses.asdict(nearest_budget(systems, graphs)) for systems, graphs in batches]
-        largest = {name: max(budget[name] for budget in budgets) for name in budgets[0]}
-    else:
-        largest = dataclasses.asdict(packing.exact_budget([packing.whole_size(*batch) for batch in batches]))
-    fixed = ("n_graph", "n_node", "n_per_graph")
-    grown = {name: n if name in fixed else int(np.ceil(n * (1 + spare))) for name, n in largest.items()}
-    return BatchBudget(**grown)
-
-
-def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget) -> GraphBatch:
-    """A padded batch without targets."""
+def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32) -> GraphBatch:
+    """A padded batch without targets, positions and cells in `dtype`."""
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
     missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.zeros(n_graph, np.int32))
-    return collate(systems, graphs, missing, budget)
+    return collate(systems, graphs, missing, budget, dtype)
 
 
 def check_elements(record: dict, atomic_numbers: np.ndarray, source: str):
@@ -167,11 +167,6 @@ def labels_of(record: dict) -> tuple[str, ...]:
 def physical_forces(normalised, record: dict, *, gradient: bool) -> np.ndarray:
     """[n_node, 3] float64 eV/A. Gradient forces are those of the energy, hence in its unit."""
     return np.asarray(normalised, np.float64) * record["energy_std" if gradient else "force_std"]
-
-
-def count_compilations(function) -> int:
-    """How many shapes a jitted function was compiled for."""
-    return function._cache_size()
 
 
 def cast(module: nnx.Module, dtype) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ NumPy only: data workers import this module without importing JAX.
 Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
 """
 
+import errno
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,26 @@ import numpy as np
 
 class InputError(ValueError):
     """A user's file, record or setting is wrong. The message is one line: where, what, remedy."""
+
+
+class UnusableStructure(InputError):
+    """A structure that no model takes; whoever knows its file says it again with file and record.
+
+    Attributes:
+      index: its place among the structures at hand.
+      problem: what is wrong, and the remedy.
+    """
+
+    def __init__(self, index: int, problem: str):
+        super().__init__(f"structure {index} of the batch: {problem}")
+        self.index, self.problem = int(index), problem
+
+    def __reduce__(self):  # it may come from a worker process
+        return type(self), (self.index, self.problem)
+
+
+# What a disk says that is full, limited by a quota or not to be written: the user's to mend, not the program's.
+DISK_REFUSALS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class System(NamedTuple):

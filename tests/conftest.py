@@ -34,3 +34,21 @@ def _forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file grows beyond 100 kB, which fails as a full disk does (Python ignores the signal)."""
+    import contextlib
+    import resource
+
+    @contextlib.contextmanager
+    def limited():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

@@ -22,7 +22,8 @@ ALLOWED = {
     "training": {"types", "graphs"},
     "interop": {"types", "units", "graphs", "models"},
     "inference": {"types", "data", "graphs", "models", "training"},
-    "ase": {"types", "graphs", "models", "inference"},
+    "compiled": {"data", "graphs"},
+    "ase": {"types", "data", "graphs", "models", "inference", "compiled"},
 }
 OURS = ("jaxatoms", "kernels", "experiments", "benchmarks", "tests")
 ACCELERATOR = ("jax", "jaxlib", "flax", "optax", "orbax", "e3nn_jax", "jraph")

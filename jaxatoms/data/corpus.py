@@ -4,7 +4,9 @@ A task is one upstream data set with its own reference energies, normalisation, 
 (task, record) pair; a batch may mix tasks freely.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from jaxatoms.data.store import Store
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
-from jaxatoms.types import Graphs, SystemBatch
+from jaxatoms.types import Graphs, InputError, SystemBatch, UnusableStructure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,15 @@ def draw_over_tasks(samples: Samples, n: int, seed: int) -> Samples:
     return samples.at(rng.permutation(chosen))
 
 
+@contextlib.contextmanager
+def naming(place: Callable[[int], str]) -> Iterator[None]:
+    """Says of an unusable structure which one it is: `place(i)` names file and record of the i-th at hand."""
+    try:
+        yield
+    except UnusableStructure as error:
+        raise InputError(f"{place(error.index)}: {error.problem}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """The tasks of a run, and how their structures become model input."""
@@ -74,12 +85,19 @@ class Corpus:
             out[own] = task.store.n_node[samples.record[own]]
         return out
 
+    def place(self, samples: Samples, i: int) -> str:
+        """File and number of the i-th sample."""
+        return self.tasks[samples.task[i]].store.where(int(samples.record[i]))
+
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
         """Structures, graphs and targets of some samples, ordered by task.
 
         Args:
           rng: NumPy generator of the edge dropout.
           edge_dropout: rate at which directed edges are removed before the graphs are cut (training only).
+
+        Raises:
+          InputError: a structure that no model takes, by file and record.
         """
         parts = [self._take(i, samples.record[samples.task == i]) for i in np.unique(samples.task)]
         systems = SystemBatch(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
@@ -87,17 +105,19 @@ class Corpus:
         cutoff = np.array([t.cutoff for t in self.tasks])[targets.task]
         limits = np.array([neighbor_limits(t.max_neighbors) for t in self.tasks])[targets.task]
         build = build_nearest_graphs if self.nearest else build_graphs
-        graphs = build(
-            systems.positions,
-            systems.n_node,
-            systems.cell,
-            systems.pbc,
-            systems.tags,
-            cutoff,
-            limits,
-            rng=rng,
-            edge_dropout=edge_dropout,
-        )
+        ordered = samples.at(np.argsort(samples.task, kind="stable"))
+        with naming(lambda i: self.place(ordered, i)):
+            graphs = build(
+                systems.positions,
+                systems.n_node,
+                systems.cell,
+                systems.pbc,
+                systems.tags,
+                cutoff,
+                limits,
+                rng=rng,
+                edge_dropout=edge_dropout,
+            )
         return systems, graphs, targets
 
     def _take(self, index: int, records: np.ndarray) -> tuple[SystemBatch, Targets]:

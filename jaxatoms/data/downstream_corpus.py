@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxatoms.data.corpus import Samples
+from jaxatoms.data.corpus import Samples, naming
 from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
 from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, labels_in
@@ -39,10 +39,20 @@ class DownstreamCorpus:
         return self.store.n_node[samples.record].astype(np.int64)
 
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
-        """Structures, graphs and targets of some samples, in their order."""
+        """Structures, graphs and targets of some samples, in their order.
+
+        Raises:
+          InputError: a structure that no model takes, by file and record.
+        """
         systems = self.store.take(samples.record)
         targets = self._targets(systems, samples.record)
-        return systems, graphs_of(systems, self.facts.graph, rng, edge_dropout, self.nearest), targets
+        with naming(lambda i: self.place(samples, i)):
+            graphs = graphs_of(systems, self.facts.graph, rng, edge_dropout, self.nearest)
+        return systems, graphs, targets
+
+    def place(self, samples: Samples, i: int) -> str:
+        """File and number of the i-th sample."""
+        return self.store.where(int(samples.record[i]))
 
     def _targets(self, systems: SystemBatch, records: np.ndarray) -> Targets:
         n = len(records)

@@ -92,6 +92,11 @@ class JoinedStore:
         """[121] bool; see `Store.elements`."""
         return np.any([part.elements(own) for part, own in self._runs(indices)], axis=0)
 
+    def where(self, record: int) -> str:
+        """The source and the record, as messages name them."""
+        n_train = len(self.parts[0])
+        return self.parts[int(record >= n_train)].where(record - n_train * int(record >= n_train))
+
     def _runs(self, indices: np.ndarray) -> Iterator[tuple[Store, np.ndarray]]:
         """Stretches of indices that lie in one part, as indices into that part."""
         indices = np.asarray(indices, np.int64).reshape(-1)

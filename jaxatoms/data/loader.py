@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from jaxatoms.data import packing
-from jaxatoms.data.corpus import Corpus, Samples
+from jaxatoms.data.corpus import Corpus, Samples, naming
 from jaxatoms.graphs.batch import (
     BatchBudget,
     BudgetOverflow,
     GraphBatch,
     Targets,
     budget_of,
+    check_atoms,
     collate,
     empty_structures,
 )
@@ -144,6 +145,18 @@ def collate_alike(built: Sequence[Built], budgets: Sequence[BatchBudget], what: 
     return [collate(*parts, packing.grown_budget(need, budgets[-1])) for parts in built]
 
 
+def largest_structure(corpus: Corpus, samples: Samples) -> int:
+    """Atoms of the largest of the samples.
+
+    Raises:
+      InputError: one is too large for a batch, by file and record.
+    """
+    n_node = corpus.n_node(samples)
+    with naming(lambda i: corpus.place(samples, i)):
+        check_atoms(n_node)
+    return int(n_node.max(initial=0))
+
+
 def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0, limit: int | None = SAMPLE):
     """`structure_sizes` of (a random `limit` of) the samples, graphs built as in training."""
     n = len(samples.record)
@@ -159,6 +172,7 @@ def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0
 def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[GraphBatch]:
     """All samples in order, without edge dropout, in batches of one shape; built once and kept on the host."""
     n = len(samples.record)
+    largest_structure(corpus, samples)
     groups = np.array_split(np.arange(n), -(-n // batch_size)) if n else []
     built = [corpus.build(samples.at(g)) for g in groups]
     budget = packing.exact_budget([packing.whole_size(*parts[:2]) for parts in built])

@@ -22,6 +22,8 @@ BATCHES = 4000  # random batches drawn to choose fixed budgets
 OVERFLOW = 1e-3  # bound on the expected number of batches of a run that outgrow the largest fixed budget
 HEADROOM = 1.08  # over the largest degree seen in the sample, for those not seen
 OPEN_BINS = 16
+GRID = 2**0.5  # ratio of neighbouring sizes of budgets that are to be used again
+LEAST_WORK = 256  # main edges; below it the size of a batch hardly matters
 
 
 def structure_sizes(systems: SystemBatch, graphs: Graphs) -> dict[str, np.ndarray]:
@@ -184,6 +186,50 @@ def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
     roomy = {k: v if k == "n_main" or v == 0 else round_up(v * 1.25, STEPS.get(k, 1)) for k, v in want.items()}
     known.append(BatchBudget(**roomy))
     return known[-1]
+
+
+def reused_budget(need: BatchBudget, known: Sequence[BatchBudget], batch_edges: int = 0) -> BatchBudget:
+    """The cheapest budget of `known` that holds `need` at no more than twice its work; else a new one.
+
+    A new one has sizes on a coarse geometric grid with room to spare, and takes in known ones where that is no more
+    than twice the work: so structures that come one by one, of sizes nobody knows before, share few shapes.
+
+    Args:
+      batch_edges: main edges up to which batches are filled: a full batch is never too much work, and its main
+        edges need no room to spare.
+    """
+    bound = 2 * max(work(need), LEAST_WORK, 1.5 * batch_edges)  # the tables of a full batch come to its edges
+    fitting = [budget for budget in known if _covers(budget, need) and work(budget) <= bound]
+    if fitting:
+        return min(fitting, key=work)
+    grid = {name: _on_grid(name, value) for name, value in dataclasses.asdict(need).items()}
+    new = BatchBudget(**grid | ({"n_main": need.n_main} if batch_edges else {}))
+    for budget in sorted(known, key=work):
+        both = BatchBudget(**{name: max(n, getattr(budget, name)) for name, n in dataclasses.asdict(new).items()})
+        new = both if work(both) <= bound else new
+    return new
+
+
+def work(budget: BatchBudget) -> float:
+    """What a step costs, in main edges.
+
+    Source: operations and bytes of GemNet-OC-S's compiled forward pass, each size doubled in turn; the sizes that
+    are left out matter by a few per cent.
+    """
+    return budget.n_main + budget.n_node * budget.k_main / 8 + budget.n_a2a / 400
+
+
+def _covers(budget: BatchBudget, need: BatchBudget) -> bool:
+    return all(getattr(budget, name) >= value for name, value in dataclasses.asdict(need).items())
+
+
+def _on_grid(name: str, value: int) -> int:
+    """A power of the grid's ratio with room to spare (more where it costs little); 0 (no table) stays."""
+    if value == 0:
+        return 0
+    roomy = value * (1.1 if name in ("n_main", "n_node", "n_graph", "n_per_graph") else 1.8)
+    power = np.ceil(np.log(roomy) / np.log(GRID) - 1e-9)
+    return round_up(round(GRID**power, 6), STEPS.get(name, 1))
 
 
 def packed_budgets(

@@ -152,7 +152,7 @@ class Store:
 
     def where(self, record: int) -> str:
         """The source and the record, as messages name them."""
-        return f"{self.source}: record {record}"
+        return f"{self.source}: structure {record}"
 
     def verify(self) -> None:
         """Reads every column once and compares its sha256 with the manifest.

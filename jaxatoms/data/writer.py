@@ -1,5 +1,6 @@
 """Systems into the columns of a store, streamed a thousand at a time; the folder is whole or absent."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint, read_manifest
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.types import InputError, System
+from jaxatoms.types import DISK_REFUSALS, InputError, System
 
 _SYSTEMS_PER_FLUSH = 1024
 _BLOCK = 16 << 20  # bytes
@@ -48,6 +49,10 @@ def _write_whole(path: Path, fill: Callable, source: dict, record_columns: Calla
     try:
         _write_into(scratch, fill, source, record_columns)
         _move_into_place(scratch, path)
+    except OSError as error:
+        if error.errno not in DISK_REFUSALS:
+            raise
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -72,21 +77,24 @@ def _make_folder(scratch: Path) -> None:
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise InputError(
-            f"{scratch.parent}: cannot be written ({error.strerror}); choose another cache folder "
-            "with JAXATOMS_CACHE"
-        ) from None
+        raise _cannot_write(scratch.parent, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    remedy = "free disk space or choose another cache folder with JAXATOMS_CACHE"
+    return InputError(f"{path}: cannot be written ({error.strerror}); {remedy}")
 
 
 def _remove_stale(path: Path) -> None:
     """Removes temporaries of conversions that were killed; those of a running process stay."""
     for folder in path.parent.glob(f".{path.name}.*-*-*"):
         pid = folder.name.rsplit("-", 2)[1]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this host has the number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -142,9 +150,11 @@ class _Writer:
         self._append("offsets", np.zeros(1))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         for file in self.files.values():
-            file.close()
+            # What waits in the buffers of a full disk's files would only repeat the error.
+            with contextlib.suppress(*(() if kind is None else (OSError,))):
+                file.close()
 
     def append(self, systems: list[System]) -> None:
         """Writes a block of systems, one concatenation per column."""

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
+from jaxatoms.graphs.neighbors import MAX_TRANSLATION, home_cells
+from jaxatoms.types import Edges, Graphs, InputError, SystemBatch, UnusableStructure
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
-MAX_TRANSLATION = 15  # the model codes an atom image in one int32 (models/gemnet_oc/indices.py)
-MAX_PER_GRAPH = 4096
+MAX_PER_GRAPH = 4096  # atoms of one structure; the model codes an atom image in one int32 (gemnet_oc/indices.py)
 
 
 class BudgetOverflow(InputError):
     """A batch needs more slots than its budget has; `name`, `need` and `have` say which."""
 
     def __init__(self, name: str, need: int, have: int):
-        super().__init__(f"batch needs {name}={need}, over the budget {name}={have}; raise the budget")
+        remedy = "collate it with a larger BatchBudget"
+        super().__init__(f"a batch needs {name}={need}, its shape holds {name}={have}; {remedy}")
         self.name, self.need, self.have = name, need, have
 
 
@@ -105,32 +106,40 @@ class GraphBatch(NamedTuple):
         return self.node_table[..., 0] < self.atomic_numbers.shape[-1]
 
 
-def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: BatchBudget) -> GraphBatch:
-    """Pad concatenated structures and graphs to `budget`.
+def collate(
+    systems: SystemBatch, graphs: Graphs, targets: Targets, budget: BatchBudget, dtype=np.float32
+) -> GraphBatch:
+    """Pad concatenated structures and graphs to `budget`; atoms outside their periodic cell are put back into it.
+
+    Args:
+      dtype: of positions and cells.
 
     Raises:
       BudgetOverflow: if anything does not fit; nothing is truncated.
+      UnusableStructure: more than 4096 atoms, or neighbours more than 15 cells away.
     """
+    systems, graphs = _wrapped(systems, graphs)
+    check_atoms(systems.n_node)
     n_node, n_graph = int(systems.n_node.sum()), len(systems.n_node)
     _check("n_graph", n_graph + 1, budget.n_graph)
     _check("n_node", n_node + 1, budget.n_node)
-    _check("n_per_graph", budget.n_per_graph, MAX_PER_GRAPH)
     _check("n_per_graph", int(systems.n_node.max(initial=0)), budget.n_per_graph)
     node_graph = np.repeat(np.arange(n_graph, dtype=np.int32), systems.n_node)
     starts = np.cumsum(systems.n_node) - systems.n_node
     rank = np.arange(n_node) - np.repeat(starts, systems.n_node)
+    _check_translations(graphs, node_graph)
     node_table = np.full((budget.n_graph, budget.n_per_graph), budget.n_node, np.int32)
     node_table[node_graph, rank] = np.arange(n_node)
     has_energy, has_forces = np.isfinite(targets.energy), np.isfinite(targets.forces).all(1)
     n = budget.n_node
     return GraphBatch(
         atomic_numbers=_pad(systems.atomic_numbers.astype(np.int32), n, 0),
-        positions=_pad(systems.positions.astype(np.float32), n, 0),
+        positions=_pad(systems.positions.astype(dtype), n, 0),
         node_graph=_pad(node_graph, n, budget.n_graph - 1),
         node_slot=_pad((node_graph * budget.n_per_graph + rank).astype(np.int32), n, node_table.size),
         node_table=node_table,
         free=_pad(~systems.fixed, n, False),
-        cell=_pad(systems.cell.astype(np.float32), budget.n_graph, 0),
+        cell=_pad(systems.cell.astype(dtype), budget.n_graph, 0),
         main=_pad_edges("main", graphs.main, budget, in_table=True, out_table=budget.k_main_out > 0),
         swap=_pad(graphs.swap.astype(np.int32), budget.n_main, budget.n_main),
         a2ee2a=_pad_edges("a2ee2a", graphs.a2ee2a, budget, in_table=True, out_table=True),
@@ -142,6 +151,21 @@ def collate(systems: SystemBatch, graphs: Graphs, targets: Targets, budget: Batc
         force_mask=_pad(has_forces, n, False),
         task=_pad(targets.task.astype(np.int32), budget.n_graph, 0),
     )
+
+
+def _wrapped(systems: SystemBatch, graphs: Graphs) -> tuple[SystemBatch, Graphs]:
+    """The same structures with their atoms inside the cell: the model can count few cells only."""
+    home = home_cells(systems.positions, systems.n_node, systems.cell, systems.pbc)
+    if not home.any():
+        return systems, graphs
+    cell = np.repeat(np.asarray(systems.cell, np.float64), systems.n_node, axis=0)
+    inside = systems.positions - np.einsum("ni,nij->nj", home, cell)
+
+    def moved(edges: Edges) -> Edges:
+        return edges._replace(shifts=edges.shifts + home[edges.receivers] - home[edges.senders])
+
+    graphs = Graphs(*(moved(field) if isinstance(field, Edges) else field for field in graphs))
+    return systems._replace(positions=inside), graphs
 
 
 def stack(batches: Sequence[GraphBatch]) -> GraphBatch:
@@ -194,6 +218,26 @@ def budget_of(batch: GraphBatch) -> BatchBudget:
     )
 
 
+def check_atoms(n_node: np.ndarray):
+    """Refuse structures larger than the model can count.
+
+    Raises:
+      UnusableStructure: the first of them.
+    """
+    over = np.flatnonzero(n_node > MAX_PER_GRAPH)
+    if over.size:
+        problem = f"has {n_node[over[0]]} atoms, a batch holds {MAX_PER_GRAPH}; cut it or leave it out"
+        raise UnusableStructure(over[0], problem)
+
+
+def _check_translations(graphs: Graphs, node_graph: np.ndarray):
+    for edges in graphs:
+        if isinstance(edges, Edges) and np.abs(edges.shifts).max(initial=0) > MAX_TRANSLATION:
+            edge = np.abs(edges.shifts).max(axis=1).argmax()
+            problem = f"has neighbours more than {MAX_TRANSLATION} cells away; give it a larger or less oblique cell"
+            raise UnusableStructure(node_graph[edges.receivers[edge]], problem)
+
+
 def _check(name: str, need: int, have: int):
     if need > have:
         raise BudgetOverflow(name, need, have)
@@ -208,7 +252,6 @@ def _pad(array: np.ndarray, size: int, value) -> np.ndarray:
 def _pad_edges(name, edges: Edges, budget: BatchBudget, in_table=False, out_table=False) -> PaddedEdges:
     size, last = getattr(budget, f"n_{name}"), budget.n_node - 1
     _check(f"n_{name}", len(edges.senders), size)
-    _check("cell translation", int(np.abs(edges.shifts).max(initial=0)), MAX_TRANSLATION)
     tables = {}
     if in_table:
         tables["in_table"] = _edge_table(f"k_{name}", edges.receivers, size, budget)

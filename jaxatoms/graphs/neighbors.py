@@ -6,12 +6,13 @@ NumPy and vesin only: data workers import this module without importing JAX.
 import numpy as np
 import vesin
 
-from jaxatoms.types import Edges, InputError
+from jaxatoms.types import Edges, UnusableStructure
 
 MIN_SQUARED_DISTANCE = 1e-4  # A^2; periodic pairs closer than this are dropped, as GemNet-OC does
 # A periodic structure is searched on a dense (atom, image) grid up to this many grid points; beyond it the
 # cell list of vesin, whose cost is linear in the number of atoms, takes over. 2**23 is about 130 MiB.
 DENSE_GRID_LIMIT = 2**23
+MAX_TRANSLATION = 15  # the model codes an atom image in one int32 (models/gemnet_oc/indices.py)
 
 
 def candidate_edges(
@@ -34,6 +35,9 @@ def candidate_edges(
 
     Returns:
       The edges, and their lengths [n_edge] in A: float64 arithmetic rounded once to float32.
+
+    Raises:
+      UnusableStructure: a cell without volume, or one so flat that neighbours lie more than 15 cells away.
     """
     positions = np.asarray(positions, np.float64)
     n_node = np.asarray(n_node, np.int64)
@@ -42,16 +46,33 @@ def candidate_edges(
     periodic = pbc.any(axis=1)
     if not periodic.any():
         return _molecule_edges(positions, n_node, cutoff)
-    first = np.cumsum(n_node) - n_node
+    first = (np.cumsum(n_node) - n_node).astype(np.int32)
     cell = np.where(pbc[:, :, None], np.asarray(cell, np.float64), 0.0)
     inverse = _inverse_cells(cell, pbc)
     # Molecules are searched together; the periodic structures take part in it with a cutoff of zero.
     pieces = [] if periodic.all() else [_molecule_edges(positions, n_node, np.where(periodic, 0.0, cutoff))]
     for g in np.flatnonzero(periodic):
         points = positions[first[g] : first[g] + n_node[g]]
-        pieces.append(_periodic_edges(points, cell[g], inverse[g], pbc[g], cutoff[g], first[g]))
+        edges, distance = _periodic_edges(points, cell[g], inverse[g], pbc[g], cutoff[g], g)
+        pieces.append((Edges(edges.senders + first[g], edges.receivers + first[g], edges.shifts), distance))
     edges, distance = _concatenate(pieces)
     return (edges, distance) if periodic.all() else _sort_by_receiver(edges, distance)
+
+
+def home_cells(positions: np.ndarray, n_node: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """[sum n_node, 3] int32 the periodic cell that each atom lies in: `positions - home @ cell` are inside.
+
+    Zero along axes that are not periodic. Arguments as `candidate_edges`.
+    """
+    if not pbc.any():
+        return np.zeros((len(positions), 3), np.int32)
+    node = np.repeat(np.arange(len(n_node)), n_node)
+    inverse = np.linalg.pinv(np.where(pbc[:, :, None], np.asarray(cell, np.float64), 0.0))
+    return _home(np.einsum("ni,nij->nj", np.asarray(positions, np.float64), inverse[node]), pbc[node])
+
+
+def _home(fractional: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    return np.where(pbc, np.floor(fractional), 0).astype(np.int32)
 
 
 def _molecule_edges(
@@ -86,19 +107,20 @@ def _inverse_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     identity = np.eye(3) * pbc[:, None, :]
     bad = np.flatnonzero(~np.isclose(cell @ inverse, identity, atol=1e-6).all(axis=(1, 2)))
     if bad.size:
-        raise InputError(
-            f"structure {bad[0]} of the batch: its periodic lattice vectors are zero or linearly dependent;"
-            " correct the cell or set pbc to false"
-        )
+        problem = "its periodic lattice vectors are zero or linearly dependent; correct the cell or set pbc to false"
+        raise UnusableStructure(bad[0], problem)
     return inverse
 
 
 def _periodic_edges(
-    points: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, first: int
+    points: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, index: int
 ) -> tuple[Edges, np.ndarray]:
-    """Candidates of one periodic structure, whose first atom has the batch index `first`."""
+    """Candidates of the periodic structure that stands at `index` in the batch; its atoms count from 0."""
     if len(points) == 0:
         return _concatenate([])
+    # Searched inside the cell, where few images are in reach however far the atoms have drifted.
+    home = _home(points @ inverse, pbc)
+    points = points - home @ cell
     # |r . b_k| <= cutoff |b_k| bounds the shifts, once the spread of the atoms themselves is added.
     spread = np.ptp(points @ inverse, axis=0) + 1e-6
     n_image = np.floor(spread + cutoff * np.linalg.norm(inverse, axis=0)).astype(int)
@@ -106,8 +128,12 @@ def _periodic_edges(
         senders, receivers, shifts, d2 = _dense_search(points, cell, n_image, cutoff)
     else:
         senders, receivers, shifts, d2 = _vesin_search(points, cell, pbc, cutoff)
-    edges = Edges((senders + first).astype(np.int32), (receivers + first).astype(np.int32), shifts)
-    return edges, np.sqrt(d2).astype(np.float32)
+    farthest = int(np.abs(shifts).max(initial=0))
+    if farthest > MAX_TRANSLATION:
+        problem = f"neighbours within {cutoff:g} A lie {farthest} cells away, above {MAX_TRANSLATION}"
+        raise UnusableStructure(index, f"{problem}; give it a larger or less oblique cell")
+    shifts = shifts + home[senders] - home[receivers]
+    return Edges(senders.astype(np.int32), receivers.astype(np.int32), shifts), np.sqrt(d2).astype(np.float32)
 
 
 def _dense_search(

@@ -12,13 +12,16 @@ What goes into the arrays and the record is not decided here.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,6 +37,7 @@ META = "meta.json"
 ARRAYS = "arrays"
 POINTERS = ("best", "last")
 _STEP_NAME = re.compile(r"step_(\d{8,})")
+_ECHO = 1.0  # s in which the threads of a failed write have reported
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -180,8 +184,10 @@ class CheckpointStore:
                 _write_text(self.directory / name, target.name + "\n")
             self._prune()
         except (OSError, ValueError) as error:
+            _clear_drafts(self.directory)
+            what = _reason(error)
             raise InputError(
-                f"cannot write checkpoint {target}: {_one_line(error)}; earlier checkpoints are kept, "
+                f"cannot write checkpoint {target}: {what}; earlier checkpoints are kept, "
                 "free disk space or choose another run directory"
             ) from error
 
@@ -345,8 +351,48 @@ def _write_arrays(directory: Path, flat: dict[str, np.ndarray]) -> None:
     """Orbax refuses arrays without elements; those live in the marker's table alone."""
     solid = {path: array for path, array in flat.items() if array.size}
     if solid:
-        with _checkpointer() as checkpointer:
+        _reserve(directory.with_name(".room"), sum(array.nbytes for array in solid.values()))
+        with _without_echo(), _checkpointer() as checkpointer:
             checkpointer.save(directory.absolute(), solid)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raises the plain OSError of a full or limited disk before orbax begins, whose own errors are long and many."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + size // 20 + (1 << 20))  # orbax's tables come to the arrays
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system without this call
+            raise
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keeps off the terminal what orbax's threads say of a failed write: the failure itself is raised.
+
+    Each logs a traceback, or reports to an event loop that is closed by then, for a second or so.
+    """
+    before, logger = sys.unraisablehook, logging.getLogger("absl")
+
+    def hook(told):
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    sys.unraisablehook = hook
+    logger.addFilter(is_no_error)
+    try:
+        yield
+    except BaseException:
+        time.sleep(_ECHO)
+        raise
+    finally:
+        sys.unraisablehook = before
+        logger.removeFilter(is_no_error)
 
 
 def _read_arrays(directory: Path, table: dict[str, list], paths: Iterable[str]) -> dict[str, np.ndarray]:
@@ -463,6 +509,15 @@ def _put_back_replaced(directory: Path) -> None:
             replaced.rename(original)
 
 
+def _clear_drafts(directory: Path) -> None:
+    """Removes what a failed save has written, as far as the disk allows."""
+    for path in directory.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in POINTERS:
+        with contextlib.suppress(OSError):
+            (directory / f".{name}.tmp").unlink()
+
+
 def _clear_leftovers(directory: Path) -> None:
     """Removes what a killed save or removal left behind."""
     for pattern in (".step_*.tmp", ".step_*.old"):
@@ -552,6 +607,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"meta holds a {type(value).__name__}, which JSON cannot express")
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, also where orbax wraps it in a page of its own."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

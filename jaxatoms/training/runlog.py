@@ -95,8 +95,13 @@ class RunLog:
     def _record(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items() if name != "step"}
         record = {"step": int(step), "split": split, "time": round(time.time(), 3), **_finite(values)}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()  # a killed run keeps its records
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()  # a killed run keeps its records
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._metrics_path}: {error.strerror}; free disk space, then continue with --resume"
+            ) from error
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
         self._display.update(int(step), split, values)

@@ -283,3 +283,12 @@ def test_data_rooms_do_not_import_jax():
     code = "import sys, jaxatoms.data.references, jaxatoms.data.splits; sys.exit('jax' in sys.modules)"
     root = Path(jaxatoms.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+def test_a_full_disk_leaves_nothing_and_is_one_line(tmp_path, full_disk, capfd):
+    atoms = System(np.full(500, 6, np.uint8), np.random.default_rng(0).normal(size=(500, 3)), forces=np.ones((500, 3)))
+    with full_disk(), pytest.raises(InputError) as error:
+        write_store(iter([atoms] * 300), tmp_path / "cache" / "store", {})
+    assert native.is_one_line_about(error, tmp_path / "cache" / "store", "File too large", "free disk space")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert capfd.readouterr().err == ""

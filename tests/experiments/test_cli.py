@@ -262,3 +262,13 @@ def test_provenance_works_without_git(monkeypatch, tmp_path):
 
 def test_peak_memory_is_plausible():
     assert 0.05 < peak_memory_gib()["host"] < 1000
+
+
+def test_a_full_disk_is_one_line_wherever_it_shows(capsys):
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise OSError(28, "No space left on device", "runs/x/log")
+    assert stop.value.code == 2
+    text = "error: cannot write runs/x/log: No space left on device; free disk space or write elsewhere, then run the"
+    assert capsys.readouterr().err.startswith(text)
+    with pytest.raises(FileNotFoundError), one_line_errors():
+        raise FileNotFoundError(2, "No such file", "runs/x")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -124,6 +125,18 @@ def test_resuming_continues_bit_exactly(gradient, nano_run, tmp_path, monkeypatc
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
     assert _json(gradient / "test.json")["last_ema"] == _json(tmp_path / "run" / "test.json")["last_ema"]
+
+
+def test_resuming_a_finished_run_tests_only_what_was_not_tested(gradient, nano_run, capsys, tmp_path):
+    run_dir = shutil.copytree(gradient, tmp_path / "run")
+    options = ["--downstream", "demo:aspirin", "--init", str(nano_run), "--resume"]
+    _run(run_dir, *options)
+    assert "all its 4 steps and its test: there is nothing to do" in capsys.readouterr().out
+    assert _json(run_dir / "summary.json") == _json(gradient / "summary.json")
+    (run_dir / "test.json").unlink()
+    _run(run_dir, *options)
+    assert "only the test remains" in capsys.readouterr().out
+    assert _json(run_dir / "test.json")["last_ema"] == _json(gradient / "test.json")["last_ema"]
 
 
 def test_evaluate_gives_the_errors_of_the_run(gradient, capsys):

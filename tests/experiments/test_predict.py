@@ -15,6 +15,7 @@ from fixtures.nano import NANO
 
 from experiments import predict, prediction
 from experiments.drafts import BytesDraft, DatabaseDraft, Journal
+from jaxatoms.compiled import CompiledShapes
 from jaxatoms.csi.features import load_features
 from jaxatoms.data.readers import ase_file
 from jaxatoms.data.readers.structures import system_from_atoms
@@ -106,7 +107,7 @@ def test_batches_are_packed_and_shapes_are_used_again(checkpoint, structures):
     assert len(parts) > 2 and max(sum(len(r.atoms) for r in part[:-1]) for part in parts) < 40
     for part in [*parts, *parts]:
         predictor.predict("memory", part)
-    assert predictor._run._cache_size() == len(predictor.shapes) <= 3
+    assert predictor.n_compiled <= 3
 
 
 def _systems(structures):
@@ -120,8 +121,8 @@ def test_features_are_what_the_heads_read(checkpoint, folder, predicted, structu
     np.testing.assert_array_equal(data.element, np.concatenate([a.numbers for a in structures]))
     model = restore_model(str(checkpoint))
     predictor = prediction.Predictor(model, None, 512)
-    (_, system), = _systems([structures[1]])
-    stream = predictor._plan([system])
+    (pair,) = _systems([structures[1]])
+    stream = predictor._plan("memory", [prediction.Record(0, *pair)])
     pure = split_model(model.module)
     own = jax.jit(pure.node_features)(pure.params, pure.constants, next(iter(stream.batches())))
     np.testing.assert_allclose(data.features[data.structure == 1], own[: len(structures[1])], atol=1e-5)
@@ -337,3 +338,55 @@ def test_a_database_draft_is_cut_to_its_journal(tmp_path):
     draft.finish()
     assert [(row.id, row.formula) for row in ase.db.connect(tmp_path / "out.db").select()] == [
         (1, "H"), (2, "H"), (3, "He")]  # fmt: skip
+
+
+def test_streams_of_mixed_sizes_share_few_shapes(checkpoint):
+    """Molecules, cells and lone atoms in any order, in chunks of all sizes; only shapes are compiled."""
+    rng, predictor = np.random.default_rng(0), prediction.Predictor(restore_model(str(checkpoint)), None, 512)
+    predictor._run = CompiledShapes(lambda state, batch: batch.energy)
+    makers = [lambda: ase.build.molecule("CH3OH"), lambda: ase.build.molecule("C6H6"), lambda: ase.Atoms("H"),
+              lambda: ase.build.bulk("Cu", cubic=True), lambda: ase.build.bulk("Al", cubic=True) * (2, 1, 1),
+              lambda: ase.build.molecule("C60")]  # fmt: skip
+    for chunk in range(12):
+        own = [makers[i]() for i in rng.integers(0, 1 + chunk % len(makers), 1 + 10 * (chunk % 4))]
+        for atoms in own:
+            atoms.rattle(0.1, rng=rng)
+        stream = predictor._plan("memory", [prediction.Record(i, a, s) for i, (a, s) in enumerate(_systems(own))])
+        predictor._run(stream.budget, None, stream.batch(0))
+    assert predictor.n_compiled <= 6
+
+
+def test_atoms_outside_the_cell_are_predicted_and_stay_where_they_are(checkpoint, tmp_path):
+    inside = ase.build.bulk("Cu", cubic=True)
+    inside.rattle(0.05, seed=0)
+    outside = inside.copy()
+    outside.positions += [[21, 0, 0], [0, -33, 5], [0, 0, 0], [7, 7, 9]] @ np.asarray(inside.cell)
+    ase.io.write(tmp_path / "in.extxyz", [inside, outside])
+    one, two = run(checkpoint, tmp_path / "in.extxyz", tmp_path / "out.extxyz")
+    np.testing.assert_allclose(two.positions, outside.positions, atol=1e-6)
+    assert two.get_potential_energy() == pytest.approx(one.get_potential_energy(), rel=1e-5)
+    np.testing.assert_allclose(two.get_forces(), one.get_forces(), atol=5e-4)  # the file and the reader round
+
+
+def test_a_flat_cell_is_named(checkpoint, tmp_path, capsys):
+    flat = ase.Atoms("Cu", cell=[0.2, 9, 9], pbc=True)
+    ase.io.write(tmp_path / "in.extxyz", [ase.build.molecule("H2O"), flat])
+    with pytest.raises(SystemExit):
+        run(checkpoint, tmp_path / "in.extxyz", tmp_path / "out.extxyz")
+    assert "in.extxyz: structure 1: neighbours within 5 A lie 24 cells away" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, full_disk):
+    def journal():
+        return Journal(tmp_path / "out.xyz", {"out": BytesDraft(tmp_path / "out.xyz")}, {})
+
+    begun = journal()
+    begun.commit(1, {"out": b"x" * 50_000})
+    with full_disk(), pytest.raises(InputError, match="File too large; free disk space and run the same command again"):
+        begun.commit(1, {"out": b"y" * 90_000})
+    again = journal()
+    assert again.done == 1
+    again.commit(1, {"out": b"y" * 90_000})
+    again.finish()
+    assert (tmp_path / "out.xyz").read_bytes() == b"x" * 50_000 + b"y" * 90_000
+    assert [path.name for path in tmp_path.iterdir()] == ["out.xyz"]

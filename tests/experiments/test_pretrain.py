@@ -166,18 +166,21 @@ def test_no_step_saves_the_untrained_network_with_fitted_scale_factors(settings,
         pretrain.PretrainConfig(upstream="demo:organic", max_steps=-1)
 
 
-def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path):
+def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path, capsys):
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run")
     loud = [word for word in options if word != "--quiet"]
     assert pretrain.main([*loud, "--run-dir", str(run_dir), "--resume"]) == 0
-    assert _summary(run_dir)["validation"] == _summary(whole)["validation"]
+    assert _summary(run_dir) == _summary(whole)
+    text = capsys.readouterr().out
+    assert "has made all its 12 steps: there is nothing to do" in text and "structures/s" not in text
 
 
 def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(settings, whole, tmp_path):
     # What SIGKILL leaves then: config and the validation of step 0, no checkpoint.
     _, options = settings
     run_dir = _copy(whole, tmp_path / "run", without="checkpoints")
+    (run_dir / "checkpoints" / ".step_00000002.tmp").mkdir(parents=True)
     first = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)[:1]
     (run_dir / "metrics.jsonl").write_text("".join(first))
     assert pretrain.main([*options, "--run-dir", str(run_dir), "--resume"]) == 0

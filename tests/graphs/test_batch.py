@@ -8,7 +8,7 @@ import pytest
 from jaxatoms.data.packing import exact_budget, whole_size
 from jaxatoms.graphs.batch import MAX_TRANSLATION, BatchBudget, BudgetOverflow, Targets, collate
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
-from jaxatoms.types import InputError, SystemBatch
+from jaxatoms.types import Edges, Graphs, InputError, SystemBatch, UnusableStructure
 
 COUNTS = np.array([3, 6, 4], np.int32)
 SIZES = [f.name for f in dataclasses.fields(BatchBudget) if f.name != "k_main_out"]  # optional: 0 = no table
@@ -74,8 +74,53 @@ def test_a_cell_translation_that_the_model_cannot_code_is_refused(parts, roomy):
     systems, graphs, targets = parts
     shifts = graphs.a2a.shifts.copy()
     shifts[0, 0] = MAX_TRANSLATION + 1
-    with pytest.raises(BudgetOverflow, match="cell translation=16"):
+    with pytest.raises(UnusableStructure, match="structure 0 .* more than 15 cells away"):
         collate(systems, graphs._replace(a2a=graphs.a2a._replace(shifts=shifts)), targets, roomy)
+
+
+@pytest.mark.parametrize("moved", [0, 21, -300])
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1)])
+def test_atoms_outside_the_cell_are_put_back_along_its_periodic_axes(moved, pbc):
+    """Edge vectors stay, whatever cell an atom has drifted to, and the batch holds few translations."""
+    rng, n, pbc = np.random.default_rng(1), 5, np.array([pbc], bool)
+    cell = (5 * np.eye(3) + rng.uniform(-1, 1, (3, 3)))[None]
+    steps = moved * rng.integers(-1, 2, (n, 3)) * pbc
+    base = rng.uniform(0, 1, (n, 3)) @ cell[0]
+    n_node = np.array([n], np.int32)
+    zero = np.zeros(n)
+    batches = []
+    for positions in (base, base + steps @ cell[0]):
+        tags = np.full(n, 2, np.uint8)
+        ones, none = np.ones(n, np.uint8), np.zeros((n, 3))
+        systems = SystemBatch(n_node, ones, positions, none, tags, zero > 1, zero[:1], cell, pbc)
+        graphs = build_graphs(positions, n_node, cell, pbc, tags, np.full(1, 6.0), np.array([neighbor_limits(20)]))
+        targets = Targets(zero[:1], np.zeros((n, 3)), np.zeros(1, np.int32))
+        budget = exact_budget([whole_size(systems, graphs)])
+        batches.append(collate(systems, graphs, targets, budget, np.float64))
+    for name in ("main", "a2ee2a", "qint", "a2a"):
+        edges, other = (getattr(batch, name) for batch in batches)
+        assert np.array_equal(edges.senders, other.senders) and np.array_equal(edges.receivers, other.receivers)
+        ours, theirs = (_vectors(getattr(b, name), b.positions, cell[0]) for b in batches)
+        assert ours == pytest.approx(theirs, abs=1e-11)
+        assert np.abs(other.shifts).max() <= 3
+    fractional = batches[1].positions[:n] @ np.linalg.pinv(cell[0] * pbc[0][:, None])
+    assert ((fractional >= -1e-9) & (fractional < 1))[:, pbc[0]].all()
+
+
+def _vectors(edges, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    return positions[edges.receivers] - positions[edges.senders] + edges.shifts @ cell
+
+
+def test_a_structure_of_too_many_atoms_is_named(roomy):
+    n = 4097
+    systems = SystemBatch(
+        np.array([1, n], np.int32), np.ones(n + 1, np.uint8), np.zeros((n + 1, 3)), np.zeros((n + 1, 3)),
+        np.zeros(n + 1, np.uint8), np.zeros(n + 1, bool), np.zeros(2), np.zeros((2, 3, 3)), np.zeros((2, 3), bool),
+    )  # fmt: skip
+    none = Edges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
+    graphs = Graphs(none, np.zeros(0, np.int32), none, none, none)
+    with pytest.raises(UnusableStructure, match="structure 1 of the batch: has 4097 atoms"):
+        collate(systems, graphs, Targets(np.zeros(2), np.zeros((n + 1, 3)), np.zeros(2, np.int32)), roomy)
 
 
 @pytest.mark.parametrize("name", SIZES)

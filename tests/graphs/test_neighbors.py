@@ -9,7 +9,7 @@ from twin import as_list
 
 from jaxatoms.graphs import neighbors
 from jaxatoms.graphs.neighbors import candidate_edges
-from jaxatoms.types import Edges, InputError
+from jaxatoms.types import Edges, InputError, UnusableStructure
 
 NO_CELL = np.zeros((3, 3), np.float32)
 FREE = np.zeros(3, bool)
@@ -170,3 +170,21 @@ def test_degenerate_periodic_cell_is_refused():
         single([[0, 0, 0]], NO_CELL, np.ones(3, bool))
     with pytest.raises(InputError, match="linearly dependent"):
         single([[0, 0, 0]], [[2, 0, 0], [4, 0, 0], [0, 0, 3]], np.array([True, True, False]))
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (0, 1, 1)])
+def test_atoms_many_cells_away_have_the_edges_of_atoms_inside(search, pbc):
+    rng, pbc = np.random.default_rng(3), np.array([pbc], bool)
+    cell = 4 * np.eye(3) + rng.uniform(-1, 1, (3, 3))
+    positions, steps = rng.uniform(0, 1, (6, 3)) @ cell, rng.integers(-400, 400, (6, 3)) * pbc
+    rest = np.array([6]), cell[None], pbc, np.array([5.0])
+    edges, distance = candidate_edges(positions, *rest)
+    far, far_distance = candidate_edges(positions + steps @ cell, *rest)
+    assert np.array_equal(edges.senders, far.senders) and np.array_equal(edges.receivers, far.receivers)
+    np.testing.assert_array_equal(far.shifts, edges.shifts + steps[edges.senders] - steps[edges.receivers])
+    np.testing.assert_allclose(far_distance, distance, rtol=2e-7)
+
+
+def test_a_cell_too_flat_for_the_cutoff_is_refused_with_its_place():
+    with pytest.raises(UnusableStructure, match="structure 0 of the batch: neighbours within 12 A lie 19 cells away"):
+        single(np.zeros((1, 3)), np.diag([0.6, 9.0, 9.0]), np.ones(3, bool), cutoff=12.0)

@@ -174,10 +174,7 @@ def _check(variant, config, shipped, names, slope=True):
         _hashed(model.main)
         _hashed(model.plain)
         load_shipped_scales(model.main.backbone, shipped)
-        padded = collate(systems, graphs, targets, tight_budget(systems, graphs))
-        padded = as_dtype(padded, np.float64)
-        padded.positions[:n_node] = systems.positions
-        padded.cell[:n_graph] = systems.cell
+        padded = as_dtype(collate(systems, graphs, targets, tight_budget(systems, graphs), np.float64), np.float64)
         plain_force, (plain_energy, features, out, h0, seen) = jax.tree.map(
             np.asarray, jax.jit(_evaluate, static_argnums=2)(model, padded, slope)
         )

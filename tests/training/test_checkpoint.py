@@ -266,3 +266,34 @@ def test_what_cannot_be_saved_exactly_is_refused(store):
 def test_missing_checkpoint_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no checkpoint at"):
         restore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["before writing", "while writing"])
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(store, full_disk, monkeypatch, capfd, known):
+    """Known from the space reserved at once, or only from one of orbax's threads, which all have a lot to say."""
+    state = {"params": {f"w{i}": np.random.default_rng(i).normal(size=(100, 300)) for i in range(20)}}
+    store.save(1, state, {}, "best")
+    before = sorted(path.name for path in store.directory.iterdir())
+    if not known:
+        monkeypatch.setattr(checkpoint, "_reserve", lambda *_: None)
+    with full_disk(), pytest.raises(InputError) as caught:
+        store.save(2, state, {}, "best")
+    assert "step_00000002: File too large; earlier checkpoints are kept" in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in store.directory.iterdir()) == before
+    assert store.restore_latest()[1]["step"] == 1
+    store.save(2, state, {})
+    assert store.restore_latest()[1]["step"] == 2
+
+
+def test_a_pointer_that_cannot_be_written_leaves_no_draft(store, monkeypatch):
+    store.save(1, {"w": np.ones(3)}, {})
+
+    def full(path, text):
+        path.with_name(f".{path.name}.tmp").write_text(text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_text", full)
+    with pytest.raises(InputError, match="No space left on device; earlier"):
+        store.save(2, {"w": np.ones(3)}, {})
+    assert not list(store.directory.glob(".*"))

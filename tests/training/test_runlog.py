@@ -138,3 +138,22 @@ def test_a_call_is_cheap(tmp_path):
         for step in range(500):
             log.log(step, {"loss": 0.1, "learning_rate": 1e-4, "grad_norm": 1.0, "atoms_per_second": 1e4})
         assert (time.perf_counter() - begin) / 500 < 5e-3  # s; measured ~2e-4
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    with RunLog(tmp_path, total_steps=2, quiet=True) as log:
+        monkeypatch.setattr(log, "_file", _Full(log._file))
+        with pytest.raises(InputError, match=r"metrics.jsonl: No space left; free disk space, then .* --resume"):
+            log.log(1, {"loss": 1.0})
+
+
+class _Full:
+    """A file whose disk has no room."""
+
+    closed = False
+
+    def __init__(self, file):
+        self.close = file.close
+
+    def write(self, _):
+        raise OSError(28, "No space left")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxatoms.inference import labels_of
 from jaxatoms.types import InputError
 
 UNKNOWN_LICENCE = "not recorded; that of the code is Apache-2.0"
@@ -18,7 +19,7 @@ def make_card(meta: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": meta.get("model"),
         "heads": [{key: task.get(key) for key in ("name", "energy_std", "force_std", "cutoff", "max_neighbors")}
-                  for task in meta.get("tasks", [])],
+                  | {"energies": energies_of(task)} for task in meta.get("tasks", [])],
         "data": {"upstream": config.get("upstream"), "structures": config.get("n"), "epochs": config.get("epochs")},
         "converted_from": source or None,
         "initialised_from": init or None,
@@ -59,11 +60,25 @@ def card_text(card: dict[str, Any]) -> str:
         if card[key] is not None:
             lines.append(f"- **{title}**: {card[key]}")
     lines += [f"- **Licence of the weights**: {card['licence_of_weights']}", ""]
-    lines += ["| head | energy unit, eV | force unit, eV/A | cutoff, A | neighbours |", "|---|---|---|---|---|"]
+    titles = ("head", "energy unit, eV", "force unit, eV/A", "cutoff, A", "neighbours", "energies")
+    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for head in card["heads"]:
-        lines.append(f"| {head['name']} | {head['energy_std']:.6g} | {head['force_std']:.6g} | {head['cutoff']:g} | "
-                     f"{head['max_neighbors']} |")
+        units = (_number(head[key]) for key in ("energy_std", "force_std", "cutoff"))
+        lines.append(f"| {head['name']} | {' | '.join(units)} | {head['max_neighbors']} | {head['energies']} |")
     code = card["code"]
     lines += ["", f"Made by jaxatoms {code['version']} (commit {code['commit']}). Load it with "
               "`jaxatoms.ase.JaxAtomsCalculator`, `experiments.predict` or `experiments.finetune --init`.", ""]
     return "\n".join(lines)
+
+
+def energies_of(task: dict[str, Any]) -> str:
+    """Which total energies a head gives, in words."""
+    if "energy" not in labels_of(task):
+        return "not learnt"
+    if task.get("energy_zero", "fitted") == "unknown":
+        return "up to a constant of each composition"
+    return "of combinations of the training compositions" if "span" in task else "of all compositions of its elements"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.model_card import card_text, energies_of, make_card
 
-HEAD = {"name": "own", "energy_std": 0.5, "force_std": None, "cutoff": 8.0, "max_neighbors": 30, "reference": {"1": 0.0}}
+HEAD = {"name": "own", "energy_std": 0.5, "force_std": None, "cutoff": 8.0, "max_neighbors": 30, "reference": {"1": 0}}
 
 
 @pytest.mark.parametrize(

@@ -282,8 +282,14 @@ def test_predict(kind, name, folder, capsys, monkeypatch):
     ase.io.write(folder / "in.extxyz", [ase.build.molecule(m) for m in ("CH3OH", "C6H6", "H2O", "NH3") * 2])
     base = ["--checkpoint", "x", "--structures", "in.extxyz", "--out", "out.extxyz", "--quiet"]
     base += ["--task", "one"] if kind == "heads" else []
+    plan, batches = predict.Predictor._plan, []
+    monkeypatch.setattr(
+        predict.Predictor, "_plan", lambda *args: batches.append(found := plan(*args)) or found
+    )
 
     def result():
-        return (folder / "out.extxyz").read_text(), (folder / "atoms.npz").exists(), capsys.readouterr().out
+        sizes = [len(found.groups) for found in batches]
+        batches.clear()
+        return (folder / "out.extxyz").read_text(), (folder / "atoms.npz").exists(), capsys.readouterr().out, sizes
 
     check(predict, PREDICT, kind, name, base, result, capsys)

@@ -181,4 +181,4 @@ def test_cells_of_one_crystal_agree_where_no_shell_is_parted(folder):
     crystal.positions[1] += 0.1  # forces that are not zero
     calc = JaxAtomsCalculator(folder, max_neighbors=160)
     one, other = (calc.get_forces(crystal * repeat) for repeat in ((2, 1, 1), (1, 1, 2)))
-    assert one == pytest.approx(other, abs=1e-5 * np.abs(one).max())
+    assert one == pytest.approx(other, abs=1e-4 * np.abs(one).max())  # float32

@@ -15,12 +15,12 @@ from jaxatoms import inference
 from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.data.corpus import Samples, naming, samples_of
+from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
 from jaxatoms.models.equiformer_v2.model import WithBackbone
 from jaxatoms.models.registry import largest_atomic_number
-from jaxatoms.types import Graphs, InputError, System, SystemBatch
+from jaxatoms.types import Graphs, InputError, System, SystemBatch, naming
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
 MAX_STRUCTURES = 1024

@@ -23,12 +23,11 @@ from jaxatoms import inference
 from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import packing
 from jaxatoms.data.concatenate import MOLECULE_TAG
-from jaxatoms.data.corpus import naming
 from jaxatoms.data.tags import surface_tags
 from jaxatoms.graphs.batch import GraphBatch, check_atoms
 from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
-from jaxatoms.types import Edges, InputError, SystemBatch
+from jaxatoms.types import Edges, InputError, SystemBatch, naming
 
 
 class JaxAtomsCalculator(Calculator):

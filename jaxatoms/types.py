@@ -4,8 +4,9 @@ NumPy only: data workers import this module without importing JAX.
 Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
 """
 
+import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,15 @@ class UnusableStructure(InputError):
 
     def __reduce__(self):  # it may come from a worker process
         return type(self), (self.index, self.problem)
+
+
+@contextlib.contextmanager
+def naming(place: Callable[[int], str]) -> Iterator[None]:
+    """Says of an unusable structure which one it is: `place(i)` names file and record of the i-th at hand."""
+    try:
+        yield
+    except UnusableStructure as error:
+        raise InputError(f"{place(error.index)}: {error.problem}") from error
 
 
 # What a disk says that is full, limited by a quota or not to be written: the user's to mend, not the program's.

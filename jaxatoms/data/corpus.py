@@ -4,9 +4,7 @@ A task is one upstream data set with its own reference energies, normalisation, 
 (task, record) pair; a batch may mix tasks freely.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from jaxatoms.data.store import Store
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
-from jaxatoms.types import Graphs, InputError, SystemBatch, UnusableStructure
+from jaxatoms.types import Graphs, SystemBatch, naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +59,6 @@ def draw_over_tasks(samples: Samples, n: int, seed: int) -> Samples:
     return samples.at(rng.permutation(chosen))
 
 
-@contextlib.contextmanager
-def naming(place: Callable[[int], str]) -> Iterator[None]:
-    """Says of an unusable structure which one it is: `place(i)` names file and record of the i-th at hand."""
-    try:
-        yield
-    except UnusableStructure as error:
-        raise InputError(f"{place(error.index)}: {error.problem}") from error
-
-
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """The tasks of a run, and how their structures become model input."""
@@ -84,6 +73,15 @@ class Corpus:
             own = samples.task == i
             out[own] = task.store.n_node[samples.record[own]]
         return out
+
+    def cells(self, samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cell [n, 3, 3] A, periodicity [n, 3] and cutoff [n] A of each sample."""
+        out = np.zeros((len(samples.task), 3, 3)), np.zeros((len(samples.task), 3), bool)
+        for i, task in enumerate(self.tasks):
+            own = samples.task == i
+            for values, name in zip(out, ("cell", "pbc"), strict=True):
+                values[own] = task.store.column(name)[samples.record[own]]
+        return *out, np.array([task.cutoff for task in self.tasks])[samples.task]
 
     def place(self, samples: Samples, i: int) -> str:
         """File and number of the i-th sample."""
@@ -124,7 +122,8 @@ class Corpus:
         task = self.tasks[index]
         systems = task.store.take(records)
         # float64 until the reference is subtracted: total energies near -1e4 eV would lose 1e-3 eV in float32.
-        residual = task.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node, records)
+        with naming(lambda i: task.store.where(int(records[i]))):
+            residual = task.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node)
         energy = (residual / task.normalization.energy_std).astype(np.float32)
         forces = systems.forces / np.float32(task.normalization.force_std)
         return systems, Targets(energy, forces, np.full(len(records), index, np.int32))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxatoms.data.corpus import Samples, naming
+from jaxatoms.data.corpus import Samples
 from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
 from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, labels_in
@@ -19,7 +19,7 @@ from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.batch import Targets
 from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
-from jaxatoms.types import Graphs, InputError, SystemBatch
+from jaxatoms.types import Graphs, InputError, SystemBatch, naming
 
 _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
 
@@ -49,6 +49,11 @@ class DownstreamCorpus:
         with naming(lambda i: self.place(samples, i)):
             graphs = graphs_of(systems, self.facts.graph, rng, edge_dropout, self.nearest)
         return systems, graphs, targets
+
+    def cells(self, samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cell [n, 3, 3] A, periodicity [n, 3] and cutoff [n] A of each sample."""
+        cell, pbc = (self.store.column(name)[samples.record] for name in ("cell", "pbc"))
+        return cell, pbc, np.full(len(cell), self.facts.graph.cutoff)
 
     def place(self, samples: Samples, i: int) -> str:
         """File and number of the i-th sample."""

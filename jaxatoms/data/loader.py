@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxatoms.data import packing
-from jaxatoms.data.corpus import Corpus, Samples, naming
+from jaxatoms.data.corpus import Corpus, Samples
 from jaxatoms.graphs.batch import (
     BatchBudget,
     BudgetOverflow,
@@ -28,7 +28,8 @@ from jaxatoms.graphs.batch import (
     empty_structures,
 )
 from jaxatoms.graphs.dropout import structure_keys
-from jaxatoms.types import Graphs, InputError, SystemBatch
+from jaxatoms.graphs.neighbors import may_reach_far
+from jaxatoms.types import Graphs, InputError, SystemBatch, naming
 
 Built = tuple[SystemBatch, Graphs, Targets]
 SAMPLE = 2048  # structures whose graphs are measured to choose budgets
@@ -146,14 +147,16 @@ def collate_alike(built: Sequence[Built], budgets: Sequence[BatchBudget], what: 
 
 
 def largest_structure(corpus: Corpus, samples: Samples) -> int:
-    """Atoms of the largest of the samples.
+    """Atoms of the largest of the samples, all of which were looked at: a run must not end in its middle.
 
     Raises:
-      InputError: one is too large for a batch, by file and record.
+      InputError: one is too large for a batch, or its cell is too flat, by file and record.
     """
     n_node = corpus.n_node(samples)
     with naming(lambda i: corpus.place(samples, i)):
         check_atoms(n_node)
+    for i in np.flatnonzero(may_reach_far(*corpus.cells(samples))):
+        corpus.build(samples.at([i]))
     return int(n_node.max(initial=0))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -14,7 +15,7 @@ from ase.data import chemical_symbols
 from jaxatoms.data.columns import N_ELEMENT
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store
-from jaxatoms.types import InputError
+from jaxatoms.types import InputError, UnusableStructure, naming
 
 _RECORDS_PER_CHUNK = 16_384
 _SAMPLE = 200_000  # records for the standard deviations; enough for four digits
@@ -100,23 +101,20 @@ class LinearReference:
         """Zero for every element of the records: for data without energies."""
         return cls(np.zeros(N_ELEMENT), store.elements(indices))
 
-    def reference_energy(
-        self, atomic_numbers: np.ndarray, n_node: np.ndarray, records: np.ndarray | None = None
-    ) -> np.ndarray:
+    def reference_energy(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
         """[n_graph] float64 eV.
 
         Args:
           atomic_numbers: [sum n_node], the atoms of the structures one after another.
           n_node: [n_graph] atoms per structure.
-          records: [n_graph] names or indices of the structures for the message; default 0, 1, ...
 
         Raises:
-          InputError: an element that the fit never saw, naming it and the structure.
+          UnusableStructure: an element that the fit never saw, naming it.
         """
         graph = np.repeat(np.arange(len(n_node)), n_node)
         unseen = ~self.seen[atomic_numbers]
         if unseen.any():
-            self._refuse(int(np.argmax(unseen)), atomic_numbers, graph, records)
+            _refuse(int(np.argmax(unseen)), atomic_numbers, graph)
         return np.bincount(graph, weights=self.coeff[atomic_numbers], minlength=len(n_node))
 
     def subtract(
@@ -124,28 +122,26 @@ class LinearReference:
         energy: np.ndarray,
         atomic_numbers: np.ndarray,
         n_node: np.ndarray,
-        records: np.ndarray | None = None,
     ) -> np.ndarray:
         """[n_graph] float64 eV: total energy minus reference; arguments as `reference_energy`.
 
         Raises:
-          InputError: an element that the fit never saw.
+          UnusableStructure: an element that the fit never saw.
         """
-        return np.asarray(energy, np.float64) - self.reference_energy(atomic_numbers, n_node, records)
+        return np.asarray(energy, np.float64) - self.reference_energy(atomic_numbers, n_node)
 
     def add_back(
         self,
         residual: np.ndarray,
         atomic_numbers: np.ndarray,
         n_node: np.ndarray,
-        records: np.ndarray | None = None,
     ) -> np.ndarray:
         """[n_graph] float64 eV: the total energy of a residual; the inverse of `subtract`.
 
         Raises:
-          InputError: an element that the fit never saw.
+          UnusableStructure: an element that the fit never saw.
         """
-        return np.asarray(residual, np.float64) + self.reference_energy(atomic_numbers, n_node, records)
+        return np.asarray(residual, np.float64) + self.reference_energy(atomic_numbers, n_node)
 
     def save(self, path: Path | str) -> None:
         """Writes npz with the keys `coeff` (the reference's), `seen` and, where there is one, `span`."""
@@ -185,16 +181,15 @@ class LinearReference:
             coeff[int(z)], seen[int(z)] = value, True
         return cls(coeff, seen, np.array(record["span"]) if "span" in record else None)
 
-    def _refuse(
-        self, node: int, atomic_numbers: np.ndarray, graph: np.ndarray, records: np.ndarray | None
-    ) -> None:
-        number = int(atomic_numbers[node])
-        name = chemical_symbols[number] if number < len(chemical_symbols) else f"Z={number}"
-        record = graph[node] if records is None else records[graph[node]]
-        raise InputError(
-            f"record {record}: element {name} has no reference energy (absent from the train split); "
-            "remove the record or fit the reference on data with this element"
-        )
+
+def _refuse(node: int, atomic_numbers: np.ndarray, graph: np.ndarray) -> NoReturn:
+    number = int(atomic_numbers[node])
+    name = chemical_symbols[number] if number < len(chemical_symbols) else f"Z={number}"
+    raise UnusableStructure(
+        graph[node],
+        f"element {name} has no reference energy (absent from the train split); remove the structure, or fit the "
+        "reference on data with this element",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +256,8 @@ def target_std(store: Store, indices: np.ndarray, reference: LinearReference) ->
     energy, forces = np.zeros(3), np.zeros(3)
     for chunk in _chunks(indices):
         batch = store.take(chunk)
-        energy += _moments(reference.subtract(batch.energy, batch.atomic_numbers, batch.n_node, chunk))
+        with naming(lambda i, chunk=chunk: store.where(int(chunk[i]))):
+            energy += _moments(reference.subtract(batch.energy, batch.atomic_numbers, batch.n_node))
         forces += _moments(batch.forces)
     return _std(energy), _std(forces)
 

@@ -127,7 +127,7 @@ def _add_labels(found: Statistics, batch: SystemBatch, records: np.ndarray, refe
     if reference is not None:
         known = ~np.isnan(batch.energy)  # others may hold elements that no reference knows
         atoms = batch.atomic_numbers[np.repeat(known, batch.n_node)]
-        found.residual.add(reference.subtract(batch.energy[known], atoms, batch.n_node[known], records[known]))
+        found.residual.add(reference.subtract(batch.energy[known], atoms, batch.n_node[known]))
     molecule = ~batch.pbc.any(axis=1)
     net = np.abs(np.add.reduceat(batch.forces.astype(np.float64), starts, axis=0)).max(axis=1)
     found.net_force.add(net[molecule])

@@ -59,6 +59,20 @@ def candidate_edges(
     return (edges, distance) if periodic.all() else _sort_by_receiver(edges, distance)
 
 
+def may_reach_far(cell: np.ndarray, pbc: np.ndarray, cutoff: np.ndarray) -> np.ndarray:
+    """[n_graph] bool: structures whose neighbours may lie more cells away than the model can count.
+
+    From the heights of the cells alone: what is False is sure, what is True `candidate_edges` decides.
+    """
+    far = np.zeros(len(cell), bool)
+    own = np.flatnonzero(np.asarray(pbc).any(axis=1))
+    if own.size:
+        inverse = np.linalg.pinv(np.where(pbc[own][:, :, None], np.asarray(cell[own], np.float64), 0.0))
+        per_cutoff = np.linalg.norm(inverse, axis=1).max(axis=1)  # 1 / the smallest height
+        far[own] = cutoff[own] * per_cutoff >= MAX_TRANSLATION
+    return far
+
+
 def home_cells(positions: np.ndarray, n_node: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """[sum n_node, 3] int32 the periodic cell that each atom lies in: `positions - home @ cell` are inside.
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxatoms.data import loader
 from jaxatoms.data.corpus import Corpus, Samples, Task, draw_over_tasks, samples_of
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import write_store
@@ -95,7 +96,7 @@ def test_an_element_without_reference_names_the_record(corpus, tmp_path):
     odd = System(np.array([8, 1, 1, 79], np.uint8), np.eye(4, 3), energy=-1.0)
     store = write_store(iter([odd]), tmp_path / "odd", {})
     task = Task("odd", store, corpus.tasks[0].reference, Normalization(1.0, 1.0), cutoff=8.0)
-    with pytest.raises(InputError, match="record 0: element Au"):
+    with pytest.raises(InputError, match="odd: structure 0: element Au"):
         Corpus((task,)).build(samples_of(0, np.array([0])))
 
 
@@ -116,3 +117,17 @@ def test_a_draw_over_tasks_gives_each_its_share_at_random():
     np.testing.assert_array_equal(drawn.record, again.record)
     assert not np.array_equal(drawn.record, other.record)
     assert len(draw_over_tasks(samples, 1000, seed=0).record) == 543
+
+
+def test_a_cell_that_reaches_too_far_is_found_before_the_first_step(tmp_path):
+    def systems():
+        for i in range(40):
+            cell = np.diag([4.0, 4.0, 0.3 if i == 31 else 4.0])
+            yield System(np.full(4, 29, np.uint8), np.eye(4, 3) * 0.2, cell=cell, pbc=(True, True, True), energy=0.0)
+
+    store = write_store(systems(), tmp_path / "flat", {"path": "made.xyz"})
+    everything = LinearReference(np.zeros(121), np.ones(121, bool))
+    corpus = Corpus((Task("flat", store, everything, Normalization(1.0, 1.0), cutoff=6.0),))
+    assert loader.largest_structure(corpus, samples_of(0, np.arange(31))) == 4
+    with pytest.raises(InputError, match="made.xyz: structure 31: neighbours within 6 A lie .* cells away"):
+        loader.largest_structure(corpus, samples_of(0, np.arange(40)))

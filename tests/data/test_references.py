@@ -8,7 +8,7 @@ from jaxatoms.data.references import LinearReference, Normalization, labels_in, 
 from jaxatoms.data.registry import DATASETS
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset, write_store
-from jaxatoms.types import InputError, System
+from jaxatoms.types import InputError, System, UnusableStructure
 
 
 def random_store(tmp_path, n=400, seed=0, noise=0.3):
@@ -69,11 +69,11 @@ def test_records_without_energy_are_left_out(tmp_path):
         LinearReference.fit(store, np.array([9]))
 
 
-def test_unseen_element_names_itself_and_the_record(tmp_path):
+def test_unseen_element_names_itself_and_the_structure(tmp_path):
     reference = LinearReference.fit(random_store(tmp_path), np.arange(400))
-    with pytest.raises(InputError) as error:
-        reference.subtract(np.zeros(2), np.array([1, 6, 1, 79]), np.array([2, 2]), records=np.array([10, 20]))
-    assert native.is_one_line_about(error, "record 20", "Au", "train split")
+    with pytest.raises(UnusableStructure) as error:
+        reference.subtract(np.zeros(2), np.array([1, 6, 1, 79]), np.array([2, 2]))
+    assert native.is_one_line_about(error, "structure 1", "Au", "train split")
 
 
 def test_saved_reference_loads(tmp_path):

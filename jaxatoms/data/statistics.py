@@ -101,7 +101,7 @@ def describe(
     seen: dict[bytes, int] = {}
     for chunk in _chunks(looked):
         batch = store.take(chunk)
-        _add_labels(found, batch, chunk, reference)
+        _add_labels(found, batch, reference)
         _add_geometry(found, batch)
         if PARTLY_FIXED in store.extra_columns:
             found.n_partly_fixed += int(np.maximum(store.column(PARTLY_FIXED)[chunk], 0).sum())
@@ -116,7 +116,7 @@ def _chunks(indices: np.ndarray) -> Iterator[np.ndarray]:
         yield indices[first : first + _RECORDS_PER_CHUNK]
 
 
-def _add_labels(found: Statistics, batch: SystemBatch, records: np.ndarray, reference: LinearReference | None) -> None:
+def _add_labels(found: Statistics, batch: SystemBatch, reference: LinearReference | None) -> None:
     found.n_node.add(batch.n_node)
     found.energy.add(batch.energy)
     found.forces.add(batch.forces)

@@ -35,7 +35,7 @@ class CompiledShapes:
     def __call__(self, budget: BatchBudget, *args: Any) -> Any:
         """The function of `args`, whose batch has the shape `budget`."""
         # A function of its own, so that its compiled code goes with it.
-        program = self._programs.pop(budget, None) or jax.jit(functools.partial(self._function))
+        program: Any = self._programs.pop(budget, None) or jax.jit(functools.partial(self._function))
         self._programs[budget] = program
         if len(self._programs) > self._kept:
             del self._programs[next(iter(self._programs))]

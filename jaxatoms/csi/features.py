@@ -112,9 +112,15 @@ def load_features(path: str | os.PathLike) -> FeatureSet:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path} is not a readable features file: {str(error).splitlines()[0]}") from None
-    optional = (arrays.get(key) for key in ("class", "element"))
     return check_features(
-        FeatureSet(arrays["features"], arrays["structure"], *optional, str(path), arrays.get("draw"))
+        FeatureSet(
+            arrays["features"],
+            arrays["structure"],
+            arrays.get("class"),
+            arrays.get("element"),
+            str(path),
+            arrays.get("draw"),
+        )
     )
 
 

@@ -4,6 +4,7 @@ Raw total energies are about -1e4 eV, where float32 steps are 1e-3 eV: subtract 
 """
 
 import dataclasses
+import functools
 import warnings
 import zipfile
 from pathlib import Path
@@ -94,7 +95,8 @@ class LinearReference:
         if self.span is None:
             return known
         outside = np.linalg.norm(counts - counts @ self.span.T @ self.span, axis=1)
-        return known & (outside <= 1e-6 * np.linalg.norm(counts, axis=1))
+        known &= outside <= 1e-6 * np.linalg.norm(counts, axis=1)
+        return known
 
     @classmethod
     def none(cls, store: Store, indices: np.ndarray) -> "LinearReference":
@@ -256,10 +258,14 @@ def target_std(store: Store, indices: np.ndarray, reference: LinearReference) ->
     energy, forces = np.zeros(3), np.zeros(3)
     for chunk in _chunks(indices):
         batch = store.take(chunk)
-        with naming(lambda i, chunk=chunk: store.where(int(chunk[i]))):
+        with naming(functools.partial(_place, store, chunk)):
             energy += _moments(reference.subtract(batch.energy, batch.atomic_numbers, batch.n_node))
         forces += _moments(batch.forces)
     return _std(energy), _std(forces)
+
+
+def _place(store: Store, records: np.ndarray, i: int) -> str:
+    return store.where(int(records[i]))
 
 
 def warn_if_far(dataset: str, what: str, measured: float, published: float, unit: str) -> None:

@@ -71,7 +71,7 @@ def _lone_atoms_to_train(store: Store, split: Split) -> Split:
 
 def _inside(name: str, split: Split, sizes: tuple[int, int], in_order: bool) -> Split:
     """The first of each part in drawn order; published splits are drawn already."""
-    parts = []
+    kept = []
     for word, part, size in zip(("training", "validation"), split, sizes, strict=False):
         if size > len(part):
             raise InputError(
@@ -79,5 +79,5 @@ def _inside(name: str, split: Split, sizes: tuple[int, int], in_order: bool) -> 
                 "the number, or choose another --split"
             )
         order = np.arange(len(part)) if in_order else np.random.RandomState(_SEED).permutation(len(part))
-        parts.append(part[order[:size]])
-    return Split(*parts, split.test)
+        kept.append(part[order[:size]])
+    return split._replace(train=kept[0], val=kept[1])

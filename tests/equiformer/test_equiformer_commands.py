@@ -14,7 +14,7 @@ from fixtures.torch_models import TINY_EQUIFORMER
 from experiments import extract, predict, pretrain
 from experiments.extraction import load_extracted, opened
 from experiments.extractors import load_extractor
-from jaxatoms.data import downstream_corpus
+from jaxatoms.data import task_split
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import open_dataset
 from jaxatoms.models.registry import model_record
@@ -64,7 +64,7 @@ def test_extraction_refuses(folder, options, words, capsys):
 def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, nearest, expected):
     """Specification csi 2: not that of fine-tuning, nor that of GemNet-OC."""
     split = Split(*np.split(np.arange(40), [30, 35]))
-    monkeypatch.setattr(downstream_corpus, "downstream_split", lambda name, store: split)
+    monkeypatch.setattr(task_split, "downstream_split", lambda name, store: split)
     file = write_qm9(tmp_path / "dsgdb9nsd.xyz.tar.bz2", indices=range(1, 41))
     name, cache = f"qm9:U_0@{file}", str(tmp_path / "cache")
     spec, store = open_dataset(name, None, cache)

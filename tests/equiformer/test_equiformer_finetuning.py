@@ -133,13 +133,13 @@ def test_gradient_forces_and_classes_are_refused(pretrained, tmp_path, capsys):
 
 
 def test_an_element_beyond_the_tables_is_refused(tmp_path, capsys):
-    atoms = [ase.build.bulk("Th", cubic=True) for _ in range(8)]
+    atoms = [ase.build.bulk("Th", cubic=True) for _ in range(12)]
     for i, one in enumerate(atoms):
         one.rattle(0.1, seed=i)
         one.info["energy"], one.arrays["forces"] = float(i), np.full((4, 3), 0.1 * i)
     ase.io.write(tmp_path / "th.extxyz", atoms)
     options = ["--downstream", f"file:{tmp_path}/th.extxyz", "--init", "scratch", "--model", "equiformer_v2_tiny",
-               "--n-train", "4", "--n-val", "2", "--cache-dir", str(tmp_path / "cache"),
+               "--n-train", "4", "--n-val", "1", "--cache-dir", str(tmp_path / "cache"),
                "--run-dir", str(tmp_path / "run")]  # fmt: skip
     assert "holds Th (atomic number 90), the model's embedding ends at 89" in refusal(options, capsys)
 

@@ -89,7 +89,8 @@ def test_every_step_and_validation_is_recorded_once(whole):
 
 def test_the_summary_agrees_with_the_records(whole):
     summary, val = _summary(whole), _losses(whole, "val")
-    assert summary["budget"] == {"n": 60, "epochs": 2, "samples": 120} and summary["samples_seen"] == 120
+    budget = {"n": 60, "epochs": 2, "samples": 120, "steps": 12, "samples_per_step": 10, "left_out": 0}
+    assert summary["budget"] == budget | {"n_per_task": {"demo:organic": 60}} and summary["samples_seen"] == 120
     assert summary["best_validation_loss"] == min(loss for step, loss in val.items() if step)
     assert summary["validation"]["loss"] == val[12] and summary["validation_before"]["loss"] == val[0]
     assert summary["compiled_shapes"] == 1 and 0 < summary["occupancy"] <= 1
@@ -134,9 +135,9 @@ CALLS = ["--steps-per-call", "4", "--accumulate", "2", "--batch-size", "5", "--v
 
 def test_calls_of_several_steps_give_the_losses_of_single_ones(whole, called):
     assert list(_losses(called)) == list(range(1, 13)) and list(_losses(called, "val")) == [0, 6, 12]
-    # Scale factors are fitted on validation batches, here of five, so the runs begin with slightly different models;
-    # equality to 1e-6 is tested in tests/training.
-    np.testing.assert_allclose(list(_losses(called).values()), list(_losses(whole).values()), rtol=1e-3)
+    # Scale factors are fitted on batches drawn in another order, here of five, so the runs begin with slightly
+    # different models; equality to 1e-6 is tested in tests/training.
+    np.testing.assert_allclose(list(_losses(called).values()), list(_losses(whole).values()), rtol=1e-2)
     assert _summary(called)["samples_seen"] == 120 and _summary(called)["compiled_shapes"] == 2  # calls of 4, and of 1
 
 

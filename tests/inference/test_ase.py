@@ -54,6 +54,7 @@ def ethanol() -> ase.Atoms:
 
 def slab() -> ase.Atoms:
     atoms = ase.build.fcc111("Cu", (2, 1, 2), vacuum=6, periodic=True)
+    atoms.set_tags(0)  # those of ase.build count layers
     atoms.rattle(0.05, seed=1)
     return atoms
 

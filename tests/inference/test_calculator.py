@@ -90,7 +90,7 @@ def test_a_change_of_tags_is_a_change(single):
     assert single.calculation_required(atoms, ["energy"])
     assert abs(atoms.get_potential_energy() - before) > 1e-6
     atoms.set_tags([0, 0, 0, 3])
-    with pytest.raises(InputError, match="tag 3; use 0 sub-surface"):
+    with pytest.raises(InputError, match="tag 3; set 0 sub-surface"):
         atoms.get_potential_energy()
 
 

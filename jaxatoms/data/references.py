@@ -91,7 +91,7 @@ class LinearReference:
         """
         graph, counts = np.repeat(np.arange(len(n_node)), n_node), np.zeros((len(n_node), N_ELEMENT))
         np.add.at(counts, (graph, atomic_numbers), 1)
-        known: np.ndarray = ~counts[:, ~self.seen].any(axis=1)
+        known = np.asarray(~counts[:, ~self.seen].any(axis=1))
         if self.span is None:
             return known
         outside = np.linalg.norm(counts - counts @ self.span.T @ self.span, axis=1)

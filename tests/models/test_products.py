@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxatoms.ops import products
 from jaxatoms.ops.products import product, product_over_two, written_out
 from jaxatoms.ops.target import compiling_for
 
@@ -80,6 +81,25 @@ def test_a_cpu_multiplies_every_large_product_in_bfloat16():
     heads = [max(j for j in range(i) if lines[j].endswith("{")) for i, line in enumerate(lines) if " dot(" in line]
     assert len(heads) == 3
     assert all(lines[head].count(": bf16[") == 2 and ": f32[" not in lines[head] for head in heads)
+
+
+def test_a_swapped_factor_is_in_memory_on_a_cpu():
+    """XLA:CPU has no fast routine for batches of products with a transposed first factor."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("about XLA:CPU")
+    x, w = jnp.ones((50, 30, 49)), jnp.ones((50, 30, 16))
+    program = jax.jit(lambda x, w: product(products.swapped(x), w, "highest", jnp.float32)).lower(x, w).compile()
+    (dot,) = (line for line in program.as_text().splitlines() if " dot(" in line)
+    assert "lhs_contracting_dims={2}" in dot
+
+
+def test_gradients_of_float32_products_need_no_branch():
+    """A branch compiles for as long as several products take."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("about XLA:CPU")
+    x, w = jnp.ones((3000, 64)), jnp.ones((64, 64))
+    gradient = jax.jit(jax.grad(lambda x, w: jnp.sum(product(x, w, "highest", jnp.float32) ** 2), (0, 1)))
+    assert "conditional" not in gradient.lower(x, w).compile().as_text()
 
 
 @pytest.mark.parametrize("how", ["bfloat16", "highest"])

@@ -24,7 +24,7 @@ from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.indexing import stacked, sum_segments, take_many, take_rows, unstacked
 from jaxatoms.models.layers import Dense
 from jaxatoms.models.precision import Precision
-from jaxatoms.ops.products import product, written_out
+from jaxatoms.ops.products import product, swapped, written_out
 from jaxatoms.ops.target import platform
 
 
@@ -145,8 +145,8 @@ class Bases(nnx.Module):
             gate_atom=self.mlp_rbf_h(stored),
             gate_out=self.mlp_rbf_out(stored),
             pair=self._pair(batch, positions),
-            main_harmonics=main_y.mT,
-            a2ee2a_harmonics=a2ee2a_y.mT,
+            main_harmonics=swapped(main_y),
+            a2ee2a_harmonics=swapped(a2ee2a_y),
             e2e=self._triplet(self.mlp_cbf_tint(rad), main_y, batch, indices),
             a2e=self._triplet(self.mlp_cbf_aeint(rad), main_y, batch, indices),
             e2a=self._e2a(self.mlp_cbf_eaint(radial["a2ee2a"]), main_y, a2ee2a_y, batch, indices),

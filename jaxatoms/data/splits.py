@@ -215,7 +215,9 @@ def downstream_split(name: str, store: Store) -> Split:
     else:
         raise InputError(f"'{spec.name}' is no downstream data set; use its own split")
     if sizes[0] < 1 or sum(sizes) > n:
-        raise InputError(f"{name}: {n} structures are too few for the published split; use the whole data set, or --split record")
+        raise InputError(
+            f"{name}: {n} structures are too few for the published split; use the whole data set, or --split record"
+        )
     return random_split(n, *sizes)
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks import turns
 from benchmarks.workloads import load_structures, to_systems
 from experiments.provenance import peak_memory_gib, provenance
 from jaxatoms.data.packing import exact_budget, whole_size
@@ -47,6 +48,7 @@ def systems_of(case: str) -> SystemBatch:
 
 def measure(case: str, reps: int) -> dict:
     """Everything the JSON line holds."""
+    turns.set_up()
     systems = systems_of(case)
     graphs = build_graphs_of(M31, systems, CUTOFF, NEIGHBORS)
     batch = jax.device_put(unlabelled(systems, graphs, exact_budget([whole_size(systems, graphs)])))
@@ -56,6 +58,7 @@ def measure(case: str, reps: int) -> dict:
     compiled = run.lower(state, batch).compile()
     compile_s = time.perf_counter() - began
     temporary = compiled.memory_analysis()
+    turns.wait_to_measure()
     walls, cpus = [], []
     for _ in range(reps + 1):
         began, cpu_began = time.perf_counter(), time.process_time()

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import records
+from benchmarks import records, turns
 from benchmarks.train_throughput import direct_model, gradient_model
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.provenance import peak_memory_gib
@@ -27,6 +27,7 @@ from jaxatoms.models.registry import count_params, find_config
 
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     """The JSON line of one case."""
+    turns.set_up()
     work = make_workload(load_structures(case, args.copies))
     make = gradient_model if forces == "gradient" else direct_model
     model = make(find_config(args.model), Precision(matmul=args.precision))
@@ -35,6 +36,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     began = time.perf_counter()
     compiled = run.lower(model.params, model.constants, batch).compile()
     compile_s, times = time.perf_counter() - began, []
+    turns.wait_to_measure()
     for _ in range(args.warmup + args.reps):
         began = time.perf_counter()
         out = jax.block_until_ready(compiled(model.params, model.constants, batch))
@@ -53,7 +55,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "structures_per_s": work.n_graph / step_s,
         "structures_per_s_with_graphs": work.n_graph / (step_s + work.graph_s),
         "atoms_per_s": work.n_node / step_s,
-        "gflop": compiled.cost_analysis()["flops"] / 1e9,
+        "gflop": records.flops(compiled) / 1e9,
         "temporary_gib": analysis.temp_size_in_bytes / 2**30,
         "peak_gib": peak_memory_gib(),
         **records.about("inference_throughput"),

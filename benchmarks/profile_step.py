@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import records
-from benchmarks.traces import seconds_by_operation
+from benchmarks import records, turns
+from benchmarks.traces import trace
 from benchmarks.train_throughput import make_step
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments import hlo
@@ -43,6 +43,7 @@ def copy_rate() -> float:
 
 def profile(case: str, forces: str, args) -> dict:
     """The record of one case."""
+    turns.set_up()
     work = make_workload(load_structures(case, args.copies))
     step, state, constants = make_step(forces, find_config(args.model), Precision(matmul=args.precision))
     rest = constants, jax.device_put(work.batch)
@@ -52,16 +53,19 @@ def profile(case: str, forces: str, args) -> dict:
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, *rest))
 
+    turns.wait_to_measure()
     call()
     step_s = _median_seconds(call, args.reps)
+    traced = trace(call)
     limits = {"matmul_flops": matmul_rate(args.precision, MATMUL_ROWS), "copy_bytes": copy_rate()}
     return {
         **{"case": case, "forces": forces, "copies": args.copies, "structures": work.n_graph, "edges": work.n_edge},
         **{"model": args.model, "precision": args.precision, "edge_slots": work.budget.n_main},
         **{"step_s": step_s, "input_s": work.graph_s, "limits": limits},
         "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
-        "compiler": {name: compiled.cost_analysis()[name] for name in ("flops", "bytes accessed")},
-        "parts": parts(hlo.operations(compiled.as_text()), seconds_by_operation(call)),
+        "compiler": {name: (compiled.cost_analysis() or {}).get(name) for name in ("flops", "bytes accessed")},
+        "parts": parts(hlo.operations(compiled.as_text()), traced.seconds),
+        **({"launches": traced.launches, "kernels": traced.kernels} if traced.launches else {}),
         **records.about("profile_step"),
     }
 
@@ -95,12 +99,14 @@ def _median_seconds(call, repeats: int) -> float:
 
 def table(record: dict) -> str:
     """A record for the screen."""
-    lines = [f"{record['case']}, {record['forces']} forces: {record['step_s']:.3f} s a step"]
+    lines = [f"{record['case']}, {record['forces']} forces: {record['step_s']:.4f} s a step"]
     for name, part in record["parts"].items():
         at_least, by = bound(part, record["limits"])
-        times = f"{part['forward_s']:7.3f} + {part['backward_s']:7.3f} s"
+        times = f"{part['forward_s']:8.4f} + {part['backward_s']:8.4f} s"
         work = f"{part['flops'] / 1e9:8.1f} GFLOP {part['bytes'] / 1e9:7.2f} GB"
-        lines.append(f"  {name:26} {times} {work}  bound {at_least:6.3f} s ({by})")
+        lines.append(f"  {name:26} {times} {work}  bound {at_least:6.4f} s ({by})")
+    if launches := record.get("launches"):
+        lines.append("  launches: " + ", ".join(f"{name} {value:.4g}" for name, value in launches.items()))
     return "\n".join(lines)
 
 

@@ -8,6 +8,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jax
+
+from experiments import hlo
 from experiments.provenance import provenance
 
 
@@ -39,3 +42,10 @@ def append(records: list[dict], out: Path | None):
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def flops(compiled) -> float:
+    """Operations of a compiled program; on a GPU, where the compiler counts none of its library calls, of products."""
+    if jax.default_backend() != "gpu":
+        return compiled.cost_analysis()["flops"]
+    return sum(operation.flops for operation in hlo.operations(compiled.as_text()))

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +31,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.records import cpu_name
+from benchmarks import turns
+from benchmarks.records import cpu_name, flops
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
@@ -91,6 +93,7 @@ def make_step(forces: str, config, precision: Precision):
 
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     """Everything the JSON line of one case holds."""
+    turns.set_up()
     origin, load = provenance(), os.getloadavg()[0]
     return_compiler_memory()  # as every command does
     memory = {"start": peak_memory_gib()["host"]}
@@ -105,8 +108,9 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     compiled = lowered.compile()
     compile_s = time.perf_counter() - began
     memory["compiled"] = peak_memory_gib()["host"]
-    analysis, gflop = compiled.memory_analysis(), compiled.cost_analysis()["flops"] / 1e9
+    analysis, gflop = compiled.memory_analysis(), flops(compiled) / 1e9
     del lowered, compiled
+    turns.wait_to_measure()
     gemm = [matmul_rate(args.precision, GEMM_ROWS) / 1e9 for _ in range(3)]
 
     losses, times, cpu_times = [], [], []
@@ -129,6 +133,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "model": args.model,
         "remat": args.remat,
         "precision": args.precision,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "atoms": work.n_node,
         "structures": work.n_graph,
         "edges": work.n_edge,
@@ -176,9 +181,14 @@ def compare(case: str, forces: str, args: argparse.Namespace) -> list[dict]:
             *("--reps", str(args.reps), "--warmup", str(args.warmup)),
             *("--device", args.peer_device, "--threads", str(len(os.sched_getaffinity(0)))),
         ]
-        before = _run_peer(peer_command, tuned=False)
-        ours = _run(ours_command, args.malloc_tuned)
-        after = _run_peer(peer_command, tuned=True)
+        if turns.VARIABLE in os.environ:  # both set up side by side and measure in turn; no allocator of the host matters
+            with ThreadPoolExecutor() as pool:
+                peer = pool.submit(_run_peer, peer_command, tuned=False)
+                ours, before, after = _run(ours_command, args.malloc_tuned), peer.result(), None
+        else:
+            before = _run_peer(peer_command, tuned=False)
+            ours = _run(ours_command, args.malloc_tuned)
+            after = _run_peer(peer_command, tuned=True)
     beside = {"model": args.model, "remat": args.remat, "machine": ours["machine"]}
     peers = [line | beside for line in (before, after) if line]
     if not peers:

@@ -40,6 +40,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 _CALLS = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 _PATH = re.compile(r'\bop_name="([^"]*)"')
+_PRODUCT_CALLS = ("__cublas$gemm", "__cublas$lt$matmul")  # of a GPU; their further results are scratch memory
 _CONTRACTED = re.compile(r'\blhs_contracting_(?:dims=\{|dimensions":\[)([\d,"]*)')
 
 
@@ -174,7 +175,7 @@ def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:
         arrays = _arrays(result)
         shapes[name] = arrays[0].shape if arrays else ()
         flops[name] = sum(called.get(callee, 0) for callee in _CALLS.findall(line))
-        if (kind == "dot" or "$gemm" in line) and (axes := _CONTRACTED.search(line)):
+        if (kind == "dot" or _is_product_call(line)) and (axes := _CONTRACTED.search(line)):
             left = shapes[_names(operands)[0]]
             contracted = prod(left[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
             flops[name] += 2 * prod(shapes[name]) * contracted
@@ -191,7 +192,7 @@ def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int
         if not match:
             continue
         name, result, kind, operands = match.groups()
-        arrays[name] = _arrays(result)
+        arrays[name] = _arrays(result)[: 1 if _is_product_call(line) else None]
         paths[name] = path[1] if (path := _PATH.search(line)) else ""
         for operand in _names(operands):
             users.setdefault(operand, []).append(name)
@@ -200,6 +201,10 @@ def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int
         found.append(Operation(name, kind, OTHER, False, moved, flops[name]))
     named = {operation.name: _path(operation.name, paths, users) for operation in found}
     return [o._replace(part=part_of(named[o.name]), backward="transpose(" in named[o.name]) for o in found]
+
+
+def _is_product_call(line: str) -> bool:
+    return any(call in line for call in _PRODUCT_CALLS)
 
 
 def _path(name: str, paths: dict[str, str], users: dict[str, list[str]]) -> str:

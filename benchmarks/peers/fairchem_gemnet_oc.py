@@ -18,11 +18,15 @@ import resource
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch_extensions
 import torch_geometric.data
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import turns  # noqa: E402
 
 EXTENSIONS = torch_extensions.install()  # before fairchem imports them
 
@@ -144,6 +148,7 @@ def timed(run, device):
 
 def measure(args) -> dict:
     """Everything the JSON line holds."""
+    turns.set_up()
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
@@ -155,6 +160,7 @@ def measure(args) -> dict:
     batch = load_batch(arrays, device)
     model = build_model(arrays, dimensions, args.forces == "direct", device)
     step = make_step(model, batch, AMP[args.precision])
+    turns.wait_to_measure()
     for _ in range(args.warmup):
         step()
     losses, times, cpu_times = zip(*[timed(step, device) for _ in range(args.reps)])

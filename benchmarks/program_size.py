@@ -26,6 +26,7 @@ from experiments.provenance import provenance
 from jaxatoms.models.model import ModelOutput
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
+from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -51,10 +52,11 @@ def shaped_model(name: str, forces: str, precision: str) -> PureModel:
 
 def programs(model: PureModel, batch) -> dict[str, Callable]:
     """Functions without arguments that trace each of `PARTS`."""
+    flat = flattened(model)
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
-    state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
-    step = make_train_step(model.apply, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), flat.params)
+    step = make_train_step(flat.apply, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
 
     def loss(params, constants, batch):
         out = model.apply(params, constants, batch)
@@ -62,7 +64,7 @@ def programs(model: PureModel, batch) -> dict[str, Callable]:
 
     # The same step with a model that costs nothing: what is left is what the optimiser adds.
     def nothing(params, constants, batch, edge_dropout=0.0):
-        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+        total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params.tree()))
         return ModelOutput(batch.energy[:, None] * total, batch.forces[..., None])
 
     alone = make_train_step(nothing, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)

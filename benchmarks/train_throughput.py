@@ -39,7 +39,8 @@ from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import return_compiler_memory
 from jaxatoms.models.model import GradientModel, ModelOutput
 from jaxatoms.models.precision import Precision
-from jaxatoms.models.registry import PureModel, count_params, find_config, make_model, split_model
+from jaxatoms.models.registry import PureModel, find_config, make_model, split_model
+from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -83,7 +84,7 @@ def gradient_model(config, precision: Precision) -> PureModel:
 
 def make_step(forces: str, config, precision: Precision):
     """(training step, its first state, the model's constants) of a benchmark: one task, the recipe's optimiser."""
-    model = gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision)
+    model = flattened(gradient_model(config, precision) if forces == "gradient" else direct_model(config, precision))
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
@@ -101,7 +102,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     precision = Precision(matmul=args.precision)
     work = make_workload(load_structures(case, args.copies))
     (step, state, constants), batch = make_step(forces, config, precision), jax.device_put(work.batch)
-    n_params = count_params(state.params)
+    n_params = state.params.layout.ends[-1]
     began = time.perf_counter()
     lowered = step.lower(state, constants, batch)
     trace_s, began = time.perf_counter() - began, time.perf_counter()
@@ -181,7 +182,7 @@ def compare(case: str, forces: str, args: argparse.Namespace) -> list[dict]:
             *("--reps", str(args.reps), "--warmup", str(args.warmup)),
             *("--device", args.peer_device, "--threads", str(len(os.sched_getaffinity(0)))),
         ]
-        if turns.VARIABLE in os.environ:  # both set up side by side and measure in turn; no allocator of the host matters
+        if turns.VARIABLE in os.environ:  # both set up side by side and measure in turn, whatever the allocator
             with ThreadPoolExecutor() as pool:
                 peer = pool.submit(_run_peer, peer_command, tuned=False)
                 ours, before, after = _run(ours_command, args.malloc_tuned), peer.result(), None

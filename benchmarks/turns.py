@@ -27,6 +27,6 @@ def wait_to_measure() -> None:
 def _lock(kind: int) -> None:
     path = os.environ.get(VARIABLE)
     if path and not _files:
-        _files.append(open(path, "a"))
+        _files.append(open(path, "a"))  # noqa: SIM115
     if _files:
         fcntl.flock(_files[0], kind)

@@ -21,6 +21,7 @@ from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
 from jaxatoms.models import registry as models
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.training import parallel
+from jaxatoms.training.flat import flattened
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 from jaxatoms.types import InputError
@@ -145,8 +146,8 @@ def _fitting(lowered, name: str):
 
 
 def _lower(setup, mesh, budget: BatchBudget):
-    model = setup.model
-    divisors = models.shared_gradient_divisors(setup.model_config, model.params)
+    divisors = models.shared_gradient_divisors(setup.model_config, setup.model.params)
+    model = flattened(setup.model, shapes_only=True)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
     shardings = parallel.state_shardings(state, mesh, setup.config.shard_optimizer)

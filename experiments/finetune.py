@@ -55,6 +55,7 @@ from jaxatoms.models.precision import Precision
 from jaxatoms.training import finetuning
 from jaxatoms.training.checkpoint import CheckpointStore, restore
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau
+from jaxatoms.training.flat import flattened
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.runlog import RunLog
 from jaxatoms.training.step import init_state, make_update
@@ -231,11 +232,11 @@ def _recorded_origin(resolved: Path | None) -> dict | None:
 
 def _recomputes(setup: Setup, resolved: Path | None) -> bool:
     def step_bytes():
-        optimizer = make_optimizer(setup)
-        state = jax.eval_shape(lambda p: init_state(p, optimizer), setup.model.params)
-        update = make_update(make_loss(setup), optimizer, ema_decay=setup.config.ema_decay)
+        optimizer, model = make_optimizer(setup), flattened(setup.model, shapes_only=True)
+        state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
+        update = make_update(make_loss(setup, model.apply), optimizer, ema_decay=setup.config.ema_decay)
         batch = collate(*empty_structures(), setup.batches.budgets[-1])
-        return remat.program_bytes(update.lower(state, setup.model.constants, batch, plateau=jnp.float32(1)).compile())
+        return remat.program_bytes(update.lower(state, model.constants, batch, plateau=jnp.float32(1)).compile())
 
     return remat.decide(setup.config.remat, step_bytes, resolved)
 
@@ -341,9 +342,9 @@ def _reference_width(config: FinetuneConfig, corpus: DownstreamCorpus, model: mo
     return corpus.facts.graph.cutoff / model.max_radius if family_of(config.downstream) == "rmd17" else None
 
 
-def make_loss(setup: Setup):
+def make_loss(setup: Setup, apply: Callable):
     """loss(params, constants, batch, step) -> (loss, {})."""
-    facts, recipe, apply = setup.corpus.facts, setup.recipe, setup.model.apply
+    facts, recipe = setup.corpus.facts, setup.recipe
     key = jax.random.key(setup.config.seed)
     dropout = bool(setup.head.dropout) or models.has_dropout(setup.model_config)
 
@@ -458,8 +459,9 @@ def make_optimizer(setup: Setup):
 
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save, test; leaves a complete run folder whether it finishes or is stopped."""
-    config, model, recipe = setup.config, setup.model, setup.recipe
+    config, recipe = setup.config, setup.recipe
     optimizer = make_optimizer(setup)
+    model = flattened(setup.model)
     state, constants = init_state(model.params, optimizer), model.constants
     with CheckpointStore(run_dir / "checkpoints", keep=config.keep, notify=say) as checkpoints:
         meta = FRESH | {"plateau": {}}
@@ -468,10 +470,10 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         first, plateau = meta["step"], [Plateau(**meta["plateau"])]
         probe, reference = energy_probe(setup), [_recalled_reference(meta)]
         if has_finished(run_dir, first, setup.total_steps):
-            _test_finished(setup, run_dir, state.ema, constants)
+            _test_finished(setup, run_dir, jax.jit(model.apply), state.ema, constants)
             return
         _write_config(run_dir, setup)
-        update = make_update(make_loss(setup), optimizer, ema_decay=config.ema_decay)
+        update = make_update(make_loss(setup, model.apply), optimizer, ema_decay=config.ema_decay)
         # Compiled once for validation and test, which share their batch shapes.
         apply, sums = jax.jit(model.apply), jax.jit(finetuning.error_sums)
 
@@ -527,14 +529,14 @@ def _recalled_reference(meta: dict) -> LinearReference | None:
     return LinearReference.from_record(task) if task.get("energy_zero") == "fitted" else None
 
 
-def _test_finished(setup: Setup, run_dir: Path, params, constants):
+def _test_finished(setup: Setup, run_dir: Path, apply, params, constants):
     """A resumed run that had ended: its test, where that is missing or was of another size."""
     found, test = run_dir / "test.json", evaluation.draw(setup.split.test, parse_count(setup.config.test_samples))
     if found.is_file() and json.loads(found.read_text())["n_structure"] >= len(test):
         say(f"the run has made all its {setup.total_steps} steps and its test: there is nothing to do")
     else:
         say(f"the run has made all its {setup.total_steps} steps: only the test remains")
-        test_run(setup, run_dir, jax.jit(setup.model.apply), params, constants)
+        test_run(setup, run_dir, apply, params, constants)
     _closing_words(run_dir, setup, setup.total_steps)
 
 
@@ -578,7 +580,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, shapes: i
         "init": setup.config.init,
         "split": {name: len(part) for name, part in setup.split._asdict().items()},
         "head": dataclasses.asdict(setup.head),
-        "parameters": models.count_params(state.params),
+        "parameters": models.count_params(setup.model.params),
         **meter.rates(),
         "compiled_shapes": shapes,
         "batch_shapes": len(setup.batches.budgets),

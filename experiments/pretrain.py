@@ -31,6 +31,7 @@ from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.models.precision import Precision
 from jaxatoms.training import parallel
+from jaxatoms.training.flat import flattened
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
@@ -367,13 +368,14 @@ def set_scale_factors(config: PretrainConfig, model, model_config, drawn: list):
 
 def run(setup: Setup, run_dir: Path, resumed: bool):
     """Train, validate, save; leaves a complete run folder whether it finishes or is stopped."""
-    config, model, devices = setup.config, setup.model, setup.devices
+    config, devices = setup.config, setup.devices
     if not config.quiet and setup.left_out:
         say(f"{setup.left_out} of the {setup.n_train * config.epochs:,} visits of structures are left out: they do not "
             "fill a batch of the last epoch")
     out_dir, val = fleet.output_dir(run_dir), devices.grouped(setup.val)
-    divisors = models.shared_gradient_divisors(setup.model_config, model.params)
+    divisors = models.shared_gradient_divisors(setup.model_config, setup.model.params)
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
+    model = flattened(setup.model)
     state, constants = init_state(model.params, optimizer), model.constants
     with fleet.FleetStore(run_dir / "checkpoints", devices, keep=config.keep, notify=say) as checkpoints:
         meta = FRESH
@@ -502,7 +504,7 @@ def summarise(setup: Setup, session: Session, state, done: int, meter, train_ste
         "n_per_task": {d.task.name: len(d.train) for d in setup.data},
         "upstream": setup.config.upstream,
         "model": setup.config.model,
-        "parameters": models.count_params(state.params),
+        "parameters": models.count_params(setup.model.params),
         **meter.rates(),
         "devices": parallel.n_parts(setup.devices.mesh),
         "processes": jax.process_count(),

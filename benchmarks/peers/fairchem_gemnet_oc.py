@@ -26,7 +26,7 @@ import torch_extensions
 import torch_geometric.data
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import turns  # noqa: E402
+import turns
 
 EXTENSIONS = torch_extensions.install()  # before fairchem imports them
 

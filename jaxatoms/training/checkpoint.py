@@ -30,6 +30,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxatoms.training import flat as flat_params
 from jaxatoms.types import InputError
 
 MARKER = "complete.json"
@@ -89,7 +90,8 @@ class CheckpointStore:
 
         Args:
           step: training steps done.
-          arrays: pytree of arrays and numbers, e.g. {"params": ..., "ema": ..., "opt_state": ...}.
+          arrays: pytree of arrays and numbers, e.g. {"params": ..., "ema": ..., "opt_state": ...}. Parameters as one
+            vector (`FlatParams`) are saved as the arrays they stand for.
           meta: JSON values with string keys; NumPy values are converted. "step" is added where missing.
           kind: "best" moves both pointers, "last" one.
 
@@ -103,7 +105,8 @@ class CheckpointStore:
         if kind not in POINTERS:
             raise ValueError(f"kind must be 'last' or 'best', got {kind!r}")
         flat = {
-            name: _to_host(name, leaf, copy=self._pool is not None) for name, leaf in _flatten(arrays).items()
+            name: _to_host(name, leaf, copy=self._pool is not None)
+            for name, leaf in _flatten(flat_params.unpacked(arrays)).items()
         }
         text = _encode_meta({"step": int(step), **meta})
         self.wait()
@@ -209,8 +212,9 @@ def restore(
       path: anything `resolve_checkpoint` accepts.
       abstract_tree: tree of jax.ShapeDtypeStruct or arrays. It may leave out top-level entries of what was
         saved (say, the optimiser state), but those it has must agree in every path, shape and dtype. NumPy
-        and Python leaves come back as such, others as jax arrays with the leaf's sharding. None: no
-        structure needed, the result is a flat dict {"params/w": np.ndarray}; see `nest`.
+        and Python leaves come back as such, others as jax arrays with the leaf's sharding, and parameters
+        as one vector (`FlatParams`) as such. None: no structure needed, the result is a flat dict
+        {"params/w": np.ndarray}; see `nest`.
       only: without abstract_tree, the top-level entries to read, e.g. ("ema",).
 
     Returns:
@@ -414,13 +418,13 @@ def _read(directory: Path, abstract_tree: Any, only: Collection[str] | None) -> 
     if abstract_tree is None:
         wanted = [path for path in table if only is None or path.split("/")[0] in only]
         return _read_checked(directory, table, wanted), read_meta(directory)
-    target = _flatten(abstract_tree)
+    named = flat_params.placeholders(abstract_tree)
+    target = _flatten(named)
     _check_fit(directory, table, target)
     flat = _read_checked(directory, table, target)
     leaves = [_place(flat[path], leaf) for path, leaf in target.items()]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(abstract_tree), leaves), read_meta(
-        directory
-    )
+    arrays = jax.tree.unflatten(jax.tree.structure(named), leaves)
+    return flat_params.packed_like(abstract_tree, arrays), read_meta(directory)
 
 
 def _read_checked(directory: Path, table: dict[str, list], paths: Iterable[str]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.training.flat import per_parameter
 from jaxatoms.training.losses import FORCE_EPS
 from jaxatoms.training.optim import divide_by
 
@@ -121,7 +122,7 @@ def make_finetune_optimizer(
             rate = config.lr * multiplier * rate_factor(config, state.count, multiplier)
             return -rate * plateau * u
 
-        scaled_updates = jax.tree.map(scaled, updates, multipliers, trained)
+        scaled_updates = per_parameter(scaled, updates, multipliers, trained)
         return scaled_updates, optax.ScaleByScheduleState(state.count + 1)
 
     return optax.chain(

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import optax
+
+from jaxatoms.training.flat import per_parameter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,10 @@ def make_optimizer(config: OptimConfig, max_steps: int, divisors=None) -> optax.
 
 
 def divide_by(divisors) -> optax.GradientTransformation:
-    """Divide every gradient leaf by its entry of `divisors`, a tree of Python numbers."""
+    """Divide the gradient of every parameter by its entry of `divisors`, a tree of Python numbers."""
 
     def update(updates, state, params=None):
         del params
-        return jax.tree.map(lambda g, d: g if d == 1 else g / d, updates, divisors), state
+        return per_parameter(lambda g, d: g if d == 1 else g / d, updates, divisors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments import hlo
-from jaxatoms.data import loader, shards
+from jaxatoms.data import loader, packing, shards
 from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
 from jaxatoms.models import registry as models
 from jaxatoms.ops.target import compiling_for
@@ -195,7 +195,7 @@ def part_shape(config, corpus, samples, n_device: int) -> tuple[BatchBudget, flo
     sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
     groups = shards.drawn_groups(sizes, config.batch_size, config.batch_edges, config.seed)
     largest = int(corpus.n_node(samples).max())
-    budgets = shards.part_budgets(sizes, groups, n_device, largest, config.batch_shapes)
+    budgets = shards.part_budgets(sizes, groups, n_device, largest, config.batch_shapes or packing.MAX_SHAPES)
     return budgets[-1], float(np.mean([len(group) for group in groups]))
 
 

@@ -63,6 +63,7 @@ from jaxatoms.types import InputError
 
 RESUMABLE = (
     "resume", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples",
+    "batch_shapes",
 )  # fmt: skip
 ENERGY_PROBE = 512  # training structures that fix the zero of a potential's energy
 SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
@@ -113,7 +114,8 @@ class FinetuneConfig:
     cutoff: float | None = None
     """A; default: the data set's."""
     max_neighbors: int | None = None
-    batch_shapes: int = 2
+    batch_shapes: int | None = None
+    """As in experiments.pretrain."""
     precision: str = "float32"
     """As in experiments.pretrain."""
     remat: str = "no"
@@ -298,7 +300,8 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
     sizes = loader.measure(corpus, samples, 0.0, config.seed)
     steps = -(-len(samples.record) // recipe.batch_size) * recipe.epochs
     largest = loader.largest_structure(corpus, samples)
-    budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, config.batch_shapes)
+    shapes = config.batch_shapes or packing.shapes_worth_compiling(steps)
+    budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, shapes)
     return loader.TrainBatches(
         corpus=corpus,
         samples=samples,

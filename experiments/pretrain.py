@@ -44,6 +44,7 @@ SCALE_FIT_BATCHES = 16
 RESUMABLE = (
     "resume", "plan", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
     "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id", "compile_for", "steps_per_call",
+    "batch_shapes",
 )  # fmt: skip
 
 
@@ -75,8 +76,9 @@ class PretrainConfig:
     """Batches per step, one after another: the step of a batch so many times as large, in the memory of one."""
     steps_per_call: int = 1
     """Steps of one compiled call: less overhead for small batches; their batches share a shape."""
-    batch_shapes: int = 4
-    """Padded batch sizes, 1 to 4, each compiled once; more of them waste fewer edge slots."""
+    batch_shapes: int | None = None
+    """Padded batch sizes, 1 to 4, each compiled once; more of them waste fewer edge slots. Default: 1, and one more for
+    every 1,000 steps."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int | None = None
@@ -159,7 +161,7 @@ class PretrainConfig:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay must be at least 0 and below 1, got {self.ema_decay}")
-        if not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
+        if self.batch_shapes is not None and not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
         cli.check_choices(self, _CHOICES)
         if self.fused_residual and self.precision != "bfloat16":
@@ -324,12 +326,13 @@ def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
                 edge_dropout=config.edge_dropout)
     batch_size = config.batch_size * config.accumulate
     capacity = None if config.batch_edges is None else config.batch_edges * config.accumulate
-    parts = dict(batch_edges=capacity, shapes=config.batch_shapes, headroom=config.part_headroom,
+    steps = max(1, len(samples.record) * config.epochs // batch_size)
+    shapes = config.batch_shapes or packing.shapes_worth_compiling(steps)
+    parts = dict(batch_edges=capacity, shapes=shapes, headroom=config.part_headroom,
                  accumulate=config.accumulate, alike=config.steps_per_call)
     if capacity is None:
-        steps = max(1, len(samples.record) * config.epochs // batch_size)
         budgets = packing.fixed_budgets(
-            sizes, batch_size, largest, steps, config.seed, config.batch_shapes, config.steps_per_call
+            sizes, batch_size, largest, steps, config.seed, shapes, config.steps_per_call
         )
         whole = loader.TrainBatches(budgets=budgets, batch_size=batch_size, **args)
         return devices.share(whole, sizes, shards.expected_edges(sizes, corpus.n_node(samples)), **parts)

@@ -1,4 +1,4 @@
-"""Process-wide settings of a training process: memory allocator and compilation cache. Called by commands only."""
+"""Process-wide settings of a command: memory allocator and compilation cache."""
 
 import ctypes
 import functools
@@ -11,6 +11,7 @@ import jax
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 1.0  # seconds; what shorter compilations leave behind is not worth a look
+KEPT_BYTES, KEPT_SECONDS = 2 * 2**30, 0.2  # of compiled programs: all together, and compiled for longer than this
 
 
 def keep_freed_memory():
@@ -47,11 +48,23 @@ def _has_glibc() -> bool:
 
 
 def use_compilation_cache():
-    """Keep compiled programs in ~/.cache/jaxatoms/xla, unless JAX was told where (JAX_COMPILATION_CACHE_DIR)."""
-    # Not on CPU: programs loaded from the cache there warn about machine features and need not repeat bit for bit.
-    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
-        root = Path(os.environ.get("JAXATOMS_CACHE") or "~/.cache/jaxatoms").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
+    """Keep compiled programs for the next start, in `xla` below JAXATOMS_CACHE or else ~/.cache/jaxatoms.
+
+    Those that were not used for longest go when the folder holds 2 GiB. What cannot be kept or loaded is compiled.
+    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR moves the folder, JAX_ENABLE_COMPILATION_CACHE=false
+    switches it off.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = Path(os.environ.get("JAXATOMS_CACHE") or "~/.cache/jaxatoms").expanduser() / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
 
 
 def prepare_process():

@@ -115,6 +115,14 @@ def fixed_budgets(
     return level_budgets(largest_of(batches, alike), last, shapes)
 
 
+def shapes_worth_compiling(steps: int) -> int:
+    """How many shapes a run of so many steps gains from, 1 to 4.
+
+    A shape saves about a twentieth of the steps' time; compiling it takes as long as 50 to 100 steps.
+    """
+    return min(1 + steps // 1000, MAX_SHAPES)
+
+
 def largest_of(batches: Mapping[str, np.ndarray], alike: int) -> dict[str, np.ndarray]:
     """Sizes that hold each `alike` consecutive batches of these sizes ([n_batch] each)."""
     whole = {name: values[: max(len(values) // alike, 1) * alike] for name, values in batches.items()}

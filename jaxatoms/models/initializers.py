@@ -5,8 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxatoms.ops.target import jit_for_few_runs
 
-@functools.partial(jax.jit, static_argnums=1)
+
+@functools.partial(jit_for_few_runs, static_argnums=1)
 def he_orthogonal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """(Semi-)orthogonal, standardised to zero mean and variance 1/fan_in per output unit; float32 `shape` [in, out].
 
@@ -18,7 +20,7 @@ def he_orthogonal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _standardise(matrix, axis=0) * n_in**-0.5
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jit_for_few_runs, static_argnums=(1, 2, 3))
 def he_orthogonal_basis(key: jax.Array, n_radial: int, n_spherical: int, n_out: int) -> jax.Array:
     """[n_radial, n_out * n_spherical] kernel of a `BasisEmbedding`.
 
@@ -30,7 +32,7 @@ def he_orthogonal_basis(key: jax.Array, n_radial: int, n_spherical: int, n_out: 
     return cube.reshape(n_radial, -1) * (n_radial * n_spherical) ** -0.5
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jit_for_few_runs, static_argnums=1)
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32 `shape` [in, out]; PyTorch's default for linear layers."""
     bound = shape[0] ** -0.5

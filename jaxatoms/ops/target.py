@@ -2,9 +2,17 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
+
+# A CPU compiles in a fifth of the time with these, and runs the result at a third to half of the speed.
+_QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 _other: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
@@ -22,3 +30,19 @@ def compiling_for(name: str) -> Iterator[None]:
         yield
     finally:
         _other.reset(token)
+
+
+def jit_for_few_runs(function: Callable, **options) -> Callable:
+    """`jax.jit` of a small program that runs a few times: on a CPU it is compiled quickly rather than well."""
+
+    @functools.cache
+    def compiled():
+        return jax.jit(function, compiler_options=_QUICKLY if platform() == "cpu" else None, **options)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        # Inside another program these are not a program of their own, and JAX refuses options there.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return function(*args, **kwargs) if traced else compiled()(*args, **kwargs)
+
+    return call

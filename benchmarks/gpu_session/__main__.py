@@ -28,7 +28,11 @@ from experiments.provenance import provenance
 ROOT = Path(__file__).resolve().parents[2]
 PARITY = ("tests/parity", "tests/models/test_precision.py", "tests/models/test_full_precision.py",
           "tests/equiformer/test_equiformer_golden.py")  # float32 and bfloat16
-LEAN = "--xla_allow_excess_precision=false --xla_gpu_dot_merger_threshold_mb=0"
+# Autotuning compiles and times dozens of kernels for each of hundreds of products: minutes for one training step.
+QUICK = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+TRACED = f"{QUICK} --xla_gpu_enable_command_buffer="  # kernels of a CUDA graph do not say what they belong to
+TUNED = "--xla_gpu_enable_triton_gemm=false"  # products of the library alone, the fastest algorithm of each
+LEAN = f"{QUICK} --xla_allow_excess_precision=false --xla_gpu_dot_merger_threshold_mb=0"
 
 
 class Item(NamedTuple):
@@ -37,7 +41,7 @@ class Item(NamedTuple):
     name: str
     command: list[str]
     lines: bool = True  # appends JSON lines to a file given as --out
-    xla_flags: str = ""  # beyond those of the environment
+    xla_flags: str = QUICK  # beyond those of the environment
 
 
 class Sizes(NamedTuple):
@@ -52,7 +56,7 @@ class Sizes(NamedTuple):
     peer_device: str = "cuda"
 
 
-QUICK = Sizes(1, 1, 1, 1, 2, 1, "cpu")
+TRIAL = Sizes(1, 1, 1, 1, 2, 1, "cpu")
 
 
 def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
@@ -61,7 +65,7 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
     beside = ["--peer", peer, "--peer-device", sizes.peer_device] if peer else []
     large = "gemnet_oc_l" if model == "gemnet_oc_s" else model
 
-    def step(name: str, case: str, copies: int, precision: str, *more: str, forces="direct", xla_flags="") -> Item:
+    def step(name: str, case: str, copies: int, precision: str, *more: str, forces="direct", xla_flags=QUICK) -> Item:
         cases = ["--cases", case, "--grad"] if forces == "direct" else ["--cases", "--grad", case]
         options = [*cases, "--copies", str(copies), "--precision", precision, *common, *more]
         return Item(name, ["-m", "benchmarks.train_throughput", *options], xla_flags=xla_flags)
@@ -69,9 +73,10 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
     def profile(name: str, case: str, copies: int, forces="direct") -> Item:
         cases = ["--cases", case, "--grad"] if forces == "direct" else ["--cases", "--grad", case]
         options = [*cases, "--copies", str(copies), "--precision", "bfloat16", *common]
-        return Item(name, ["-m", "benchmarks.profile_step", *options])
+        return Item(name, ["-m", "benchmarks.profile_step", *options], xla_flags=TRACED)
 
-    parity = ["-m", "pytest", *PARITY, "-m", "not slow", "-k", "not float64", "-n", str(sizes.workers)]
+    chosen = ["-m", "not slow", "-k", "not float64", "--durations", "5"]
+    parity = ["-m", "pytest", *PARITY, *chosen, "--dist", "loadscope", "-n", str(sizes.workers)]
     return [
         [
             Item("parity", parity, lines=False),
@@ -84,16 +89,21 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
             profile("profile packed", "mol20", sizes.molecules),
             profile("profile batch 20", "mol20", 1),
             profile("profile gradient", "aspirin4", sizes.aspirin, "gradient"),
-            step("molecules packed, lean flags", "mol20", sizes.molecules, "bfloat16", xla_flags=LEAN),
             step("molecules packed, tf32", "mol20", sizes.molecules, "tf32", *beside),
+            step("molecules packed, lean flags", "mol20", sizes.molecules, "bfloat16", xla_flags=LEAN),
         ],
         [
+            step("molecules batch 20, tuned products", "mol20", 1, "bfloat16", xla_flags=TUNED),
+            step("molecules packed, tuned products", "mol20", sizes.molecules, "bfloat16", xla_flags=TUNED),
             step("molecules packed, float32", "mol20", sizes.molecules, "float32", *beside),
             step("large variant packed", "mol20", sizes.molecules, "bfloat16", "--model", large),
-            step("slabs packed", "slab2", sizes.slabs, "bfloat16"),
-            Item("prediction", ["-m", "benchmarks.inference_throughput", "--precision", "bfloat16", *common]),
             Item("EquiformerV2 forward", ["-m", "benchmarks.equiformer_forward", "--case", "mol20"]),
-            Item("CSI", ["-m", "benchmarks.csi_throughput"]),
+            Item("prediction", ["-m", "benchmarks.inference_throughput", "--precision", "bfloat16", *common]),
+        ],
+        [
+            step("slabs packed", "slab2", sizes.slabs, "bfloat16"),
+            Item("CSI", ["-m", "benchmarks.csi_throughput", "update", "frechet", "frechet_3200"]),
+            step("molecules batch 20, XLA's own flags", "mol20", 1, "bfloat16", xla_flags=""),
         ],
     ]
 
@@ -102,7 +112,7 @@ def environment(folder: Path, xla_flags: str) -> dict[str, str]:
     """Of an item: memory is taken as it is needed, since processes share the device, and compiled programs are kept."""
     flags = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), xla_flags]))
     kept = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
-    return os.environ | kept | {"XLA_FLAGS": flags, turns.VARIABLE: str(folder / "turns")}
+    return {turns.VARIABLE: str(folder / "turns")} | os.environ | kept | {"XLA_FLAGS": flags}
 
 
 def run(item: Item, limit: float, folder: Path) -> dict:
@@ -156,7 +166,7 @@ def main() -> None:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        for wave in waves(args.model, args.peer, QUICK if args.quick else Sizes()):
+        for wave in waves(args.model, args.peer, TRIAL if args.quick else Sizes()):
             todo = [item for item in wave if args.only is None or any(text in item.name for text in args.only)]
             left = end - time.perf_counter()
             if todo and left > 0:

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import gpu_session
-from benchmarks.gpu_session import Item
+from benchmarks.gpu_session import __main__ as gpu_session
+from benchmarks.gpu_session.__main__ import Item
 
 
 @pytest.mark.slow
@@ -16,9 +16,9 @@ def test_an_item_that_hangs_leaves_time_for_the_next(tmp_path, monkeypatch):
         Item("fails", ["-c", "raise SystemExit(3)"], lines=False),
         Item("measures", ["-c", "import sys; open(sys.argv[2], 'w').write('{\"step_s\": 1}')"]),
     ]
-    monkeypatch.setattr(gpu_session, "items", lambda *_: todo)
+    monkeypatch.setattr(gpu_session, "waves", lambda *_: [todo])
     out = tmp_path / "session.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_session", "--out", str(out), "--minutes", "0.4"])
+    monkeypatch.setattr(sys, "argv", ["gpu_session", "--out", str(out), "--minutes", "0.2"])
     gpu_session.main()
     found = json.loads(out.read_text())["items"]
     assert {name: item["exit"] for name, item in found.items()} == {"hangs": None, "fails": 3, "measures": 0}

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test check check-fast check-tpu bench clean
+.PHONY: demo test test-slow check check-tpu bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -14,8 +14,11 @@ export JAX_PLATFORMS ?=
 demo: .venv/installed  ## select, pretrain, fine-tune and compare on the shipped data
 	$(BIN)/python -m experiments.demo
 
-test: .venv/installed  ## the whole test suite on CPU
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+test: .venv/installed  ## the behaviour of the whole library, on CPU
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow"
+
+test-slow: .venv/installed  ## what is slow by nature: variants S and L, several processes, the tutorials (CONTRIBUTING.md)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 check: .venv/installed  ## lint, types, import rules, fast tests
 	$(BIN)/ruff check .

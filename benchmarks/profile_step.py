@@ -47,6 +47,7 @@ def profile(case: str, forces: str, args) -> dict:
     work = make_workload(load_structures(case, args.copies))
     step, state, constants = make_step(forces, find_config(args.model), Precision(matmul=args.precision))
     rest = constants, jax.device_put(work.batch)
+    turns.note("state built")
     compiled = step.lower(state, *rest).compile()
 
     def call():

@@ -20,7 +20,7 @@ Written by `python -m benchmarks.report`; what the columns mean is in the module
 """
 NO_ACCELERATOR = """
 **No figure here was measured on a GPU or TPU.** One command measures them all on a GPU:
-`python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json`.
+`python -m benchmarks.gpu_session`; `benchmarks/gpu_session/README.md` says what two tries on an H200 host found.
 """
 TRAIN_NOTE = """Peak memory is that of the whole process. Ratios are ours / peer, below 1 in our favour: time of the
 step (the peer's graph building taken off), the same with graph building on both sides, processor time

@@ -103,11 +103,14 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
     work = make_workload(load_structures(case, args.copies))
     (step, state, constants), batch = make_step(forces, config, precision), jax.device_put(work.batch)
     n_params = state.params.layout.ends[-1]
+    turns.note("state built")
     began = time.perf_counter()
     lowered = step.lower(state, constants, batch)
+    turns.note("traced")
     trace_s, began = time.perf_counter() - began, time.perf_counter()
     compiled = lowered.compile()
     compile_s = time.perf_counter() - began
+    turns.note("compiled")
     memory["compiled"] = peak_memory_gib()["host"]
     analysis, gflop = compiled.memory_analysis(), flops(compiled) / 1e9
     del lowered, compiled

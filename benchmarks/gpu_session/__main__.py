@@ -3,21 +3,24 @@
     python -m benchmarks.gpu_session --out benchmarks/results/gpu_session.json [--peer PYTHON] [--minutes 9]
     python -m benchmarks.report benchmarks/results/*.json*
 
-Items run in waves: those of one wave set up and compile side by side, each in a process of its own, and then measure
-one at a time (`benchmarks.turns`), so that a quarter of an hour holds minutes of measuring rather than of compiling.
-The file is written after each item, so a failure or the end of a lease costs one item. README.md beside this file says
-what to bring to a host without a package index.
+Items run in waves: those of one wave set up and compile side by side, each in a process of its own on processor cores
+of its own, and measure one at a time (`benchmarks.turns`), so that a quarter of an hour holds minutes of measuring
+rather than of compiling. The first item runs alone. What every process says is printed at once with the item's name,
+and the file is written after each item, so a failure or the end of a lease costs what was running. README.md beside
+this file says what to bring to a host without a package index.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +78,10 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
         options = [*cases, "--copies", str(copies), "--precision", "bfloat16", *common]
         return Item(name, ["-m", "benchmarks.profile_step", *options], xla_flags=TRACED)
 
-    chosen = ["-m", "not slow", "-k", "not float64", "--durations", "5"]
+    chosen = ["-v", "-m", "not slow", "-k", "not float64", "--durations", "10"]  # names show also when cut off
     parity = ["-m", "pytest", *PARITY, *chosen, "--dist", "loadscope", "-n", str(sizes.workers)]
     return [
+        [step("molecules batch 20, first", "mol20", 1, "bfloat16")],
         [
             Item("parity", parity, lines=False),
             step("molecules batch 20", "mol20", 1, "bfloat16", *beside),
@@ -115,35 +119,55 @@ def environment(folder: Path, xla_flags: str) -> dict[str, str]:
     return {turns.VARIABLE: str(folder / "turns")} | os.environ | kept | {"XLA_FLAGS": flags}
 
 
-def run(item: Item, limit: float, folder: Path) -> dict:
+def pinned(share: int, of: int) -> list[str]:
+    """The words that keep a command to its share of the processor's cores, where there are enough of them."""
+    cores = sorted(os.sched_getaffinity(0))
+    size = len(cores) // of
+    if size < 2 or not shutil.which("taskset"):
+        return []
+    return ["taskset", "-c", ",".join(map(str, cores[share * size : (share + 1) * size]))]
+
+
+def run(item: Item, limit: float, folder: Path, prefix: Sequence[str] = ()) -> dict:
     """The outcome of an item: exit code (None: out of time), seconds, its JSON lines and the end of what it printed."""
-    began = time.perf_counter()
+    began, said = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as own:
         out = Path(own) / "out.jsonl"
-        command = [sys.executable, *item.command, *(["--out", str(out)] if item.lines else [])]
+        command = [*prefix, sys.executable, *item.command, *(["--out", str(out)] if item.lines else [])]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         env = environment(folder, item.xla_flags)
         with subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **streams) as process:
-            try:
-                text, code = process.communicate(timeout=limit)[0], process.returncode
-            except subprocess.TimeoutExpired:
+            expired = threading.Event()
+
+            def stop():
+                expired.set()
                 os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-                text, code = process.communicate()[0], None
+
+            timer = threading.Timer(limit, stop)
+            timer.start()
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line)
+                print(f"[{item.name}] {line}", end="", flush=True)
+            code = process.wait()
+            timer.cancel()
         lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    return {"exit": code, "seconds": time.perf_counter() - began, "lines": lines, "tail": text[-3000:]}
+    seconds, code = time.perf_counter() - began, None if expired.is_set() else code
+    return {"exit": code, "seconds": seconds, "lines": lines, "tail": "".join(said)[-5000:]}
 
 
 def run_wave(wave: list[Item], limit: float, folder: Path, finished) -> None:
     """Run the items side by side; `finished(item, outcome)` is called as each ends, one call at a time."""
     lock = threading.Lock()
 
-    def one(item: Item) -> None:
-        outcome = run(item, limit, folder)
+    def one(numbered: tuple[int, Item]) -> None:
+        i, item = numbered
+        outcome = run(item, limit, folder, pinned(i, len(wave)))
         with lock:
             finished(item, outcome)
 
     with ThreadPoolExecutor(len(wave)) as pool:
-        list(pool.map(one, wave))
+        list(pool.map(one, enumerate(wave)))
 
 
 def main() -> None:
@@ -161,8 +185,7 @@ def main() -> None:
 
     def finished(item: Item, outcome: dict) -> None:
         record["items"][item.name] = outcome
-        print(f"{item.name:32} exit {outcome['exit']}  {outcome['seconds']:.0f} s", flush=True)
-        print("".join(f"    {line}\n" for line in outcome["tail"].splitlines()[-12:]), end="", flush=True)
+        print(f"[{item.name}] exit {outcome['exit']} after {outcome['seconds']:.0f} s", flush=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:

@@ -29,8 +29,8 @@ def organic_sizes(organic):
     return loader.measure(*organic, DROPOUT)
 
 
-def _open(name, cache):
-    data = prepare_task(name, "all", 0, val_samples=10, data_root=None, cache_dir=str(cache))
+def _open(name, cache, split="auto"):
+    data = prepare_task(name, "all", 0, val_samples=10, data_root=None, cache_dir=str(cache), split_rule=split)
     corpus, train, _ = make_corpus([data])
     return corpus, train
 
@@ -123,7 +123,7 @@ def test_batches_of_oc20_are_at_least_85_percent_real(tmp_path):
     if not root or not (Path(root) / "oc20_s2ef").is_dir():
         pytest.skip("set JAXATOMS_DATA to a folder that holds oc20_s2ef")
     with pytest.warns(UserWarning, match="published"):
-        corpus, samples = _open(f"oc20@{root}/oc20_s2ef", tmp_path)
+        corpus, samples = _open(f"oc20@{root}/oc20_s2ef", tmp_path, split="group")
     sizes = loader.measure(corpus, samples, DROPOUT, limit=512)
     fixed = _run(corpus, samples, sizes, epochs=1)
     some = samples.at(np.random.default_rng(0).choice(len(samples.record), 512, replace=False))

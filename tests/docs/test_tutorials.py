@@ -41,6 +41,7 @@ def test_there_are_tutorials():
     assert len(TUTORIALS) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs(place, path):
     names: dict = {"__name__": "__main__"}

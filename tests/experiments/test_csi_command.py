@@ -260,6 +260,7 @@ def test_features_that_are_not_finite_name_the_structure(tmp_path, capsys):
     assert "structure 30" in _refusal(csi, ["--upstream", bad, "--downstream", bad, "--out", str(tmp_path)], capsys)
 
 
+@pytest.mark.slow
 def test_selected_structures_lie_closer_than_random_ones_and_can_be_trained_on(nano_run, nano, tmp_path):
     out = tmp_path / "subset.npz"
     options = ["--upstream", "demo:organic", "--downstream", "demo:aspirin", "--checkpoint", str(nano_run),

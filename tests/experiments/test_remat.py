@@ -52,6 +52,7 @@ def _pretrain(nano, run_dir, *options):
     return pretrain.main([word for pair in fixed.items() for word in pair] + ["--quiet", *options])
 
 
+@pytest.mark.slow
 def test_pretraining_recomputes_where_memory_is_short_and_learns_the_same(nano, tmp_path, memory):
     memory(1)
     assert _pretrain(nano, tmp_path / "short", "--remat", "auto") == 0
@@ -65,6 +66,7 @@ def test_pretraining_recomputes_where_memory_is_short_and_learns_the_same(nano, 
         np.testing.assert_allclose(short[name], plain[name], rtol=1e-3, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_fine_tuning_decides_by_memory_too(nano_run, tmp_path, memory):
     options = {
         "--downstream": "demo:aspirin", "--init": str(nano_run), "--max-steps": "1", "--test-samples": "4",

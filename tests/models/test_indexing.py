@@ -113,6 +113,7 @@ def test_training_step_gives_xla_no_scatter(kind):
     assert not found
 
 
+@pytest.mark.slow
 def test_compiled_training_step_has_no_scatter():
     found = [line.strip()[:300] for line in _compiled(_step("direct")).splitlines() if " scatter(" in line]
     assert not found

@@ -66,13 +66,13 @@ def test_equal_widths_against_the_enumerated_twin():
         np.testing.assert_allclose(found[: len(wanted), ..., 0], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("direct", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_recomputation_changes_nothing(direct):
     with jax.enable_x64(True):
         _assert_equal(_gradients(direct, remat=False), _gradients(direct, remat=True))
 
 
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("direct", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_programs_for_accelerators_compute_the_same(direct):
     """Some sums are written differently for them; what is run here is that program, on a CPU."""
     with jax.enable_x64(True):

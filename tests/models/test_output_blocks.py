@@ -26,7 +26,7 @@ def _results(name: str, platform: str):
         return jax.tree.map(np.asarray, (out, gradient))
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_gradient"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny_gradient", marks=pytest.mark.slow)])
 def test_output_blocks_at_once_are_those_one_by_one(name):
     together, alone = _results(name, "gpu"), _results(name, "cpu")
     for ours, theirs in zip(*map(jax.tree.leaves, (together, alone)), strict=True):

@@ -87,7 +87,7 @@ def test_no_product_mixes_types(name):
     assert sum(kinds == {"bfloat16"} for kinds in types) > len(types) / 2
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_gradient"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny_gradient", marks=pytest.mark.slow)])
 def test_outputs_and_gradients_are_those_of_float32_to_the_precision_of_bfloat16(name):
     exact, narrow = (
         jax.jit(function)(params, batch)

@@ -17,11 +17,10 @@ import os
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiments import cli, inputs, lock
 from jaxatoms.types import InputError
@@ -68,34 +67,15 @@ def is_done(step: Step) -> bool:
     return not (isinstance(record, dict) and record.get("finished") is False)
 
 
-class _Relayed(subprocess.Popen):
-    """A process whose stderr is passed on, but for XLA:CPU's complaint about every program it loads from a cache.
+def start_process(argv: Sequence[str], slot: int, jobs: int, output: IO | None = None) -> subprocess.Popen:
+    """Start `python -m ...`; of several jobs at a time, each is confined to its share of the cores.
 
-    It takes tuning preferences for missing features of the very machine that compiled the program (openxla/xla#44565).
+    Args:
+      output: where it writes what it says; None: where we do.
     """
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, stderr=subprocess.PIPE, **options)
-        self._relay = threading.Thread(target=self._pass_on, daemon=True)
-        self._relay.start()
-
-    def _pass_on(self):
-        for line in self.stderr:
-            if b"cpu_aot_loader.cc" not in line:
-                sys.stderr.write(line.decode(errors="replace"))
-                sys.stderr.flush()
-
-    def poll(self):
-        code = super().poll()
-        if code is not None:
-            self._relay.join()  # its last words before ours
-        return code
-
-
-def start_process(argv: Sequence[str], slot: int, jobs: int) -> subprocess.Popen:
-    """Start `python -m ...`; of several jobs at a time, each is confined to its share of the cores."""
     share = functools.partial(_take_cores, slot, jobs) if jobs > 1 and hasattr(os, "sched_setaffinity") else None
-    return _Relayed([sys.executable, "-m", *argv], preexec_fn=share)
+    streams = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, "-m", *argv], preexec_fn=share, **streams)
 
 
 def _take_cores(slot: int, jobs: int) -> None:
@@ -110,6 +90,7 @@ def run_chain(
     start: Callable[[Sequence[str], int, int], Any] | None = None,
     say: Callable[[str], None] = print,
     jobs: int = 1,
+    ended: Callable[[Step], None] = lambda step: None,
 ) -> None:
     """Run the steps that are not done, in order, each in a process of its own, which frees its memory at the end.
 
@@ -117,6 +98,7 @@ def run_chain(
       folder: of chain.json; must exist.
       start: (arguments, slot, jobs) -> process with `poll` and `terminate`; default: `start_process`.
       jobs: steps that run at the same time where they are marked `together`.
+      ended: called for every step that is done, now or before.
 
     Raises:
       InputError: a step failed or was stopped (run the chain again to go on), or was done from others.
@@ -127,7 +109,7 @@ def run_chain(
         numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
         for group in _groups(numbered):
             check_inputs([step for _, step in group], folder)  # earlier steps may have made theirs anew just now
-            _run_group(group, folder, start or start_process, say, jobs)
+            _run_group(group, folder, start or start_process, say, jobs, ended)
 
 
 def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]]:
@@ -139,7 +121,7 @@ def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]
     return groups
 
 
-def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: int) -> None:
+def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: int, tell_end) -> None:
     """Run steps that do not need each other, `jobs` at a time; after a failure no more are begun."""
     waiting, running, ended, told = list(group), {}, [], False
     with cli.StopFlag() as stop:
@@ -148,6 +130,7 @@ def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: in
                 label, step = waiting.pop(0)
                 if is_done(step):
                     say(f"{label}: done already")
+                    tell_end(step)
                     continue
                 slot = min(set(range(jobs)) - set(running))
                 running[slot] = (label, step, _begin(label, step, folder, start, say, slot, jobs), time.perf_counter())
@@ -160,6 +143,8 @@ def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: in
                     del running[slot]
                     ended.append((step, 128 + int(stop.signal) if stop.signal else code))
                     say(f"{label}: {time.perf_counter() - began:.0f} s")
+                    if not _failures(ended[-1:]):
+                        tell_end(step)
             if running:
                 time.sleep(0.1)
     for step, what in _failures(ended):

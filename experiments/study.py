@@ -14,8 +14,8 @@ and results-scales.md beside the others.
 import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,21 +93,29 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.study`."""
     config = cli.parse(StudyConfig, argv, description=__doc__, prog="python -m experiments.study")
     out = cli.resolve_run_dir(config.out)
-    share_programs(out)
-    run_chain(make_steps(config, out), out, jobs=config.jobs)
-    results = collect(config, out)
-    name = "results" if config.control == "none" else f"results-{config.control}"
-    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"{name}.md").write_text(study_report.as_markdown(results))
-    study_report.plot(out / f"{name}.png", results)
+    results = run(config, out)
     print(study_report.tell(results))
+    name = _result_name(config)
     print(f"-> {out}/{name}.md, {name}.json, {name}.png")
     return 0
 
 
-def share_programs(out: Path) -> None:
-    """Let the runs take compiled programs from each other: fine-tuning on one task compiles once, not once a run."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "xla"))
+def run(config: StudyConfig, out: Path, **how: Any) -> dict:
+    """Run the chain and write its results; returns them.
+
+    Args:
+      how: more for `chain.run_chain`.
+    """
+    run_chain(make_steps(config, out), out, jobs=config.jobs, **how)
+    results, name = collect(config, out), _result_name(config)
+    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"{name}.md").write_text(study_report.as_markdown(results))
+    study_report.plot(out / f"{name}.png", results)
+    return results
+
+
+def _result_name(config: StudyConfig) -> str:
+    return "results" if config.control == "none" else f"results-{config.control}"
 
 
 def label_of(name: str) -> str:

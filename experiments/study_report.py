@@ -52,6 +52,27 @@ def tell(results: dict) -> str:
     return "\n".join(lines)
 
 
+def verdict(results: dict) -> str:
+    """Two sentences: whether the selection was right, and how sure that is."""
+    name, task = next(iter(results["tasks"].items()))
+    order = sorted(task["csi"], key=lambda label: task["csi"][label])
+    mae = {label: float(np.mean(values)) for label, values in task["mae"].items()}
+    best, *others = sorted(order, key=lambda label: mae[label])
+    figures = f"{mae[best]:.4g} {task['unit']} against {', '.join(f'{mae[o]:.4g} ({o})' for o in others)}"
+    if best == order[0]:
+        first = f"CSI picked {best} for {name}, which led to the lowest test error of the single sets: {figures}."
+    else:
+        first = f"CSI picked {order[0]} for {name}, but {best} led to the lowest test error: {figures}."
+    n_seed = len(task["mae"][best])
+    if n_seed == 1:
+        return f"{first} These are single runs, and other seeds differ by several percent (--seeds 3 shows them)."
+    spread = float(np.sqrt(np.mean([np.var(task["mae"][label], ddof=1) for label in order])))
+    error = spread * (2 / n_seed) ** 0.5
+    lead = mae[others[0]] - mae[best]
+    sure = "more" if lead > 2 * error else "no more"
+    return f"{first} The lead of {lead:.3g} is {sure} than twice its standard error of {error:.2g} over {n_seed} seeds."
+
+
 def plot(path: Path, results: dict):
     """One panel per task: test errors by pretraining, the closest set first, a dot per seed."""
     import matplotlib

@@ -1,5 +1,6 @@
 """Chains that skip, resume and refuse; paper rows as commands; a row reproduced with stub steps."""
 
+import functools
 import json
 import os
 import signal
@@ -92,16 +93,23 @@ def test_a_step_is_a_process_of_its_own(tmp_path):
     assert chain.start_process(["json.tool", str(tmp_path / "nowhere")], 0, 1).wait() != 0
 
 
-def test_what_a_step_says_is_passed_on_but_for_the_noise_of_cached_programs(tmp_path, monkeypatch, capsys):
+def test_what_a_step_says_can_be_kept_and_its_end_is_told(tmp_path, monkeypatch):
     (tmp_path / "speaker.py").write_text(
-        "import sys\n"
-        "print('E0 cpu_aot_loader.cc:195] Loading XLA:CPU AOT result', file=sys.stderr)\n"
-        "print('error: no such file', file=sys.stderr); sys.exit(2)\n"
+        "import pathlib, sys\n"
+        "print('words', flush=True); print('error: no such file', file=sys.stderr)\n"
+        "pathlib.Path(sys.argv[1]).write_text('{}') if len(sys.argv) > 1 else sys.exit(2)\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="step s failed with exit code 2"):
-        run_chain([Step("s", ("speaker",), tmp_path / "s.json")], tmp_path, say=lambda _: None)
-    assert capsys.readouterr().err == "error: no such file\n"
+    steps = [Step("a", ("speaker", "a.json"), tmp_path / "a.json"), Step("b", ("speaker",), tmp_path / "b.json")]
+    ended = []
+    with (tmp_path / "log").open("w") as log, pytest.raises(InputError, match="step b failed with exit code 2"):
+        start = functools.partial(chain.start_process, output=log)
+        run_chain(steps, tmp_path, start, say=lambda _: None, ended=ended.append)
+    assert (tmp_path / "log").read_text() == "words\nerror: no such file\n" * 2
+    assert ended == steps[:1]
+    with pytest.raises(InputError):
+        run_chain(steps, tmp_path, say=lambda _: None, ended=ended.append)
+    assert ended == steps[:1] * 2, "a step that was done before counts too"
 
 
 def test_steps_marked_together_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A study's chain: what it runs, in which order, and what it makes of the results."""
 
+import re
+
 import pytest
 
 from experiments import study, study_report
@@ -56,7 +58,6 @@ def test_the_control_keeps_its_results_apart(tmp_path, monkeypatch):
             step.proof.write_text('{"last_ema": {"mae": 1.0, "unit": "meV/A", "mean_baseline_mae": 2.0}}')
 
     monkeypatch.setattr(study, "run_chain", run_chain)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "x")
     study.main(["--upstream", "a=demo:organic", "--downstream", "t=demo:aspirin", "--control", "scales",
                 "--out", str(tmp_path)])
     assert "| scales-own | 1 |" in (tmp_path / "results-scales.md").read_text()
@@ -70,6 +71,26 @@ def test_results_without_csi_are_told_without_a_ranking(tmp_path):
     assert "| a | 3 ± 1.4 |" in study_report.as_markdown(results)
     study_report.plot(tmp_path / "results.png", results)
     assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def _outcome(**mae):
+    csi = {label: i + 1.0 for i, label in enumerate(mae)}
+    values = mae | {"scratch": [1.0] * len(next(iter(mae.values())))}
+    return {"tasks": {"t": {"unit": "meV/A", "csi": csi, "mae": values, "mean_baseline": 20.0}}, "spearman": None}
+
+
+@pytest.mark.parametrize(
+    ("mae", "words"),
+    [
+        ({"a": [2.0], "b": [3.0]}, "CSI picked a for t, which .*: 2 meV/A against 3 .b.*single runs"),
+        ({"a": [4.0], "b": [3.0]}, "CSI picked a for t, but b led .*: 3 meV/A against 4 .a.*single runs"),
+        ({"a": [2.0, 2.2], "b": [9.0, 9.2]}, r"lead of 7 is more than twice its standard error of 0\.14 over 2 seeds"),
+        ({"a": [2.0, 4.0], "b": [3.0, 5.0]}, "lead of 1 is no more than twice its standard error of 1.4 over 2 seeds"),
+    ],
+)
+def test_the_verdict_names_the_winner_and_how_sure_it_is(mae, words):
+    verdict = study_report.verdict(_outcome(**mae))
+    assert re.search(words, verdict) and verdict.count(". ") == 1 and verdict.endswith(".")
 
 
 def test_the_correlation_of_equal_and_of_opposite_orders():

@@ -78,4 +78,5 @@ TINY = GemNetOCConfig(
     num_atom_emb_layers=1,
     num_global_out_layers=1,
 )
-PRESETS = {"gemnet_oc_s": SMALL, "gemnet_oc_l": LARGE, "gemnet_oc_tiny": TINY}
+NANO = dataclasses.replace(TINY, num_blocks=1, emb_size_atom=32, num_spherical=4, num_atom_emb_layers=0)
+PRESETS = {"gemnet_oc_s": SMALL, "gemnet_oc_l": LARGE, "gemnet_oc_tiny": TINY, "gemnet_oc_nano": NANO}

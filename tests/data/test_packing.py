@@ -76,6 +76,17 @@ def test_pack_puts_every_item_in_exactly_one_bin_within_capacity(seed, open_bins
     assert max(weights[b].sum() for b in bins) <= 500 and min(map(len, bins)) > 0
 
 
+def test_pack_prefers_the_fullest_bin_that_has_room():
+    """4 goes beside 6, not beside 5, so that the last 5 finds room: two full bins instead of three."""
+    assert [part.tolist() for part in packing.pack(np.array([6, 5, 4, 5]), 10, open_bins=2)] == [[0, 2], [1, 3]]
+
+
+def test_pack_closes_the_fullest_bin_when_none_has_room():
+    """The bin with more room stays open: the 3 at the end goes there."""
+    parts = packing.pack(np.array([9, 6, 10, 3]), 10, open_bins=2)
+    assert [part.tolist() for part in parts] == [[0], [2], [1, 3]]
+
+
 def test_pack_of_items_as_large_as_a_bin_gives_each_its_own():
     assert sorted(b.tolist() for b in packing.pack(np.full(5, 7), 7, 2)) == [[0], [1], [2], [3], [4]]
 
@@ -146,6 +157,18 @@ def test_there_are_at_most_as_many_budgets_as_asked_for_and_they_ascend(organic_
 def test_the_last_budget_holds_the_largest_structure_even_if_the_sample_missed_it(organic_sizes):
     assert packing.fixed_budgets(organic_sizes, 20, 77, 1000)[-1].n_per_graph == 77
     assert packing.packed_budgets(organic_sizes, 3000, 77, organic_sizes["n_main"])[-1].n_per_graph == 77
+
+
+def test_the_last_budget_has_room_for_degrees_that_the_sample_did_not_show(organic_sizes):
+    last = packing.fixed_budgets(organic_sizes, 20, 20, 1000)[-1]
+    for name in ("k_main", "k_a2ee2a", "k_qint"):
+        assert getattr(last, name) > 1.05 * organic_sizes[name].max() + 1, name
+    usual, spare = packing.packed_budgets(organic_sizes, 3000, 20, organic_sizes["n_main"])
+    assert spare.k_main > 1.05 * usual.k_main and spare.n_node > 1.05 * usual.n_node
+
+
+def test_longer_runs_are_worth_more_shapes():
+    assert [packing.shapes_worth_compiling(steps) for steps in (1, 999, 1000, 2000, 3000, 10**6)] == [1, 1, 2, 3, 4, 4]
 
 
 def test_budgets_repeat_for_a_seed(organic_sizes):

@@ -51,6 +51,11 @@ def test_no_part_exceeds_the_mean_by_more_than_one_item(n_part):
         assert all((np.diff(part) > 0).all() for part in parts)
 
 
+def test_structures_without_edges_are_spread_too():
+    parts = shards.balanced_parts(np.zeros(8, int), 4)
+    assert [len(part) for part in parts] == [2, 2, 2, 2]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_four_processes_visit_every_sample_once_per_epoch(organic, packed):
     processes = [_sharded(organic, 8, (2 * i, 2 * i + 1), packed=packed) for i in range(4)]

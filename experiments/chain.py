@@ -196,6 +196,16 @@ def check_inputs(steps: Sequence[Step], folder: Path) -> None:
     Raises:
       InputError: naming the first such step, its input with both identities, and what to remove.
     """
+    if stale := _stale(steps, folder):
+        step, name, old, new = stale[0]
+        shown = list(dict.fromkeys(str(one.proof.parent) for one, *_ in stale))
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        raise InputError(f"step {step.name} was made from another {name} ({old} then, {new} now); to make it anew "
+                         f"remove {', '.join(shown[:5])}{more}, or use another --out")  # fmt: skip
+
+
+def _stale(steps: Sequence[Step], folder: Path) -> list[tuple[Step, str, str, str]]:
+    """(step, its input, identity then, identity now) of every step whose inputs are others now."""
     known, look = _manifest(folder), functools.cache(inputs.dataset)
     unfinished = [step.proof.absolute() for step in steps if not is_done(step)]
     stale = []
@@ -205,12 +215,7 @@ def check_inputs(steps: Sequence[Step], folder: Path) -> None:
             now = {name: _identity(name, value, unfinished) for name, value in _inputs(step, look).items()}
             others = inputs.changed(before, {k: v for k, v in now.items() if v is not None and k in before})
             stale += [(step, others[0], before[others[0]], now[others[0]])] if others else []
-    if stale:
-        step, name, old, new = stale[0]
-        shown = list(dict.fromkeys(str(one.proof.parent) for one, *_ in stale))
-        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-        raise InputError(f"step {step.name} was made from another {name} ({old} then, {new} now); to make it anew "
-                         f"remove {', '.join(shown[:5])}{more}, or use another --out")  # fmt: skip
+    return stale
 
 
 def _identity(name: str, value: str | None, unfinished: Sequence[Path]) -> str | None:
@@ -248,8 +253,10 @@ def _manifest(folder: Path) -> dict[str, dict]:
     return {name: {"argv": kept, "inputs": {}} if isinstance(kept, list) else kept for name, kept in found.items()}
 
 
-def print_chain(steps: Sequence[Step], say=print) -> None:
-    """Every step with its state, without running any."""
+def print_chain(steps: Sequence[Step], folder: Path, say=print) -> None:
+    """Every step with its state, without running any; "stale" are those that were made from other inputs."""
+    stale = {step.name for step, *_ in _stale(steps, folder)}
     for step in steps:
         state = "done " if is_done(step) else "begun" if _has_begun(step) else "to do"
+        state = "stale" if step.name in stale else state
         say(f"[{state}] {step.name}: {step.command()}")

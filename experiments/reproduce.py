@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     refuse_short_rows(rows, config)
     steps = list({step.name: step for row in rows for step in make_steps(row, config)}.values())
     if config.dry_run:
-        print_chain(steps)
+        print_chain(steps, Path(config.out))
         for row in rows:
             print(f"\n{row.key}: {row_cost(row, config).text()}{clamp_words(row, config)}")
             print("expected " + ", ".join(f"{e.column.dataset} {e.value:g} {e.column.unit}" for e in row.expected))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_inputs import write_xyz
 
-from experiments.chain import Step, run_chain
+from experiments.chain import Step, print_chain, run_chain
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.types import InputError
 
@@ -97,3 +97,13 @@ def test_chains_of_older_versions_are_still_read(chain, tmp_path):
     (tmp_path / "chain.json").write_text(json.dumps({name: kept["argv"] for name, kept in record.items()}))
     run()
     assert commands.calls == ["pre", "ft"]
+
+
+def test_the_list_of_steps_says_which_are_stale(chain, tmp_path):
+    said = []
+    print_chain(make_steps(tmp_path, tmp_path / "data.extxyz"), tmp_path, said.append)
+    assert [line[:7] for line in said] == ["[done ]", "[done ]"]
+    write_xyz(tmp_path / "data.extxyz", n=7)
+    said.clear()
+    print_chain(make_steps(tmp_path, tmp_path / "data.extxyz"), tmp_path, said.append)
+    assert [line[:7] for line in said] == ["[stale]", "[done ]"]

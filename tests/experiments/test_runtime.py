@@ -52,7 +52,7 @@ def _with_cache(folder, **environment):
     """(stdout, stderr) of a process whose compiled programs are kept below `folder`."""
     own = ("JAX_COMPILATION", "JAX_PERSISTENT")  # of the test run
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    env |= {"JAXATOMS_CACHE": str(folder)} | environment
+    env |= {"JAXATOMS_CACHE": str(folder), "TF_CPP_MIN_LOG_LEVEL": "1"} | environment  # 1: as JAX hands it on
     done = subprocess.run([sys.executable, "-c", CACHE], capture_output=True, text=True, check=True, env=env)
     return done.stdout.split(), done.stderr
 

@@ -1,10 +1,16 @@
 """How large the compiled training step is: seconds to trace and compile, lines of its program, and what it launches.
 
     python -m benchmarks.program_size --models gemnet_oc_tiny --out benchmarks/results/program_size.jsonl
+    python -m benchmarks.program_size --models gemnet_oc_s --precision bfloat16 --parts step --gpu h200.txtpb
 
 Every case prints a JSON line for each of "forward", "gradient" (with the loss), "optimizer" (clipping, AdamW and
 average alone) and "step". Nothing is run, so that variants S and L need no memory for their states. Seconds are
 processor time, which other jobs disturb less than the clock; a case runs in a process of its own.
+
+`--gpu FILE` compiles for the NVIDIA GPU that an XLA target description names (openxla/xla,
+xla/backends/gpu/target_config/specs) and adds launches and bytes of main memory. It needs no GPU but the packages of
+`jax[cuda13]` (or cuda12: jax-cuda*-plugin, jax-cuda*-pjrt, nvidia-cuda-nvcc), and JAX_PLATFORMS=cpu. Products go to
+cuBLAS at its default algorithm; nothing is autotuned.
 """
 
 import argparse
@@ -19,13 +25,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
+from experiments import hlo
 from experiments.provenance import provenance
 from jaxatoms.models.model import ModelOutput
 from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
+from jaxatoms.ops.target import compiling_for
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer
@@ -50,8 +59,12 @@ def shaped_model(name: str, forces: str, precision: str) -> PureModel:
     return model._replace(apply=apply)
 
 
-def programs(model: PureModel, batch) -> dict[str, Callable]:
-    """Functions without arguments that trace each of `PARTS`."""
+def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> dict[str, Callable]:
+    """Functions without arguments that trace each of `PARTS`.
+
+    Args:
+      place: what makes of arguments those for another device.
+    """
     flat = flattened(model)
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
@@ -68,25 +81,49 @@ def programs(model: PureModel, batch) -> dict[str, Callable]:
         return ModelOutput(batch.energy[:, None] * total, batch.forces[..., None])
 
     alone = make_train_step(nothing, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    state, params, constants, batch = place((state, model.params, model.constants, batch))
     return {
-        "forward": lambda: jax.jit(model.apply).lower(model.params, model.constants, batch),
-        "gradient": lambda: jax.jit(jax.grad(loss, has_aux=True)).lower(model.params, model.constants, batch),
-        "optimizer": lambda: alone.lower(state, model.constants, batch),
-        "step": lambda: step.lower(state, model.constants, batch),
+        "forward": lambda: jax.jit(model.apply).lower(params, constants, batch),
+        "gradient": lambda: jax.jit(jax.grad(loss, has_aux=True)).lower(params, constants, batch),
+        "optimizer": lambda: alone.lower(state, constants, batch),
+        "step": lambda: step.lower(state, constants, batch),
     }
 
 
-def measure(trace: Callable) -> dict:
+def on_gpu(description: Path) -> Callable:
+    """What makes shapes on the described GPU of arrays or shapes.
+
+    Raises:
+      SystemExit: the compiler for GPUs is not installed.
+    """
+    try:
+        text = description.read_text()
+        topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=text)
+    except (RuntimeError, NotImplementedError, OSError) as error:
+        raise SystemExit(f"--gpu {description}: {error}; see --help for what has to be installed") from None
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def launches(text: str) -> dict[str, float]:
+    """Launches of a program for a GPU, and the bytes of main memory that they read and write."""
+    launched = [operation for operation in hlo.operations(text) if operation.bytes and operation.kind not in hlo.STILL]
+    return {"launches": len(launched), "main_memory_gb": round(sum(o.bytes for o in launched) / 1e9, 2)}
+
+
+def measure(trace: Callable, options: dict | None = None) -> dict:
     """Seconds and sizes of one program."""
     began = time.process_time()
     lowered = trace()
     traced, began = time.process_time() - began, time.process_time()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
     seconds, text = time.process_time() - began, compiled.as_text()
     return {
         "trace_cpu_s": round(traced, 2),
         "compile_cpu_s": round(seconds, 2),
+        "stablehlo_lines": lowered.as_text().count("\n"),
         **sizes(text),
+        **(launches(text) if options else {}),
         "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
 
@@ -102,12 +139,17 @@ def sizes(text: str) -> dict[str, int]:
 
 def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
     """Measure one program and print (and append) its line."""
-    work = make_workload(load_structures(args.workload))
-    found = measure(programs(shaped_model(model, forces, args.precision), work.batch)[part])
+    batch, network = make_workload(load_structures(args.workload, args.copies)).batch, (model, forces, args.precision)
+    if args.gpu is None:
+        found = measure(programs(shaped_model(*network), batch)[part])
+    else:
+        with compiling_for("gpu"):
+            traced = programs(shaped_model(*network), batch, on_gpu(args.gpu))[part]
+            found = measure(traced, {"xla_gpu_enable_triton_gemm": False})
     line = json.dumps({
         "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
-        "precision": args.precision, **found, "run": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpu": cpu_name()}, **provenance(),
+        "copies": args.copies, "target": args.gpu.stem if args.gpu else "cpu", "precision": args.precision,
+        **found, "run": datetime.now(UTC).isoformat(timespec="seconds"), "machine": {"cpu": cpu_name()}, **provenance(),
     })  # fmt: skip
     print(line, flush=True)
     if args.out:
@@ -123,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="programs to compile")
     parser.add_argument("--workload", default="mol20", choices=NAMES)
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
+    parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
+    parser.add_argument("--gpu", type=Path, metavar="FILE.txtpb", help="compile for this GPU")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)
     spawn = multiprocessing.get_context("spawn")

@@ -28,3 +28,18 @@ def nano_run(nano):
     }  # fmt: skip
     assert pretrain.main([word for pair in options.items() for word in pair] + ["--quiet"]) == 0
     return run_dir
+
+
+@pytest.fixture
+def refusal(capsys):
+    """`refusal(command, options)`: the one line with which a command refuses its options."""
+
+    def run(command, options) -> str:
+        capsys.readouterr()  # what was said before
+        with pytest.raises(SystemExit) as stop:
+            command.main(options)
+        message = capsys.readouterr().err.strip()
+        assert stop.value.code == 2 and message.startswith("error: ") and "\n" not in message, message
+        return message
+
+    return run

@@ -207,11 +207,11 @@ def test_every_printed_value_lies_in_its_interval_and_the_corrected_one_ranks(sm
     assert "small samples" in said and "--estimate extrapolated" in said
 
 
-def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small, plain, capsys):
+def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small, plain, refusal):
     assert csi.main([*small, "--estimate", "plain", "--quiet"]) == 0
     record = json.loads((plain / "out" / "csi.json").read_text())
     assert [place["upstream"] for place in record["ranking"]["task"]] == ["many", "few"]
-    assert "24 feature rows are too few" in _refusal(csi, [*small, "--estimate", "extrapolated"], capsys)
+    assert "24 feature rows are too few" in refusal(csi, [*small, "--estimate", "extrapolated"])
     many = ["--upstream", "many.npz", "--downstream", "task.npz", "--out", "out", "--estimate", "extrapolated"]
     assert csi.main([*many, "--quiet"]) == 0
     (row,) = json.loads((plain / "out" / "csi.json").read_text())["rows"]
@@ -219,22 +219,14 @@ def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small,
     assert row["CSI extrapolated"] < row["CSI Score"]
 
 
-def _refusal(command, options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(options)
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and len(text.splitlines()) == 1, text
-    return text
-
-
-def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, capsys):
+def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, refusal):
     kept = str(table[0] / "features" / "upstream-demo_organic.npz")
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "wide.npz", features=rng.normal(size=(50, 9)), structure=np.arange(50))
     np.savez(tmp_path / "other.npz", features=rng.normal(size=(50, 8)), structure=np.arange(50))
     for name, words in (("wide", "8 and 9 features"), ("other", "differ in extractor")):
         options = ["--upstream", kept, "--downstream", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / "o")]
-        assert words in _refusal(csi, options, capsys)
+        assert words in refusal(csi, options)
 
 
 @pytest.mark.parametrize(
@@ -246,18 +238,18 @@ def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, capsys):
         (extract, ["--dataset", "demo:aspirin", "--n", "9", "--sampling", "rendom", "--out", "x"], "did you mean"),
     ],
 )
-def test_a_bad_request_is_one_line(nano_run, capsys, tmp_path, monkeypatch, command, options, words):
+def test_a_bad_request_is_one_line(nano_run, refusal, tmp_path, monkeypatch, command, options, words):
     monkeypatch.chdir(tmp_path)
     extra = ["--checkpoint", str(nano_run)] if command is extract else []
-    assert re.search(words, _refusal(command, [*options, *extra], capsys))
+    assert re.search(words, refusal(command, [*options, *extra]))
 
 
-def test_features_that_are_not_finite_name_the_structure(tmp_path, capsys):
+def test_features_that_are_not_finite_name_the_structure(tmp_path, refusal):
     features = np.ones((6, 2)) * np.arange(6)[:, None]
     features[3] = np.nan
     np.savez(tmp_path / "bad.npz", features=features, structure=np.arange(6) * 10)
     bad = str(tmp_path / "bad.npz")
-    assert "structure 30" in _refusal(csi, ["--upstream", bad, "--downstream", bad, "--out", str(tmp_path)], capsys)
+    assert "structure 30" in refusal(csi, ["--upstream", bad, "--downstream", bad, "--out", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -277,7 +269,7 @@ def test_selected_structures_lie_closer_than_random_ones_and_can_be_trained_on(n
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["budget"]["n"] == 25
 
 
-def test_structures_are_chosen_by_the_losses_of_a_network(nano_run, tmp_path, capsys):
+def test_structures_are_chosen_by_the_losses_of_a_network(nano_run, tmp_path, refusal):
     options = ["--dataset", "demo:organic", "--checkpoint", str(nano_run), "--n", "60", "--losses"]
     assert extract.main([*options, "--out", str(tmp_path / "l.npz"), *FAST]) == 0
     with np.load(tmp_path / "l.npz") as archive:
@@ -292,12 +284,12 @@ def test_structures_are_chosen_by_the_losses_of_a_network(nano_run, tmp_path, ca
         chosen = tasks.load_subset(tmp_path / "s.npz", store, train)
         assert sorted(losses[record] for record in chosen.tolist()) == expected
     choose[1] = "demo:reaction"
-    assert "losses of other data" in _refusal(select, [*choose, "--difficulty", "low"], capsys)
+    assert "losses of other data" in refusal(select, [*choose, "--difficulty", "low"])
 
 
-def test_a_subset_of_other_data_is_refused(tmp_path, nano, capsys):
+def test_a_subset_of_other_data_is_refused(tmp_path, nano, refusal):
     shutil.copy(nano, tmp_path / "not.npz")
     run = ["--upstream", "demo:organic", "--model", str(nano), "--run-dir", str(tmp_path / "r")]
-    assert "experiments.select" in _refusal(pretrain, [*run, "--subset", str(tmp_path / "not.npz")], capsys)
+    assert "experiments.select" in refusal(pretrain, [*run, "--subset", str(tmp_path / "not.npz")])
     np.savez(tmp_path / "other.npz", records=np.arange(3), fingerprint="x")
-    assert "other data" in _refusal(pretrain, [*run, "--subset", str(tmp_path / "other.npz")], capsys)
+    assert "other data" in refusal(pretrain, [*run, "--subset", str(tmp_path / "other.npz")])

@@ -175,14 +175,6 @@ def test_from_scratch_with_direct_forces(nano, tmp_path):
     assert summary["head"]["kind"] == "direct" and summary["upstream"] == "scratch"
 
 
-def _refusal(command, options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(options)
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and len(text.splitlines()) == 1, text
-    return text
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -197,21 +189,21 @@ def _refusal(command, options, capsys):
         (["--downstream", "qm9:U_0", "--target", "target_mu"], "names its own target"),
     ],
 )
-def test_a_bad_setting_is_one_line(nano_run, tmp_path, capsys, options, words):
+def test_a_bad_setting_is_one_line(nano_run, tmp_path, refusal, options, words):
     init = [] if "--init" in options else ["--init", str(nano_run)]
-    assert re.search(words, _refusal(finetune, [*options, *init, "--run-dir", str(tmp_path / "r")], capsys))
+    assert re.search(words, refusal(finetune, [*options, *init, "--run-dir", str(tmp_path / "r")]))
 
 
-def test_a_checkpoint_of_other_dimensions_cannot_be_resumed_into(gradient, nano_run, capsys):
+def test_a_checkpoint_of_other_dimensions_cannot_be_resumed_into(gradient, nano_run, refusal):
     options = ["--downstream", "demo:gap", "--init", str(nano_run), "--run-dir", str(gradient)]
-    assert "holds a run already" in _refusal(finetune, options, capsys)
-    assert "another run" in _refusal(finetune, [*options, "--resume"], capsys)
+    assert "holds a run already" in refusal(finetune, options)
+    assert "another run" in refusal(finetune, [*options, "--resume"])
 
 
-def test_the_test_split_is_not_shown_before_training_ended(gradient, tmp_path, capsys):
+def test_the_test_split_is_not_shown_before_training_ended(gradient, tmp_path, refusal):
     (tmp_path / "config.json").write_text((gradient / "config.json").read_text())
-    assert "has not finished" in _refusal(evaluate, ["--run", str(tmp_path)], capsys)
-    assert "no folder of experiments.finetune or" in _refusal(evaluate, ["--run", str(tmp_path / "none")], capsys)
+    assert "has not finished" in refusal(evaluate, ["--run", str(tmp_path)])
+    assert "no folder of experiments.finetune or" in refusal(evaluate, ["--run", str(tmp_path / "none")])
 
 
 def test_vibrations_and_relaxation_with_a_fine_tuned_model(gradient, tmp_path):

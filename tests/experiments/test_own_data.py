@@ -42,14 +42,6 @@ def own(nano_run, tmp_path_factory):
     return run, file
 
 
-def _refusal(command, options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(options)
-    text = capsys.readouterr().err
-    assert stop.value.code == 2 and len(text.splitlines()) == 1, text
-    return text
-
-
 def test_energies_of_every_training_composition_are_those_of_the_labels(own, tmp_path):
     run, file = own
     record = read_meta(resolve_checkpoint(run / "checkpoints" / "last"))["tasks"][0]
@@ -60,18 +52,17 @@ def test_energies_of_every_training_composition_are_those_of_the_labels(own, tmp
         assert one.get_potential_energy() == pytest.approx(label.get_potential_energy(), abs=20), one.symbols
 
 
-def test_data_that_changed_under_a_run_are_refused_and_both_fingerprints_named(own, capsys):
+def test_data_that_changed_under_a_run_are_refused_and_both_fingerprints_named(own, refusal):
     run, file = own
     frames, config = list(_frames(60)), ["--config", str(run / "config.json"), "--resume"]
     before = json.loads((run / "test.json").read_text())
     assert evaluate.main(["--run", str(run)]) == 0
     after = json.loads((run / "test.json").read_text())
     assert after["last_ema"]["mae"] == pytest.approx(before["last_ema"]["mae"], rel=1e-5)
-    capsys.readouterr()
     for changed in (frames[1:], frames + list(_frames(40, seed=1))):
         ase.io.write(file, changed)
         for command, options in ((evaluate, ["--run", str(run)]), (finetune, config)):
-            text = _refusal(command, options, capsys)
+            text = refusal(command, options)
             assert "split.npz: belongs to data with fingerprint" in text and "now has" in text
     ase.io.write(file, frames)
 

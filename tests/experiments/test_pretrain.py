@@ -207,20 +207,11 @@ def test_a_short_array_file_in_the_newest_checkpoint_falls_back_and_reaches_the_
     _assert_same_arrays(run_dir, whole)
 
 
-def _refusal(options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        pretrain.main(options)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err.strip()
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
-def test_resuming_without_any_whole_checkpoint_is_refused(settings, whole, tmp_path, capsys):
+def test_resuming_without_any_whole_checkpoint_is_refused(settings, whole, tmp_path, refusal):
     run_dir = _copy(whole, tmp_path / "run")
     for marker in run_dir.rglob("complete.json"):
         marker.unlink()
-    message = _refusal([*settings[1], "--run-dir", str(run_dir), "--resume"], capsys)
+    message = refusal(pretrain, [*settings[1], "--run-dir", str(run_dir), "--resume"])
     assert "no complete checkpoint" in message and "new run directory" in message
 
 
@@ -234,8 +225,8 @@ def test_resuming_without_any_whole_checkpoint_is_refused(settings, whole, tmp_p
         (["--upstream", "demo:aspirin"], ["upstream was 'demo:organic'"]),
     ],
 )
-def test_resuming_with_another_setting_names_it_with_both_values(settings, whole, capsys, change, words):
-    message = _refusal([*settings[1], "--run-dir", str(whole), "--resume", *change], capsys)
+def test_resuming_with_another_setting_names_it_with_both_values(settings, whole, refusal, change, words):
+    message = refusal(pretrain, [*settings[1], "--run-dir", str(whole), "--resume", *change])
     assert all(word in message for word in words)
 
 
@@ -268,8 +259,8 @@ def test_settings_that_do_not_enter_the_result_may_change_on_resume():
         (["--model", "/nowhere.json"], ["/nowhere.json"]),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, capsys, change, words):
-    message = _refusal([*settings[1], "--run-dir", str(tmp_path / "run"), *change], capsys)
+def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, refusal, change, words):
+    message = refusal(pretrain, [*settings[1], "--run-dir", str(tmp_path / "run"), *change])
     assert all(word in message for word in words), message
 
 
@@ -288,7 +279,7 @@ def test_a_setting_that_is_not_a_number_is_refused(option):
         ("element", ["structure 7", "element"]),
     ],
 )
-def test_a_faulty_record_of_a_file_is_named(settings, tmp_path, capsys, fault, words):
+def test_a_faulty_record_of_a_file_is_named(settings, tmp_path, refusal, fault, words):
     frames = []
     for i in range(12):
         rng = np.random.default_rng(i)
@@ -307,13 +298,13 @@ def test_a_faulty_record_of_a_file_is_named(settings, tmp_path, capsys, fault, w
     path = tmp_path / "frames.extxyz"
     ase.io.write(path, frames, format="extxyz")
     options = [*settings[1], "--n", "all", "--run-dir", str(tmp_path / "run"), "--upstream", f"file:{path}"]
-    message = _refusal(options, capsys)
+    message = refusal(pretrain, options)
     assert "frames.extxyz" in message and all(word in message for word in words), message
 
 
-def test_a_run_directory_that_is_a_file_is_refused(settings, tmp_path, capsys):
+def test_a_run_directory_that_is_a_file_is_refused(settings, tmp_path, refusal):
     (tmp_path / "run").write_text("")
-    assert "--run-dir" in _refusal([*settings[1], "--run-dir", str(tmp_path / "run")], capsys)
+    assert "--run-dir" in refusal(pretrain, [*settings[1], "--run-dir", str(tmp_path / "run")])
 
 
 def test_a_stop_before_the_first_step_of_a_resume_loses_nothing(settings, whole, tmp_path, monkeypatch, capsys):

@@ -93,15 +93,6 @@ def test_predictions_do_not_depend_on_the_batch(finished, tmp_path):
     assert [len(a) for a in results[0]] == [3, 3]
 
 
-def _refusal(options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        pretrain.main(options)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err.strip()
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -116,20 +107,20 @@ def _refusal(options, capsys):
         (["--batch-sise", "3"], ["--batch-size"]),
     ],
 )
-def test_a_bad_setting_is_one_line_with_a_remedy(settings, tmp_path, monkeypatch, capsys, change, words):
+def test_a_bad_setting_is_one_line_with_a_remedy(settings, tmp_path, monkeypatch, refusal, change, words):
     monkeypatch.delenv("JAXATOMS_DATA", raising=False)
-    message = _refusal([*settings[1], "--run-dir", str(tmp_path / "run"), *change], capsys)
+    message = refusal(pretrain, [*settings[1], "--run-dir", str(tmp_path / "run"), *change])
     for word in words:
         assert word in message
 
 
-def test_a_finished_run_is_not_overwritten(settings, finished, capsys):
-    assert "--resume" in _refusal([*settings[1], "--run-dir", str(finished)], capsys)
+def test_a_finished_run_is_not_overwritten(settings, finished, refusal):
+    assert "--resume" in refusal(pretrain, [*settings[1], "--run-dir", str(finished)])
 
 
-def test_resuming_with_another_setting_names_it(settings, finished, capsys):
+def test_resuming_with_another_setting_names_it(settings, finished, refusal):
     options = [*settings[1], "--run-dir", str(finished), "--resume", "--seed", "1"]
-    assert "seed was 0, now 1" in _refusal(options, capsys)
+    assert "seed was 0, now 1" in refusal(pretrain, options)
 
 
 def test_a_truncated_checkpoint_falls_back_and_says_so(settings, finished, capsys, tmp_path):
@@ -144,12 +135,12 @@ def test_a_truncated_checkpoint_falls_back_and_says_so(settings, finished, capsy
     assert _train_losses(run_dir) == _train_losses(finished)
 
 
-def test_a_nan_label_names_file_and_record(settings, tmp_path, capsys):
+def test_a_nan_label_names_file_and_record(settings, tmp_path, refusal):
     atoms = Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     atoms.calc = SinglePointCalculator(atoms, energy=float("nan"), forces=np.zeros((3, 3)))
     ase.io.write(tmp_path / "bad.extxyz", [atoms] * 12)
     options = [*settings[1], "--run-dir", str(tmp_path / "run"), "--upstream", f"file:{tmp_path / 'bad.extxyz'}"]
-    message = _refusal(options, capsys)
+    message = refusal(pretrain, options)
     assert "bad.extxyz" in message and "structure 0" in message
 
 

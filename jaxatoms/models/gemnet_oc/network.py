@@ -78,28 +78,30 @@ class GemNetOC(nnx.Module):
         if self.config.remat and observe is silent:
             x_e, x_f = self._recomputed(h, m, basis, batch, indices, edge_dropout)
         else:
-            states = [(h, m)]
-            for i, block in enumerate(self.int_blocks):
-                h, m = block(h, m, basis, batch, indices, _named(observe, f"int_blocks.{i}"))
-                observe(f"block{i}", h=h, m=m)
-                states.append((h, m))
-            together = observe is silent and platform() != "cpu"
-            outputs = self._outputs_at_once if together else self._outputs_one_by_one
-            x_e, x_f = outputs(states, basis, batch, edge_dropout, observe)
+            x_e, x_f = self._written_out(h, m, basis, batch, indices, edge_dropout, observe)
         edge = None if self.out_mlp_F is None else self.out_mlp_F(x_f)
         return Features(self.out_mlp_E(x_e), edge, basis.directions)
 
-    def _outputs_one_by_one(self, states, basis, batch, edge_dropout, observe):
-        """(x_E of every output block, x_F of every one or Nones)."""
-        outputs = []
-        for i, (h, m) in enumerate(states):
-            x = self.out_blocks[i](h, m, basis, batch, edge_dropout, _named(observe, f"out_blocks.{i}"))
-            observe(f"out{i}", x_E=x[0], x_F=x[1])
-            outputs.append(x)
-        return tuple(map(list, zip(*outputs, strict=True)))
+    def _written_out(self, h, m, basis, batch, indices, edge_dropout, observe):
+        """The blocks and their outputs: x_E of every output block, x_F of every one or None."""
+        together, states, outputs = observe is silent and platform() != "cpu", [], []
+        for i, out in enumerate(self.out_blocks):
+            if i:
+                h, m = self.int_blocks[i - 1](h, m, basis, batch, indices, _named(observe, f"int_blocks.{i - 1}"))
+                observe(f"block{i - 1}", h=h, m=m)
+            if together:
+                states.append((h, m))
+            else:
+                x = out(h, m, basis, batch, edge_dropout, _named(observe, f"out_blocks.{i}"))
+                observe(f"out{i}", x_E=x[0], x_F=x[1])
+                outputs.append(x)
+        if together:
+            return self._outputs_at_once(states, basis, batch, edge_dropout)
+        x_e, x_f = zip(*outputs, strict=True)
+        return list(x_e), None if x_f[0] is None else list(x_f)
 
-    def _outputs_at_once(self, states, basis, batch, edge_dropout, _):
-        """The same as one block over stacked weights and states: the blocks are alike and need nothing of each other.
+    def _outputs_at_once(self, states, basis, batch, edge_dropout):
+        """All output blocks as one over stacked weights and states: they are alike and need nothing of each other.
 
         A fifth of the launches on a GPU. On a CPU, which gains nothing, batched products lack some types.
         """

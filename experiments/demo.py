@@ -23,12 +23,12 @@ SETTINGS = {
     "--downstream": ["demo:aspirin"],
     "--model": ["gemnet_oc_nano"],
     "--n": ["240"],
-    "--epochs": ["20"],
-    "--cutoff": ["8"],  # the oxides' default of 12 A and 30 neighbours would take twice as long
-    "--max-neighbors": ["20"],
+    "--epochs": ["8"],
+    "--cutoff": ["6"],  # the oxides' default of 12 A and 30 neighbours would take several times as long
+    "--max-neighbors": ["16"],
     "--pretrain-lr": ["4e-3"],
     "--pretrain-shapes": ["1"],
-    "--finetune-steps": ["200"],
+    "--finetune-steps": ["120"],
     "--finetune-lr": ["4e-3"],
     "--n-train": ["100"],
     "--n-val": ["50"],

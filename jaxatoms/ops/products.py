@@ -40,7 +40,7 @@ def _multiplied(x: jax.Array, w: jax.Array, dims, how: str, dtype) -> jax.Array:
 def outer(x: jax.Array, g: jax.Array, how: str, dtype) -> jax.Array:
     """[..., n, i], [..., n, o] -> [..., i, o] in `dtype`: products summed over n."""
     # With the transposition as a part of the product XLA:CPU would multiply bfloat16 in float32, half as fast, and many
-    # small float32 products at a third of the rate where there are few columns (two fifths of a step of gemnet_oc_tiny).
+    # small float32 products of few columns at a third of the rate (a quarter of a step of gemnet_oc_tiny).
     narrow = x.ndim > 2 and g.shape[-1] <= FEW_COLUMNS
     if platform() != "cpu" or x.size == 0 or not (how == "bfloat16" or narrow):
         return product(x.mT, g, how, dtype)

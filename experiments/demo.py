@@ -39,7 +39,7 @@ SETTINGS = {
 }
 START = """Three small sets of structures ({upstream}) compete for one task, forces of {downstream}.
 CSI says which lies closest; then a small network ({model}) is pretrained on each, on all three together and on none,
-with the same number of steps, and fine-tuned on {n_train} labels. It takes about three minutes on two cores, less when
+with the same number of steps, and fine-tuned on {n_train} labels. It takes about four minutes on two cores, less when
 it is run again."""
 
 

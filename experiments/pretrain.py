@@ -67,8 +67,8 @@ class PretrainConfig:
     epochs: int = 5
     """Passes E over the N structures."""
     model: str = "gemnet_oc_s"
-    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m, equiformer_v2_tiny, or a JSON file of
-    dimensions."""
+    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m, equiformer_v2_tiny, or a JSON file
+    of dimensions."""
     batch_size: int = 20
     """Structures per step."""
     batch_edges: int | None = None

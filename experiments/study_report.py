@@ -46,9 +46,10 @@ def tell(results: dict) -> str:
         lines.append(f"  CSI picked {order[0]}, {verdict}")
     rank = results["spearman"]
     if rank:
-        interval = f"[{rank['low']:.2f}, {rank['high']:.2f}]"
-        of = f"mean of {rank['tasks']} tasks of {len(next(iter(results['tasks'].values()))['csi'])} sets"
-        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} {interval}, {of}")
+        of = f"{rank['tasks']} tasks of {len(next(iter(results['tasks'].values()))['csi'])} sets"
+        single = len(next(iter(next(iter(results["tasks"].values()))["mae"].values()))) * rank["tasks"] == 1
+        interval = "one task, one seed: no interval" if single else f"[{rank['low']:.2f}, {rank['high']:.2f}], mean of {of}"
+        lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} ({interval})")
     return "\n".join(lines)
 
 

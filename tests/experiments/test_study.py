@@ -93,6 +93,13 @@ def test_the_verdict_names_the_winner_and_how_sure_it_is(mae, words):
     assert re.search(words, verdict) and verdict.count(". ") == 1 and verdict.endswith(".")
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(1, "one task, one seed: no interval"), (2, r"\[0.20, 0.80\], mean of 1")])
+def test_a_single_run_claims_no_interval(seeds, words):
+    results = _outcome(a=[2.0] * seeds, b=[3.0] * seeds, c=[4.0] * seeds)
+    results["spearman"] = {"value": 0.5, "low": 0.2, "high": 0.8, "tasks": 1}
+    assert re.search(rf"Spearman correlation of CSI and MAE: 0\.50 \({words}", study_report.tell(results))
+
+
 def test_the_correlation_of_equal_and_of_opposite_orders():
     def task(mae):
         return {"csi": {"a": 1.0, "b": 2.0, "c": 3.0}, "mae": {k: [v] for k, v in zip("abc", mae, strict=True)}}

@@ -46,9 +46,10 @@ def tell(results: dict) -> str:
         lines.append(f"  CSI picked {order[0]}, {verdict}")
     rank = results["spearman"]
     if rank:
-        of = f"{rank['tasks']} tasks of {len(next(iter(results['tasks'].values()))['csi'])} sets"
-        single = len(next(iter(next(iter(results["tasks"].values()))["mae"].values()))) * rank["tasks"] == 1
-        interval = "one task, one seed: no interval" if single else f"[{rank['low']:.2f}, {rank['high']:.2f}], mean of {of}"
+        first = next(iter(results["tasks"].values()))
+        n_run = rank["tasks"] * len(next(iter(first["mae"].values())))
+        interval = f"[{rank['low']:.2f}, {rank['high']:.2f}], mean of {rank['tasks']} tasks of {len(first['csi'])} sets"
+        interval = interval if n_run > 1 else "one task, one seed: no interval"
         lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} ({interval})")
     return "\n".join(lines)
 

@@ -140,3 +140,9 @@ def test_an_optimizer_sees_a_tree_with_one_leaf():
     params = packed(tree())
     updates, _ = optax.adamw(1e-3).update(params, optax.adamw(1e-3).init(params), params)
     assert isinstance(updates, flat.FlatParams) and len(jax.tree.leaves(updates)) == 1
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 1), (MULTIPLE - 1, 1), (MULTIPLE, 1), (MULTIPLE + 1, 2)])
+def test_the_vector_is_the_shortest_that_devices_share_evenly(n, size):
+    params = packed({"a": jax.ShapeDtypeStruct((n,), jnp.float32)})
+    assert params.vector.shape == (size * MULTIPLE,)

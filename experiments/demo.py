@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     print(START.format(**labels, model=config.model, n_train=config.n_train), flush=True)
     results = _run(config, out)
     print(study_report.tell(results))
-    print(f"\n{study_report.verdict(results)}")
-    print(f"picture: {out / 'results.png'}\ntables and runs: {out}")
+    print(f"\n{study_report.verdict(results)}".rstrip())
+    print(f"picture: {out / study.result_name(config)}.png\ntables and runs: {out}")
     return 0
 
 

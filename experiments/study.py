@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     out = cli.resolve_run_dir(config.out)
     results = run(config, out)
     print(study_report.tell(results))
-    name = _result_name(config)
+    name = result_name(config)
     print(f"-> {out}/{name}.md, {name}.json, {name}.png")
     return 0
 
@@ -107,14 +107,15 @@ def run(config: StudyConfig, out: Path, **how: Any) -> dict:
       how: more for `chain.run_chain`.
     """
     run_chain(make_steps(config, out), out, jobs=config.jobs, **how)
-    results, name = collect(config, out), _result_name(config)
+    results, name = collect(config, out), result_name(config)
     (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / f"{name}.md").write_text(study_report.as_markdown(results))
     study_report.plot(out / f"{name}.png", results)
     return results
 
 
-def _result_name(config: StudyConfig) -> str:
+def result_name(config: StudyConfig) -> str:
+    """Of the files that a study writes, without their endings."""
     return "results" if config.control == "none" else f"results-{config.control}"
 
 

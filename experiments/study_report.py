@@ -55,9 +55,14 @@ def tell(results: dict) -> str:
 
 
 def verdict(results: dict) -> str:
-    """Two sentences: whether the selection was right, and how sure that is."""
+    """Two sentences for the first task: whether the selection was right, and how sure that is.
+
+    Empty where nothing was selected: no CSI, or a single set.
+    """
     name, task = next(iter(results["tasks"].items()))
-    order = sorted(task["csi"], key=lambda label: task["csi"][label])
+    order = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
+    if len(order) < 2:
+        return ""
     mae = {label: float(np.mean(values)) for label, values in task["mae"].items()}
     best, *others = sorted(order, key=lambda label: mae[label])
     figures = f"{mae[best]:.4g} {task['unit']} against {', '.join(f'{mae[o]:.4g} ({o})' for o in others)}"

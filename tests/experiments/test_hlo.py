@@ -136,3 +136,21 @@ def test_main_memory_counts_pieces_of_copies_whole_arrays_of_fusions_and_bodies_
     far = 64 * 8 * 4 + 64 * 8 * 2  # one array read, one written
     body = 2 * 64 * 8 * 4
     assert _main_memory(PROGRAM) == piece + far + body
+
+
+LIBRARY = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[64,8], w: bf16[8,32]) -> f32[64,32] {
+  %x = bf16[64,8]{1,0} parameter(0)
+  %w = bf16[8,32]{1,0} parameter(1)
+  %call = (f32[64,32]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+  ROOT %out = f32[64,32]{1,0} get-tuple-element(%call), index=0
+}
+"""
+
+
+def test_a_product_by_cublaslt_counts_and_its_workspace_does_not():
+    (call,) = [operation for operation in hlo.operations(LIBRARY) if operation.kind == "custom-call"]
+    assert call.flops == 2 * 64 * 8 * 32
+    assert call.bytes == 2 * 64 * 8 + 2 * 8 * 32 + 4 * 64 * 32

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import study, study_report
+from experiments import demo, study, study_report
 from experiments.study import StudyConfig
 from jaxatoms.types import InputError
 
@@ -91,6 +91,32 @@ def _outcome(**mae):
 def test_the_verdict_names_the_winner_and_how_sure_it_is(mae, words):
     verdict = study_report.verdict(_outcome(**mae))
     assert re.search(words, verdict) and verdict.count(". ") == 1 and verdict.endswith(".")
+
+
+def test_without_a_selection_there_is_no_verdict():
+    results = _outcome(a=[2.0], b=[3.0])
+    assert study_report.verdict(_outcome(a=[2.0])) == ""
+    del results["tasks"]["t"]["csi"]
+    assert study_report.verdict(results) == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--no-csi"], ["--upstream", "demo:organic", "--no-mixed"]])
+def test_the_demo_takes_the_options_of_a_study(tmp_path, monkeypatch, capsys, options):
+    steps = []
+
+    def run(config, out, ended, **how):
+        steps[:] = study.make_steps(config, out)
+        for step in steps:
+            ended(step)
+        results = _outcome(**{study.label_of(name): [2.0] for name in config.upstream})
+        results["tasks"]["t"] |= {} if config.csi else {"csi": {}}
+        return results
+
+    monkeypatch.setattr(study, "run", run)
+    assert demo.main(["--out", str(tmp_path), *options]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(steps)}/{len(steps)} {steps[-1].name}" in text and str(tmp_path / "results.png") in text
+    assert ("led to the lowest" in text) == (options == [])
 
 
 @pytest.mark.parametrize(("seeds", "words"), [(1, "one task, one seed: no"), (2, r"\[0.20, 0.80\], mean of 1")])

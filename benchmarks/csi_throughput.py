@@ -22,8 +22,8 @@ from jaxatoms.csi.moments import covariance, empty_moments, moments_of_rows, to_
 from jaxatoms.csi.sampling import sample_balanced
 from jaxatoms.csi.selection import distance_of, prepare_candidates, select_structures
 from jaxatoms.data.corpus import samples_of
-from jaxatoms.models.precision import Precision
-from jaxatoms.models.registry import feature_width, find_config, make_model, split_model
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.registry import architecture_of, find_config, make_model, split_model
 
 
 def moments_against_numpy(n_row: int, mean: float) -> Iterator[dict]:
@@ -139,10 +139,11 @@ def sampling_rate(n_row: int) -> Iterator[dict]:
 
 def extraction_against_forward(dataset: str, n: int, model: str = "gemnet_oc_s") -> Iterator[dict]:
     """Rate of feature extraction, from store to moments, as a fraction of the forward pass alone."""
-    pure = split_model(make_model(find_config(model), 1, 0, Precision()))
+    dimensions = find_config(model)
+    pure = split_model(make_model(dimensions, 1, 0, Precision()))
     params, constants = jax.device_put((pure.params, pure.constants))
     compiled = jax.jit(pure.node_features)
-    extractor = Extractor("random weights", feature_width(find_config(model)), 120,
+    extractor = Extractor("random weights", architecture_of(dimensions).feature_width(dimensions), 120,
                           lambda batch: compiled(params, constants, batch), [])  # fmt: skip
     request, batch_edges = Request(dataset=dataset, n=str(n)), 4096
     extract(draw_sample(request, extractor, batch_edges), extractor, keep=False, quiet=True)  # compiles, converts

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.records import about, append
 from jaxatoms.data.convert import available_cores
 from jaxatoms.data.store import Store, open_dataset, write_store
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, neighbor_limits
 from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.types import System
 
@@ -112,7 +112,7 @@ def graph_rates(store: Store, cutoff: float, batch: int, seconds: float = 3.0) -
     place = (systems.positions, systems.n_node, systems.cell, systems.pbc)
     return {
         "search": _rate(lambda: candidate_edges(*place, cutoffs), batch, seconds),
-        "graphs": _rate(lambda: build_graphs(*place, systems.tags, cutoffs, limits), batch, seconds),
+        "graphs": _rate(lambda: GEMNET_GRAPHS.build(*place, systems.tags, cutoffs, limits), batch, seconds),
     }
 
 

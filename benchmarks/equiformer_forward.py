@@ -21,7 +21,8 @@ from benchmarks import turns
 from benchmarks.workloads import load_structures, to_systems
 from experiments.provenance import peak_memory_gib, provenance
 from jaxatoms.data.packing import exact_budget, whole_size
-from jaxatoms.inference import build_graphs_of, unlabelled
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
+from jaxatoms.inference import unlabelled
 from jaxatoms.models.equiformer_v2.config import M31
 from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
 from jaxatoms.types import SystemBatch
@@ -50,7 +51,7 @@ def measure(case: str, reps: int) -> dict:
     """Everything the JSON line holds."""
     turns.set_up()
     systems = systems_of(case)
-    graphs = build_graphs_of(M31, systems, CUTOFF, NEIGHBORS)
+    graphs = NEAREST_GRAPH.build_batch(systems, CUTOFF, NEIGHBORS)
     batch = jax.device_put(unlabelled(systems, graphs, exact_budget([whole_size(systems, graphs)])))
     graphdef, state = nnx.split(random_model())
     run = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))

@@ -21,7 +21,7 @@ from benchmarks.train_throughput import direct_model, gradient_model
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.provenance import peak_memory_gib
 from experiments.runtime import prepare_process
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import count_params, find_config
 
 

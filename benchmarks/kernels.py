@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks import records
 from experiments.compile_for import find_topology
-from jaxatoms.models.dense_chain import residual_pair
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.gemnet_oc.dense_chain import residual_pair
 from jaxatoms.ops.target import compiling_for
 from kernels.fused_residual import CASES, Case, fused_residual
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import numpy as np
 import vesin
 
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, neighbor_limits
 from jaxatoms.graphs.neighbors import candidate_edges
 
 SIZES = {"mol20": 512, "slab2": 32}  # structures per batch
 
 
 def load_batch(file: str, name: str, n_graph: int) -> dict[str, np.ndarray]:
-    """The named workload tiled to `n_graph` structures, as arguments of `build_graphs`."""
+    """The named workload tiled to `n_graph` structures, as arguments of `GEMNET_GRAPHS.build`."""
     with np.load(file) as data:
         part = {
             key: data[f"{name}/{key}"] for key in ("positions", "natoms", "cell", "pbc", "tags", "cutoff")
@@ -62,9 +62,9 @@ def measure(name: str, batch: dict[str, np.ndarray], k: int, repeats: int) -> di
     limits = np.tile(neighbor_limits(k), (n_graph, 1))
     search = {key: value for key, value in batch.items() if key != "tags"}
     rng = np.random.default_rng(0)
-    total = milliseconds(lambda: build_graphs(**batch, max_neighbors=limits), repeats)
+    total = milliseconds(lambda: GEMNET_GRAPHS.build(**batch, limits=limits), repeats)
     dropout = milliseconds(
-        lambda: build_graphs(**batch, max_neighbors=limits, rng=rng, edge_dropout=0.1), repeats
+        lambda: GEMNET_GRAPHS.build(**batch, limits=limits, rng=rng, edge_dropout=0.1), repeats
     )
     candidates = milliseconds(lambda: candidate_edges(**search), repeats)
     n_edge = len(candidate_edges(**search)[1])

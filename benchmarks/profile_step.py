@@ -26,7 +26,7 @@ from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments import hlo
 from experiments.plan import matmul_rate
 from experiments.runtime import keep_freed_memory
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import find_config
 
 MATMUL_ROWS = 16384

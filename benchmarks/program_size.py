@@ -31,8 +31,8 @@ from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments import hlo
 from experiments.provenance import provenance
-from jaxatoms.models.model import ModelOutput
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.training.flat import flattened

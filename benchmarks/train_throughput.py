@@ -37,8 +37,9 @@ from benchmarks.workloads import NAMES, load_structures, make_workload
 from experiments.plan import matmul_rate
 from experiments.provenance import peak_memory_gib, provenance
 from experiments.runtime import return_compiler_memory
-from jaxatoms.models.model import GradientModel, ModelOutput
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.gemnet_oc.model import GradientModel
 from jaxatoms.models.registry import PureModel, find_config, make_model, split_model
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales

@@ -146,9 +146,8 @@ def _fitting(lowered, name: str):
 
 
 def _lower(setup, mesh, budget: BatchBudget):
-    divisors = models.shared_gradient_divisors(setup.model_config, setup.model.params)
     model = flattened(setup.model, shapes_only=True)
-    optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
+    optimizer = make_optimizer(setup.optim, setup.total_steps, setup.gradient_divisors)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
     shardings = parallel.state_shardings(state, mesh, setup.config.shard_optimizer)
     step = make_train_step(

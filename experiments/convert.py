@@ -24,12 +24,11 @@ from jaxatoms.interop.safetensors_file import read_safetensors, write_model
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import JMP_TASKS, Converted, convert
 from jaxatoms.models.registry import (
+    architecture_of,
     check_layout,
     config_from_record,
-    default_reductions,
     model_record,
     split_model,
-    uses_nearest_graph,
 )
 from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
@@ -132,7 +131,7 @@ def print_table(converted: Converted, quiet: bool):
 def _reductions(converted: Converted) -> tuple[str, ...]:
     """How atoms' energies combine: fairchem's EquiformerV2 sums (and divides, see `_task`)."""
     summed = converted.layout == "equiformer_v2" and not converted.config.source_to_target
-    return ("sum",) * converted.n_task if summed else default_reductions(converted.config, converted.n_task)
+    return ("sum",) * converted.n_task if summed else architecture_of(converted.config).reductions(converted.n_task)
 
 
 def _task_names(config: ConvertConfig, converted: Converted) -> list[str]:
@@ -147,10 +146,9 @@ def _task_names(config: ConvertConfig, converted: Converted) -> list[str]:
 
 def _task(name: str, converted: Converted) -> dict:
     """The record of a head: units, and graphs as in its training. References per element are not in the files."""
-    elements = range(1, converted.config.max_num_elements if uses_nearest_graph(converted.config)
-                     else converted.config.num_elements + 1)
-    record: dict = {"name": name, "reference": {str(z): 0.0 for z in elements}}
-    if uses_nearest_graph(converted.config):
+    largest = architecture_of(converted.config).largest_atomic_number(converted.config)
+    record: dict = {"name": name, "reference": {str(z): 0.0 for z in range(1, largest + 1)}}
+    if converted.layout == "equiformer_v2":
         energy_std = converted.scales.get("energy_std", _OC20_STD)
         divisor = 1.0 if converted.config.source_to_target else converted.config.avg_num_nodes
         return record | {

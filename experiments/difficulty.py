@@ -24,7 +24,6 @@ from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.inference import LoadedModel, choose_task, restore_model
-from jaxatoms.models.registry import largest_atomic_number, uses_nearest_graph
 from jaxatoms.training.losses import LossScales, structure_losses
 from jaxatoms.types import InputError
 
@@ -62,7 +61,7 @@ def measure_losses(config, request: Request) -> Losses:
         raise InputError(f"{request.dataset} is a task; losses are of data sets to pretrain on")
     corpus, train = _labelled(request.dataset, spec, store, model, config)
     classes, _ = classes_of(spec, store)
-    records, left_out = choose_records(store, train, classes[train], request, largest_atomic_number(model.config))
+    records, left_out = choose_records(store, train, classes[train], request, model.largest_atomic_number)
     records = np.unique(records)  # a sampler may repeat some; one loss each
     scales = LossScales(jnp.array([spec.energy_scale]), jnp.array([spec.force_scale]))
     stream = plan_pass(corpus, samples_of(0, records), config.batch_edges, [])
@@ -90,11 +89,11 @@ def _named_like(model: LoadedModel, dataset: str) -> str | None:
 
 def _labelled(name: str, spec: DatasetSpec, store: Store, model: LoadedModel, config) -> tuple[Corpus, np.ndarray]:
     """(corpus with the data set's own references and normalisation, train records)."""
-    nearest = uses_nearest_graph(model.config)
-    _, train = opened(name, spec, store, nearest, config.data_root, config.cache_dir)
+    graphs = model.architecture.graphs
+    _, train = opened(name, spec, store, graphs, {}, config.data_root, config.cache_dir)
     reference = LinearReference.fit(store, train)
     normalization = make_normalization(spec, store, train, reference)
-    return Corpus((Task(name, store, reference, normalization, spec.cutoff, spec.max_neighbors),), nearest), train
+    return Corpus((Task(name, store, reference, normalization, spec.cutoff, spec.max_neighbors),), graphs), train
 
 
 def _forward(model: LoadedModel, head: int, scales: LossScales):

@@ -27,7 +27,7 @@ from experiments.tasks import make_corpus
 from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.subset import parse_count
 from jaxatoms.models import registry
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.training import loop
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
 from jaxatoms.training.step import make_eval_step
@@ -90,7 +90,7 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
     scales, apply = loss_scales_of(settings, data), models["last_ema"].apply
     model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
-    corpus, *_ = make_corpus(data, registry.uses_nearest_graph(model_config))
+    corpus, *_ = make_corpus(data, registry.architecture_of(model_config).graphs)
     samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
     stream = plan_pass(corpus, samples, config.batch_edges, [])
     step = make_eval_step(apply, scales, free_only=settings.force_atoms == "free")

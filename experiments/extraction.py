@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from experiments.csi_records import feature_info
 from experiments.drafts import save_npz
 from experiments.extractors import Extractor
 from experiments.passes import Pass, plan_pass
-from experiments.recipes import extraction_graph
 from jaxatoms.csi.aggregation import aggregate, check_aggregation
 from jaxatoms.csi.features import FeatureSet, check_features, feature_arrays, load_features
 from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, update_part
@@ -32,6 +32,7 @@ from jaxatoms.data.store import Store
 from jaxatoms.data.subset import parse_count
 from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import InputError
 
 BATCH_EDGES, N_BLOCKS, N_STRUCTURES = 4096, 32, "10000"  # defaults of options
@@ -122,7 +123,7 @@ def draw_sample(
       InputError: unknown data set or strategy, too few structures.
     """
     spec, store = open_upstream(request.dataset, data_root, cache_dir, must_validate=False)
-    corpus, train = opened(request.dataset, spec, store, extractor.nearest, data_root, cache_dir)
+    corpus, train = opened(request.dataset, spec, store, extractor.graphs, extractor.graph_rules, data_root, cache_dir)
     classes, source = classes_of(spec, store)
     records, replaced = choose_records(store, train, classes[train], request, extractor.num_elements)
     n_blocks = _number_of_blocks(request, len(records))
@@ -155,9 +156,9 @@ def _options(request: Request) -> dict:
 
 
 def graph_of(corpus) -> list:
-    """Cutoff (A) and rule of the neighbours of a corpus of one data set, and whether it is EquiformerV2's."""
+    """Cutoff (A) and rule of the neighbours of a corpus of one data set, and the kind of its graphs."""
     source = corpus.facts.graph if isinstance(corpus, DownstreamCorpus) else corpus.tasks[0]
-    return [source.cutoff, source.max_neighbors, getattr(source, "conditional", False), corpus.nearest]
+    return [source.cutoff, source.max_neighbors, getattr(source, "conditional", False), corpus.graphs.name]
 
 
 def _number_of_blocks(request: Request, n_structure: int) -> int:
@@ -241,14 +242,15 @@ def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
     return known & (store.n_node[records] >= MIN_ATOMS)
 
 
-def opened(name: str, spec: DatasetSpec, store: Store, nearest: bool, data_root=None, cache_dir=None):
+def opened(
+    name: str, spec: DatasetSpec, store: Store, graphs: GraphSpec, rules: Mapping, data_root=None, cache_dir=None
+):
     """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
     if spec.family in PUBLISHED:
-        graph = extraction_graph(name, nearest)
-        limits = dict(cutoff=graph and graph.cutoff, max_neighbors=graph and graph.max_neighbors)
-        corpus, split = open_downstream(name, data_root, cache_dir, **limits)
-        return dataclasses.replace(corpus, nearest=nearest), split.train
-    return Corpus((_unlabelled(name, store, spec),), nearest), task_split(name, spec, store).train
+        cutoff, max_neighbors = rules.get(spec.family, (None, None))
+        corpus, split = open_downstream(name, data_root, cache_dir, cutoff=cutoff, max_neighbors=max_neighbors)
+        return dataclasses.replace(corpus, graphs=graphs), split.train
+    return Corpus((_unlabelled(name, store, spec),), graphs), task_split(name, spec, store).train
 
 
 def _unlabelled(name: str, store: Store, spec) -> Task:

@@ -5,7 +5,7 @@ Another backbone plugs in by returning an `Extractor`.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,20 +14,14 @@ import numpy as np
 from flax import nnx
 
 from experiments.inputs import TORCH_FILES
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.inference import restore_model
 from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
-from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.registry import (
-    ModelConfig,
-    architecture,
-    build_model,
-    feature_width,
-    largest_atomic_number,
-    split_model,
-    uses_nearest_graph,
-)
+from jaxatoms.models.architecture import Config
+from jaxatoms.models.registry import architecture_of, build_model, split_model
 from jaxatoms.types import InputError
 
 
@@ -39,7 +33,8 @@ class Extractor(NamedTuple):
     num_elements: int  # the largest atomic number it knows
     features: Callable  # GraphBatch -> [n_node, width] float32, on device; jitted
     shapes: list  # budgets compiled so far, to be used again
-    nearest: bool = False  # reads the single graph of EquiformerV2 instead of GemNet-OC's four
+    graphs: GraphSpec = GEMNET_GRAPHS  # that it reads
+    graph_rules: Mapping[str, tuple[float, int]] = {}
 
 
 def load_extractor(checkpoint: str, raw_weights: bool = False, edge_direction: str | None = None) -> Extractor:
@@ -61,18 +56,20 @@ def load_extractor(checkpoint: str, raw_weights: bool = False, edge_direction: s
     pure = split_model(model)
     params, constants = jax.device_put((pure.params, pure.constants))
     compiled = jax.jit(pure.node_features)
-    direction = f":{config.edge_direction}" if isinstance(config, EquiformerV2Config) else ""
+    own = architecture_of(config)
+    identity = [own.name, own.identity(config), _digest((params, constants))]
     return Extractor(
-        identity=f"{architecture(config)}{direction}:{_digest((params, constants))}",
-        width=feature_width(config),
-        num_elements=largest_atomic_number(config),
+        identity=":".join(filter(None, identity)),
+        width=own.feature_width(config),
+        num_elements=own.largest_atomic_number(config),
         features=lambda batch: compiled(params, constants, batch),
         shapes=[],
-        nearest=uses_nearest_graph(config),
+        graphs=own.graphs,
+        graph_rules=own.finetuning.extraction_graphs,
     )
 
 
-def _open(checkpoint: str, raw_weights: bool) -> tuple[nnx.Module, ModelConfig]:
+def _open(checkpoint: str, raw_weights: bool) -> tuple[nnx.Module, Config]:
     if Path(checkpoint).suffix in TORCH_FILES:
         converted = convert(TorchFile(checkpoint), "raw" if raw_weights else None)
         model = model_from_arrays(converted.config, converted.n_task, converted.arrays, source=checkpoint)
@@ -81,9 +78,9 @@ def _open(checkpoint: str, raw_weights: bool) -> tuple[nnx.Module, ModelConfig]:
     return restored.module, restored.config
 
 
-def _redirected(model: nnx.Module, config: ModelConfig, direction: str) -> tuple[nnx.Module, ModelConfig]:
+def _redirected(model: nnx.Module, config: Config, direction: str) -> tuple[nnx.Module, Config]:
     """The same weights with edge vectors in the other direction."""
-    if not isinstance(config, EquiformerV2Config):
+    if not hasattr(config, "edge_direction"):
         raise InputError("--edge-direction is a choice of EquiformerV2; leave it out for GemNet-OC")
     try:
         changed = dataclasses.replace(config, edge_direction=direction)

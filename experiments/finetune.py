@@ -20,7 +20,7 @@ from flax import nnx
 from experiments import cli, evaluation, finetune_model, lock, remat
 from experiments.passes import Pass, plan_pass
 from experiments.provenance import peak_memory_gib, provenance
-from experiments.recipes import SMALL_STEPS, Recipe, find_graph, find_recipe
+from experiments.recipes import SMALL_STEPS, Recipe, find_recipe
 from experiments.run_data import load_run_constants, load_run_split, save_run_data
 from experiments.runtime import prepare_process
 from experiments.session import (
@@ -49,9 +49,9 @@ from jaxatoms.data.splits import Split
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import collate, empty_structures
 from jaxatoms.models import registry as models
-from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.architecture import Architecture, Config
+from jaxatoms.models.common.output import HeadSpec
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.training import finetuning
 from jaxatoms.training.checkpoint import CheckpointStore, restore
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau
@@ -162,12 +162,17 @@ class Setup:
     val: list
     eval_shapes: list  # budgets of validation batches; the test's take them where they can
     model: models.PureModel
-    model_config: models.ModelConfig
-    head: models.HeadSpec
+    model_config: Config
+    head: HeadSpec
     optim: FinetuneOptim
     steps_per_epoch: int
     total_steps: int
     origin: dict  # see `finetune_model.origin_record`
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture of the model."""
+        return models.architecture_of(self.model_config)
 
     @property
     def upstream(self) -> str:
@@ -199,7 +204,8 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Setup:
     corpus, split = open_data(config, init.model, folder if resumed else None)
     finetune_model.check_elements(corpus.store, init.model, config.downstream)
     given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
-    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts, init.model), **given)
+    own = models.architecture_of(init.model).finetuning.changes(family_of(config.downstream))
+    recipe = dataclasses.replace(find_recipe(config.downstream, corpus.facts), **own | given)
     if folder is not None and not resumed:
         save_run_data(folder, split, corpus.store, constants_record(corpus))
     batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
@@ -265,7 +271,7 @@ def _make_optim(recipe: Recipe, batches: loader.TrainBatches, total: int) -> Fin
 
 
 def open_data(
-    config: FinetuneConfig, model: models.ModelConfig, saved: Path | None = None
+    config: FinetuneConfig, model: Config, saved: Path | None = None
 ) -> tuple[DownstreamCorpus, Split]:
     """The data set and split that a run's settings name, with the graphs that its model reads.
 
@@ -276,7 +282,8 @@ def open_data(
       InputError: anything wrong with them, or data that have changed since the run began.
     """
     sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
-    graph = find_graph(config.downstream, model)
+    own = models.architecture_of(model)
+    cutoff, max_neighbors = own.finetuning.graphs.get(family_of(config.downstream), (None, None))
     corpus, split = open_downstream(
         config.downstream,
         config.data_root,
@@ -284,13 +291,13 @@ def open_data(
         target=config.target,
         rule=config.split,
         sizes=sizes,
-        cutoff=config.cutoff or (graph and graph.cutoff),
-        max_neighbors=config.max_neighbors or (graph and graph.max_neighbors),
+        cutoff=config.cutoff or cutoff,
+        max_neighbors=config.max_neighbors or max_neighbors,
         split=None if saved is None else functools.partial(load_run_split, saved),
     )
     constants = None if saved is None else load_run_constants(saved)
     corpus = corpus if constants is None else with_constants(corpus, constants)
-    corpus = dataclasses.replace(corpus, nearest=models.uses_nearest_graph(model))
+    corpus = dataclasses.replace(corpus, graphs=own.graphs)
     if len(split.test) == 0:
         raise InputError(f"{config.downstream}: the split leaves no test structures; give more, or another --split")
     return corpus, split
@@ -315,7 +322,7 @@ def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Sampl
 
 
 def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus, batches_to_fit: Callable[[], list],
-                path: Path | None, dimensions: models.ModelConfig):
+                path: Path | None, dimensions: Config):
     """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
 
     Raises:
@@ -323,36 +330,31 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, corpus: DownstreamCorpus
     """
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     head, precision = finetune_model.head_of(corpus.facts, recipe.dropout, direct), Precision(matmul=config.precision)
-    dimensions = finetune_model.dimensions_of(
-        dimensions, head, basis_width=_reference_width(config, corpus, dimensions)
-    )
-    module = finetune_model.make(dimensions, head, config.seed, precision)
+    own = models.architecture_of(dimensions)
+    dimensions = own.finetuning.dimensions(dimensions, head)
+    if config.init_mode == "reference":
+        family, cutoff = family_of(config.downstream), corpus.facts.graph.cutoff
+        dimensions = own.finetuning.as_released(dimensions, family, cutoff)
+    module = models.build_finetuned(dimensions, head, nnx.Rngs(config.seed), precision)
     if path is not None:
         notify = (lambda _: None) if config.quiet else say
         model = finetune_model.transfer(models.split_model(module), path, config.init_mode, notify)
         nnx.update(module, model.params, model.constants)
-    if config.refit_scales and not models.has_scale_factors(dimensions):
+    if config.refit_scales and own.scale_factors is None:
         raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
-    if models.has_scale_factors(dimensions) and (path is None or config.refit_scales):
-        fit_scale_factors(module, batches_to_fit())
+    if own.scale_factors is not None and (path is None or config.refit_scales):
+        own.scale_factors.fit(module, batches_to_fit(), lambda _: None)
     return models.split_model(module), dimensions, head
-
-
-def _reference_width(config: FinetuneConfig, corpus: DownstreamCorpus, model: models.ModelConfig) -> float | None:
-    """The released code's Gaussians on rMD17: centres to 12 A, width for the data set's 7 A (specification 6)."""
-    if config.init_mode != "reference" or not isinstance(model, EquiformerV2Config):
-        return None
-    return corpus.facts.graph.cutoff / model.max_radius if family_of(config.downstream) == "rmd17" else None
 
 
 def make_loss(setup: Setup, apply: Callable):
     """loss(params, constants, batch, step) -> (loss, {})."""
     facts, recipe = setup.corpus.facts, setup.recipe
     key = jax.random.key(setup.config.seed)
-    dropout = bool(setup.head.dropout) or models.has_dropout(setup.model_config)
+    dropout = bool(setup.head.dropout) or setup.architecture.has_dropout(setup.model_config)
 
     def loss(params, constants, batch, step):
-        random = {"dropout_key": jax.random.fold_in(key, step)} if dropout else {}
+        random = {"key": jax.random.fold_in(key, step)} if dropout else {}
         out = apply(params, constants, batch, **random)
         if out.forces is not None:
             return finetuning.force_loss(out.forces, batch, recipe.force_coefficient), {}
@@ -456,8 +458,11 @@ def make_optimizer(setup: Setup):
     trained = jax.tree_util.tree_map_with_path(
         lambda path, _: not frozen or str(getattr(path[0], "key", path[0])).startswith("out_"), params
     )
-    divisors = models.shared_gradient_divisors(setup.model_config, params)
-    return finetuning.make_finetune_optimizer(setup.optim, _layer_rates(setup), divisors, trained)
+    divisors = setup.architecture.gradient_divisors(params, setup.model_config)
+    rates = jax.tree.map(lambda _: 1.0, params)
+    if setup.recipe.layer_rates:
+        rates = setup.architecture.rate_multipliers(params, setup.model_config)
+    return finetuning.make_finetune_optimizer(setup.optim, rates, divisors, trained)
 
 
 def run(setup: Setup, run_dir: Path, resumed: bool):
@@ -541,13 +546,6 @@ def _test_finished(setup: Setup, run_dir: Path, apply, params, constants):
         say(f"the run has made all its {setup.total_steps} steps: only the test remains")
         test_run(setup, run_dir, apply, params, constants)
     _closing_words(run_dir, setup, setup.total_steps)
-
-
-def _layer_rates(setup: Setup):
-    """The tree of learning rate multipliers."""
-    if not setup.recipe.layer_rates:
-        return jax.tree.map(lambda _: 1.0, setup.model.params)
-    return finetuning.layer_multipliers(setup.model.params, setup.model_config.num_blocks)
 
 
 def _learning_rate(setup: Setup, step: int, plateau: float) -> float:

@@ -9,21 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
-from flax import nnx
 
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.store import Store
-from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.architecture import Config
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.registry import (
-    HeadSpec,
-    ModelConfig,
     PureModel,
-    build_finetuned,
+    architecture_of,
     check_layout,
     config_from_record,
     find_config,
-    largest_atomic_number,
     model_record,
 )
 from jaxatoms.training.checkpoint import MARKER, POINTERS, read_meta, resolve_checkpoint, restore
@@ -38,12 +34,7 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
 
 
-def make(config: ModelConfig, head: HeadSpec, seed: int, precision: Precision) -> nnx.Module:
-    """A freshly initialised model, compiled: eager initialisation dispatches thousands of small programs."""
-    return build_finetuned(config, head, nnx.Rngs(seed), precision)
-
-
-def record(config: ModelConfig, head: HeadSpec) -> dict:
+def record(config: Config, head: HeadSpec) -> dict:
     """Dimensions and head as JSON values."""
     return {"model": model_record(config), "head": dataclasses.asdict(head)}
 
@@ -102,38 +93,17 @@ def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
     return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
 
 
-def dimensions_of(
-    config: ModelConfig, head: HeadSpec, *, basis_width: float | None = None
-) -> ModelConfig:
-    """The pretrained dimensions with what fine-tuning changes of them.
-
-    Heads of EquiformerV2 are twice as wide as in pretraining: 256 for scalars and 128 for forces in the 31M model.
-
-    Args:
-      basis_width: width of EquiformerV2's Gaussians in units of the pretrained width.
-    """
-    if not isinstance(config, EquiformerV2Config):
-        return dataclasses.replace(config, remat=False, direct_forces=head.kind == "direct")
-    return dataclasses.replace(
-        config,
-        remat=False,
-        energy_hidden=2 * config.ffn_hidden_channels,
-        force_hidden=2 * config.attn_hidden_channels,
-        basis_width=config.basis_width * (basis_width or 1.0),
-    )
-
-
-def check_elements(store: Store, config: ModelConfig, name: str):
+def check_elements(store: Store, config: Config, name: str):
     """Refuse data with elements that the model has no embedding for.
 
     Raises:
       InputError: naming the largest one.
     """
-    largest = store.largest_element
-    if largest > largest_atomic_number(config):
+    largest, known = store.largest_element, architecture_of(config).largest_atomic_number(config)
+    if largest > known:
         raise InputError(
             f"{name} holds {chemical_symbols[largest]} (atomic number {largest}), the model's embedding ends at "
-            f"{largest_atomic_number(config)}; use another checkpoint or leave such structures out"
+            f"{known}; use another checkpoint or leave such structures out"
         )
 
 
@@ -141,7 +111,7 @@ class Init(NamedTuple):
     """Where a fine-tuning run starts."""
 
     path: Path | None  # checkpoint folder; None: from scratch
-    model: ModelConfig
+    model: Config
     origin: dict  # see `origin_record`
 
 
@@ -205,7 +175,7 @@ def describe_origin(origin: dict) -> str:
     return f"starting from {origin['init']}: step {origin['step']:,}{of}{f' ({named})' if named else ''}{seen}"
 
 
-def _size(config: ModelConfig) -> dict:
+def _size(config: Config) -> dict:
     """What makes two networks the same size, whatever their heads, elements and memory settings."""
     sizes = {k: v for k, v in dataclasses.asdict(config).items() if k.startswith(("num_", "emb_", "sphere_", "lmax"))}
     return {"kind": type(config), **sizes, "num_elements": None}

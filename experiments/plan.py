@@ -10,7 +10,7 @@ import numpy as np
 from experiments.remat import program_bytes
 from jaxatoms.data import loader
 from jaxatoms.models import registry as models
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.optim import make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -52,9 +52,8 @@ def print_plan(setup, out: TextIO):
 
 def compile_step(setup, batch):
     """The training step compiled for the shape of `batch`."""
-    divisors = models.shared_gradient_divisors(setup.model_config, setup.model.params)
     model = flattened(setup.model, shapes_only=True)
-    optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
+    optimizer = make_optimizer(setup.optim, setup.total_steps, setup.gradient_divisors)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), model.params)
     step = make_train_step(
         model.apply,

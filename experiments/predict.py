@@ -28,7 +28,6 @@ from jaxatoms import inference
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.data.readers.extxyz import writable_info
-from jaxatoms.models.registry import feature_width
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
@@ -108,7 +107,7 @@ def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
     source, out = Path(config.structures), Path(config.out)
     drafts: dict[str, Draft] = {}
     if config.features is not None:  # first: the main output gets its name last
-        dtype = feature_dtype(feature_width(predictor.model.config))
+        dtype = feature_dtype(predictor.model.architecture.feature_width(predictor.model.config))
         drafts["features"] = TableDraft(Path(config.features), dtype)
     drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
     file = source.stat()

@@ -18,8 +18,7 @@ from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
-from jaxatoms.models.equiformer_v2.model import WithBackbone
-from jaxatoms.models.registry import largest_atomic_number
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, InputError, System, SystemBatch, naming
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
@@ -83,7 +82,7 @@ class Predictor:
 
         def run(state, batch):
             module = nnx.merge(graphdef, state)
-            return module(batch), _features(module, batch) if features else None
+            return module(batch), module.node_features(batch) if features else None
 
         self._run = CompiledShapes(run)
 
@@ -107,7 +106,7 @@ class Predictor:
         if len(numbers) > MAX_PER_GRAPH:
             fail(path, where, f"has {len(numbers)} atoms, a batch holds {MAX_PER_GRAPH}", "cut it or leave it out")
         known = {int(z) for z in self.record["reference"]}
-        known &= set(range(1, largest_atomic_number(self.model.config) + 1))
+        known &= set(range(1, self.model.largest_atomic_number + 1))
         unknown = [chemical_symbols[z] for z in np.unique(numbers) if int(z) not in known]
         if unknown:
             what = f"{self.model.path} was not trained on {', '.join(unknown)}"
@@ -134,7 +133,7 @@ class Predictor:
         return [found[i] for i in range(len(chunk))]
 
     def _plan(self, path: Path, chunk: list[Record]) -> Pass:
-        corpus = _Structures(path, chunk, self.model.config, self.record)
+        corpus = _Structures(path, chunk, self.model.architecture.graphs, self.record)
         samples = samples_of(0, np.arange(len(chunk)))
         sizes = loader.measure(corpus, samples, 0.0, limit=None)
         weights = np.maximum(sizes["n_main"], 1)  # lone atoms have no edges, but take room
@@ -176,7 +175,7 @@ class _Structures(NamedTuple):
 
     path: Path
     chunk: list[Record]
-    config: Any
+    graphs: GraphSpec
     record: dict
 
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
@@ -185,13 +184,9 @@ class _Structures(NamedTuple):
         batch = concatenate([record.system for record in records])
         limits = inference.neighbors_of(self.record, batch.n_node)
         with naming(lambda i: f"{self.path}: structure {records[i].index}"):
-            graphs = inference.build_graphs_of(self.config, batch, self.record["cutoff"], limits)
+            graphs = self.graphs.build_batch(batch, self.record["cutoff"], limits)
         missing = np.full(len(batch.n_node), np.nan), np.full((len(batch.positions), 3), np.nan)
         return batch, graphs, Targets(*missing, np.zeros(len(batch.n_node), np.int32))
-
-
-def _features(module: nnx.Module, batch):
-    return module.node_features(batch) if isinstance(module, WithBackbone) else module.features(batch).node
 
 
 def _properties(values: np.ndarray, record: dict, systems: SystemBatch) -> list[dict]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, fleet, mixture, recipes, remat, tasks
+from experiments import cli, fleet, mixture, remat, tasks
 from experiments.compile_for import compile_for, find_topology, part_shape, print_report
 from experiments.plan import compile_step, print_plan
 from experiments.provenance import peak_memory_gib, provenance
@@ -26,10 +26,8 @@ from jaxatoms.data.mixing import split_names
 from jaxatoms.data.subset import parse_count
 from jaxatoms.graphs.batch import collate, empty_structures, stack
 from jaxatoms.models import registry as models
-from jaxatoms.models.gemnet_oc.config import LARGE, SMALL
-from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.architecture import Architecture, Config
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.training import parallel
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.loop import evaluate
@@ -187,11 +185,21 @@ class Setup:
     batches: loader.TrainBatches | shards.ShardedBatches
     val: list
     model: models.PureModel
-    model_config: models.ModelConfig
+    model_config: Config
     optim: OptimConfig
     total_steps: int
     steps_per_epoch: int
     devices: fleet.Fleet
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture of the model."""
+        return models.architecture_of(self.model_config)
+
+    @property
+    def gradient_divisors(self):
+        """Tree of numbers of uses by which gradients of shared parameters are divided, or None."""
+        return self.architecture.gradient_divisors(self.model.params, self.model_config)
 
     @property
     def loss_scales(self) -> LossScales:
@@ -245,13 +253,14 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
     model_config = models.find_config(config.model)
-    corpus, train_samples, val_samples = tasks.make_corpus(data, models.uses_nearest_graph(model_config))
+    own = models.architecture_of(model_config)
+    corpus, train_samples, val_samples = tasks.make_corpus(data, own.graphs)
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices)
     val = loader.eval_batches(corpus, val_samples, min(config.batch_size, len(val_samples.record)))
     precision = Precision(matmul=config.precision, fused_residual=config.fused_residual)
     model = models.make_model(model_config, len(data), config.seed, precision)
-    if fit and models.has_scale_factors(model_config):
+    if fit and own.scale_factors is not None:
         drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)
         batches_to_fit = loader.eval_batches(corpus, drawn, min(config.batch_size, len(drawn.record)))
         set_scale_factors(config, model, model_config, batches_to_fit)
@@ -262,7 +271,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         weight_decay=config.weight_decay,
         warmup_steps=warmup,
         clip_norm=config.clip_norm,
-        ema_decay=recipes.pretraining_ema(model_config) if config.ema_decay is None else config.ema_decay,
+        ema_decay=own.ema_decay if config.ema_decay is None else config.ema_decay,
     )
     per_epoch = max(1, batches.total_steps // config.epochs)
     pure = models.split_model(model)
@@ -358,16 +367,15 @@ def set_scale_factors(config: PretrainConfig, model, model_config, drawn: list):
     Raises:
       InputError: shipped factors for dimensions that JMP never shipped.
     """
+    factors = models.architecture_of(model_config).scale_factors
+    assert factors is not None
     if config.scales == "fit":
         notify = (lambda _: None) if config.quiet else (lambda text: print(f"\r{text} ", end="", flush=True))
-        fit_scale_factors(model, [jax.device_put(b) for b in drawn], notify)
+        factors.fit(model, [jax.device_put(b) for b in drawn], notify)
         if not config.quiet:
             print()
-        return
-    for variant, preset in (("small", SMALL), ("large", LARGE)):
-        if dataclasses.replace(model_config, remat=False) == preset:
-            return load_shipped_scales(model.backbone, variant)
-    raise InputError("--scales shipped exists for gemnet_oc_s and gemnet_oc_l only; use --scales fit")
+    else:
+        factors.load_shipped(model, model_config)
 
 
 def run(setup: Setup, run_dir: Path, resumed: bool):
@@ -377,7 +385,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
         say(f"{setup.left_out} of the {setup.n_train * config.epochs:,} visits of structures are left out: they do not "
             "fill a batch of the last epoch")
     out_dir, val = fleet.output_dir(run_dir), devices.grouped(setup.val)
-    divisors = models.shared_gradient_divisors(setup.model_config, setup.model.params)
+    divisors = setup.gradient_divisors
     optimizer = make_optimizer(setup.optim, setup.total_steps, divisors)
     model = flattened(setup.model)
     state, constants = init_state(model.params, optimizer), model.constants
@@ -399,7 +407,7 @@ def run(setup: Setup, run_dir: Path, resumed: bool):
             scales,
             ema_decay=setup.optim.ema_decay,
             edge_dropout=config.edge_dropout,
-            dropout_seed=config.seed if models.has_dropout(setup.model_config) else None,
+            dropout_seed=config.seed if setup.architecture.has_dropout(setup.model_config) else None,
             free_only=config.force_atoms == "free",
             mesh=devices.mesh,
             shardings=shardings,

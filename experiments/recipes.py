@@ -1,14 +1,9 @@
-"""How each downstream family is fine-tuned, one recipe per row of the paper (specification finetuning 1, 5 and 7).
-
-Also what else follows from the model: graphs of fine-tuning and of extraction, the average kept in pretraining.
-"""
+"""How each downstream family is fine-tuned, one recipe per row of the paper (specification finetuning 1, 5 and 7)."""
 
 import dataclasses
 
-from jaxatoms.data.downstream import ForceData, Graph, ScalarData
+from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.downstream_corpus import family_of
-from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
-from jaxatoms.models.registry import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,46 +38,8 @@ _OTHER_SCALAR = Recipe(epochs=120, batch_size=8)
 SMALL_STEPS = 400  # of `--budget small`
 
 
-# EquiformerV2 was fine-tuned on rMD17 and QM9 alone; other sets keep their epochs, batch and rate.
-_EQUIFORMER = dict(warmup_epochs=5, cosine_epochs=None, final_lr=0.01, layer_rates=False, direct_forces=True)
-_EQUIFORMER_BY_FAMILY = {
-    "rmd17": dict(epochs=1000, lr=1e-5),
-    "qm9": dict(epochs=300, lr=5e-4, weight_decay=0.0),
-}
-_EQUIFORMER_GRAPHS = {"qm9": Graph(12.0, 500)}
-_EQUIFORMER_EXTRACTION_GRAPHS = {"qm9": Graph(12.0, 20)}  # specification csi 2
-
-
-def find_recipe(name: str, facts: ForceData | ScalarData, model: ModelConfig | None = None) -> Recipe:
-    """The recipe of a downstream set (for a model); one that the paper does not have gets that of its kind."""
-    recipe = _gemnet_recipe(name, facts)
-    if not isinstance(model, EquiformerV2Config):
-        return recipe
-    return dataclasses.replace(recipe, **_EQUIFORMER, **_EQUIFORMER_BY_FAMILY.get(family_of(name), {}))
-
-
-def find_graph(name: str, model: ModelConfig) -> Graph | None:
-    """The graph that a model is given for a downstream set, where it is not the data set's own."""
-    return _EQUIFORMER_GRAPHS.get(family_of(name)) if isinstance(model, EquiformerV2Config) else None
-
-
-def extraction_graph(name: str, nearest: bool) -> Graph | None:
-    """The graph that an extractor is given for a downstream set, where it is not the data set's own.
-
-    Args:
-      nearest: whether the extractor reads the single graph of EquiformerV2.
-    """
-    return _EQUIFORMER_EXTRACTION_GRAPHS.get(family_of(name)) if nearest else None
-
-
-def pretraining_ema(model: ModelConfig) -> float:
-    """Decay per step of the averaged weights; 0 for EquiformerV2, whose average is its weights (specification
-    pretraining 6).
-    """
-    return 0.0 if isinstance(model, EquiformerV2Config) else 0.99
-
-
-def _gemnet_recipe(name: str, facts: ForceData | ScalarData) -> Recipe:
+def find_recipe(name: str, facts: ForceData | ScalarData) -> Recipe:
+    """The recipe of a downstream set with GemNet-OC; one that the paper does not have gets that of its kind."""
     family = family_of(name)
     recipe = _BY_FAMILY.get(family)
     if recipe is None:

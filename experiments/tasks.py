@@ -14,6 +14,8 @@ from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store
 from jaxatoms.data.subset import draw_subset
 from jaxatoms.data.task_split import task_split
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import InputError
 
 
@@ -119,12 +121,12 @@ def load_subset(path: Path, store: Store, train: np.ndarray) -> np.ndarray:
     return records
 
 
-def make_corpus(data: list[TaskData], nearest: bool = False) -> tuple[Corpus, Samples, Samples]:
+def make_corpus(data: list[TaskData], graphs: GraphSpec = GEMNET_GRAPHS) -> tuple[Corpus, Samples, Samples]:
     """The tasks together: (corpus, training samples, validation samples)."""
     train = [samples_of(i, d.train) for i, d in enumerate(data)]
     val = [samples_of(i, d.val) for i, d in enumerate(data)]
     join = [Samples(*(np.concatenate(part) for part in zip(*group, strict=True))) for group in (train, val)]
-    return Corpus(tuple(d.task for d in data), nearest), *join
+    return Corpus(tuple(d.task for d in data), graphs), *join
 
 
 def task_record(task: Task) -> dict:

@@ -116,7 +116,8 @@ class JaxAtomsCalculator(Calculator):
             edges, distance = self._skin.edges(systems.positions, systems.cell[0], systems.pbc[0])
         if not self._warned and {"numbers", "cell", "pbc"} & set(system_changes):
             self._warn_of_parted_shells(edges, distance)
-        graphs = inference.graph_cuts(self._model.config, edges, distance, systems, self._limit)
+        spec = self._model.architecture.graphs
+        graphs = spec.cut(edges, distance, systems.n_node, systems.tags, spec.limits_of(self._limit, 1))
         budget = self._run.budget_for(packing.exact_budget([packing.whole_size(systems, graphs)]))
         batch = inference.unlabelled(systems, graphs, budget, self._dtype)
         with self._precision():
@@ -159,10 +160,11 @@ class JaxAtomsCalculator(Calculator):
 
     def _warn_of_parted_shells(self, edges: Edges, distance: np.ndarray):
         parted = parted_limits(edges, distance, len(self.atoms))
-        count = n_parted(parted, inference.limits_of(self._model.config, self._limit))
+        graphs = self._model.architecture.graphs
+        count = n_parted(parted, graphs.limits(self._limit))
         if count:
             self._warned = True
-            whole = inference.whole_shells(self._model.config, parted, self._limit)
+            whole = inference.whole_shells(graphs, parted, self._limit)
             warnings.warn(
                 f"the limit of {self._limit} neighbours falls inside a shell of equal distances at {count} of "
                 f"{len(self.atoms)} atoms, so that the order of atoms and the choice of the cell decide which count; "

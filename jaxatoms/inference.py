@@ -12,35 +12,37 @@ from flax import nnx
 from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
-from jaxatoms.graphs.gemnet_graphs import cut_graphs, neighbor_limits
-from jaxatoms.graphs.nearest_graphs import cut_nearest_graph
-from jaxatoms.graphs.neighbors import candidate_edges
 from jaxatoms.graphs.shells import whole_limits
-from jaxatoms.models.model import GradientModel
-from jaxatoms.models.precision import Precision
-from jaxatoms.models.registry import (
-    ModelConfig,
-    build_recorded,
-    check_layout,
-    config_from_record,
-    uses_nearest_graph,
-)
+from jaxatoms.graphs.spec import GraphSpec
+from jaxatoms.models.architecture import Architecture, Config
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.registry import architecture_of, build_recorded, check_layout, config_from_record
 from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
-from jaxatoms.types import Edges, Graphs, InputError, SystemBatch
+from jaxatoms.types import Graphs, InputError, SystemBatch
 
 
 class LoadedModel(NamedTuple):
     """A restored model with its record."""
 
-    module: nnx.Module
-    config: ModelConfig
+    module: Any  # an `architecture.Model`
+    config: Config
     meta: dict[str, Any]
     path: str
 
     @property
     def has_gradient_forces(self) -> bool:
         """Whether forces are the negative gradient of the energy."""
-        return isinstance(self.module, GradientModel)
+        return self.module.gradient_forces
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture of its dimensions."""
+        return architecture_of(self.config)
+
+    @property
+    def largest_atomic_number(self) -> int:
+        """The largest element that its tables hold."""
+        return self.architecture.largest_atomic_number(self.config)
 
     @property
     def kind(self) -> str:
@@ -91,38 +93,18 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     return index, model.meta["tasks"][index]
 
 
-def graph_cuts(config: ModelConfig, edges: Edges, distance, systems: SystemBatch, max_neighbors) -> Graphs:
-    """The graphs of an architecture, from the candidate edges of structures; `max_neighbors` is one or [n_graph]."""
-    limits = np.array([limits_of(config, int(k)) for k in np.broadcast_to(max_neighbors, len(systems.n_node))])
-    if uses_nearest_graph(config):
-        return cut_nearest_graph(edges, distance, systems.n_node, limits)
-    return cut_graphs(edges, distance, systems.n_node, systems.tags, limits)
-
-
-def limits_of(config: ModelConfig, k: int) -> tuple[int, ...]:
-    """Neighbour limits of all graphs of an architecture whose main graph has the limit `k`."""
-    return (k,) if uses_nearest_graph(config) else neighbor_limits(k)
-
-
-def whole_shells(config: ModelConfig, parted: np.ndarray, k: int) -> str:
+def whole_shells(graphs: GraphSpec, parted: np.ndarray, k: int) -> str:
     """In words, the limits next to `k` that part no shell; `parted` is of `graphs.shells`."""
     main = " or ".join(map(str, whole_limits(parted, k, lambda k: (k,))))
-    if uses_nearest_graph(config):
+    if len(graphs.limits(k)) == 1:
         return f"max_neighbors = {main} keeps shells whole"
-    every = " or ".join(map(str, whole_limits(parted, k, neighbor_limits)))
+    every = " or ".join(map(str, whole_limits(parted, k, graphs.limits)))
     return f"max_neighbors = {main} keeps shells whole in the main graph, {every} in all four graphs"
 
 
 def neighbors_of(record: dict, n_node: np.ndarray) -> np.ndarray:
     """[n_graph] neighbours of the main graph that a head's training gave structures of these sizes."""
     return Graph(record["cutoff"], record["max_neighbors"], record.get("conditional", False)).neighbors(n_node)
-
-
-def build_graphs_of(config: ModelConfig, systems: SystemBatch, cutoff: float, max_neighbors) -> Graphs:
-    """The graphs of an architecture, with one cutoff (A) for all structures; `max_neighbors` is one or [n_graph]."""
-    limits = np.full(len(systems.n_node), cutoff)
-    edges, distance = candidate_edges(systems.positions, systems.n_node, systems.cell, systems.pbc, limits)
-    return graph_cuts(config, edges, distance, systems, max_neighbors)
 
 
 def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32) -> GraphBatch:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store
 from jaxatoms.graphs.batch import Targets
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, SystemBatch, naming
 
 
@@ -64,7 +64,7 @@ class Corpus:
     """The tasks of a run, and how their structures become model input."""
 
     tasks: tuple[Task, ...]
-    nearest: bool = False  # the single graph of EquiformerV2 instead of GemNet-OC's four
+    graphs: GraphSpec = GEMNET_GRAPHS  # of the backbone
 
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
@@ -101,21 +101,10 @@ class Corpus:
         systems = SystemBatch(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
         targets = Targets(*(np.concatenate(column) for column in zip(*(p[1] for p in parts), strict=True)))
         cutoff = np.array([t.cutoff for t in self.tasks])[targets.task]
-        limits = np.array([neighbor_limits(t.max_neighbors) for t in self.tasks])[targets.task]
-        build = build_nearest_graphs if self.nearest else build_graphs
+        max_neighbors = np.array([t.max_neighbors for t in self.tasks])[targets.task]
         ordered = samples.at(np.argsort(samples.task, kind="stable"))
         with naming(lambda i: self.place(ordered, i)):
-            graphs = build(
-                systems.positions,
-                systems.n_node,
-                systems.cell,
-                systems.pbc,
-                systems.tags,
-                cutoff,
-                limits,
-                rng=rng,
-                edge_dropout=edge_dropout,
-            )
+            graphs = self.graphs.build_batch(systems, cutoff, max_neighbors, rng, edge_dropout)
         return systems, graphs, targets
 
     def _take(self, index: int, records: np.ndarray) -> tuple[SystemBatch, Targets]:

@@ -17,8 +17,8 @@ from jaxatoms.data.splits import Split
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.batch import Targets
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, InputError, SystemBatch, naming
 
 _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
@@ -32,7 +32,7 @@ class DownstreamCorpus:
     store: Store
     mean: float  # of the target: energies, or the scalar after its references
     std: float
-    nearest: bool = False  # the single graph of EquiformerV2 instead of GemNet-OC's four
+    graphs: GraphSpec = GEMNET_GRAPHS  # of the backbone
 
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
@@ -47,7 +47,9 @@ class DownstreamCorpus:
         systems = self.store.take(samples.record)
         targets = self._targets(systems, samples.record)
         with naming(lambda i: self.place(samples, i)):
-            graphs = graphs_of(systems, self.facts.graph, rng, edge_dropout, self.nearest)
+            rule = self.facts.graph
+            neighbors = rule.neighbors(systems.n_node)
+            graphs = self.graphs.build_batch(systems, rule.cutoff, neighbors, rng, edge_dropout)
         return systems, graphs, targets
 
     def cells(self, samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,16 +93,6 @@ def with_constants(corpus: DownstreamCorpus, record: dict) -> DownstreamCorpus:
         own["references"] = {int(z): value for z, value in own["references"].items()}
     facts = dataclasses.replace(corpus.facts, **own)
     return dataclasses.replace(corpus, facts=facts, mean=record["mean"], std=record["std"])
-
-
-def graphs_of(systems: SystemBatch, graph: Graph, rng=None, edge_dropout=0.0, nearest: bool = False) -> Graphs:
-    """The four graphs (or the one of EquiformerV2) under the cutoff and neighbour rule of a downstream set."""
-    limits = np.array([neighbor_limits(int(k)) for k in graph.neighbors(systems.n_node)])
-    cutoff = np.full(len(systems.n_node), graph.cutoff)
-    s, build = systems, build_nearest_graphs if nearest else build_graphs
-    return build(
-        s.positions, s.n_node, s.cell, s.pbc, s.tags, cutoff, limits, rng=rng, edge_dropout=edge_dropout
-    )
 
 
 def open_downstream(

@@ -6,8 +6,7 @@ Source: GemNet-OC reference as run by JMP (`goc_graph.py`, `backbone.py`); tie r
 
 import numpy as np
 
-from jaxatoms.graphs.dropout import StructureKeys, uniform
-from jaxatoms.graphs.neighbors import candidate_edges
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Edges, Graphs
 
 
@@ -16,53 +15,29 @@ def neighbor_limits(k: int) -> tuple[int, int, int, int]:
     return k, int(20 * k / 30), int(8 * k / 30), int(1000 * k / 30)
 
 
-def build_graphs(
-    positions: np.ndarray,
-    n_node: np.ndarray,
-    cell: np.ndarray,
-    pbc: np.ndarray,
-    tags: np.ndarray | None,
-    cutoff: np.ndarray,
-    max_neighbors: np.ndarray,
-    rng: np.random.Generator | StructureKeys | None = None,
-    edge_dropout: float = 0.0,
+def cut_graphs(
+    edges: Edges, distance: np.ndarray, n_node: np.ndarray, tags: np.ndarray | None, max_neighbors: np.ndarray
 ) -> Graphs:
-    """The four graphs of a batch; every edge list is sorted by (receiver, sender, shift).
+    """The four graphs, from candidate edges sorted by (receiver, sender, shift).
 
     a2a holds the nearest of the candidates per receiver; main, a2ee2a and qint the nearest of a2a. qint keeps
     edges with an end tagged 1 or 2. main keeps, of the two directions of a pair, the decision of the one
     with sender < receiver, and then holds both directions; its degree is not bounded by its limit.
-    Dropout removes directed candidates before the cuts, which then refill from farther away.
 
     Args:
-      positions: [sum n_node, 3] A.
+      distance: [n_edge] A.
       n_node: [n_graph] atoms per structure.
-      cell: [n_graph, 3, 3] A, rows are lattice vectors.
-      pbc: [n_graph, 3] bool.
       tags: [sum n_node] 0 sub-surface, 1 surface, 2 adsorbate; None means all 2.
-      cutoff: [n_graph] A.
       max_neighbors: [n_graph, 4] limits of (main, a2ee2a, qint, a2a), see `neighbor_limits`.
-      rng: generator or keys of the structures, needed for dropout only.
-      edge_dropout: probability with which each directed candidate is removed.
     """
-    edges, distance = candidate_edges(positions, n_node, cell, pbc, cutoff)
-    if edge_dropout > 0:
-        if rng is None:
-            raise ValueError("edge_dropout needs rng")
-        kept = np.flatnonzero(uniform(rng, edges.receivers, n_node) >= edge_dropout)
-        edges, distance = _take(edges, kept), distance[kept]
-    return cut_graphs(edges, distance, n_node, tags, max_neighbors)
-
-
-def cut_graphs(
-    edges: Edges, distance: np.ndarray, n_node: np.ndarray, tags: np.ndarray | None, max_neighbors: np.ndarray
-) -> Graphs:
-    """`build_graphs` from candidate edges that are known already, sorted by (receiver, sender, shift)."""
     limits = np.asarray(max_neighbors).reshape(-1, 4)
     limits = np.repeat(np.minimum(limits, limits[:, 3:]), n_node, axis=0)  # every graph is a part of a2a
     main_unsym, a2ee2a, qint, a2a = cut_nearest(edges, distance, limits)
     main, swap = symmetrise(main_unsym, int(np.sum(n_node)))
     return Graphs(main, swap, a2ee2a, _filter_tags(qint, tags), a2a)
+
+
+GEMNET_GRAPHS = GraphSpec("gemnet_oc", neighbor_limits, cut_graphs)
 
 
 def count_edges(graphs: Graphs, n_node: np.ndarray) -> dict[str, np.ndarray]:

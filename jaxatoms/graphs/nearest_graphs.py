@@ -6,45 +6,40 @@ NumPy only: data workers import this module without importing JAX.
 import numpy as np
 
 from jaxatoms.graphs.batch import BatchBudget
-from jaxatoms.graphs.dropout import StructureKeys, uniform
 from jaxatoms.graphs.gemnet_graphs import cut_nearest
-from jaxatoms.graphs.neighbors import candidate_edges
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Edges, Graphs, SystemBatch
 
 
-def build_nearest_graphs(
-    positions: np.ndarray,
-    n_node: np.ndarray,
-    cell: np.ndarray,
-    pbc: np.ndarray,
-    tags: np.ndarray | None,
-    cutoff: np.ndarray,
-    max_neighbors: np.ndarray,
-    rng: np.random.Generator | StructureKeys | None = None,
-    edge_dropout: float = 0.0,
+def cut_nearest_graph(
+    edges: Edges, distance: np.ndarray, n_node: np.ndarray, tags: np.ndarray | None, max_neighbors: np.ndarray
 ) -> Graphs:
     """`Graphs` whose `main` holds, per receiver, the nearest candidates by (distance, sender, image offset).
 
-    Strictly k, not symmetrised. `swap` and the other three graphs are empty. Arguments as `build_graphs`, except
-    max_neighbors: [n_graph] or [n_graph, ...], of which the first column counts; `tags` play no part.
+    Strictly k, not symmetrised. `swap` and the other three graphs are empty.
+
+    Args:
+      edges: candidates, sorted by (receiver, sender, shift).
+      distance: [n_edge] A.
+      n_node: [n_graph] atoms per structure.
+      tags: play no part.
+      max_neighbors: [n_graph] or [n_graph, ...], of which the first column counts.
+
     Source: graphs of EquiformerV2 as run by the released code of arXiv 2502.11085 (specification 3.2).
     """
     del tags
-    edges, distance = candidate_edges(positions, n_node, cell, pbc, cutoff)
-    if edge_dropout > 0:
-        if rng is None:
-            raise ValueError("edge_dropout needs rng")
-        kept = np.flatnonzero(uniform(rng, edges.receivers, n_node) >= edge_dropout)
-        edges, distance = Edges(*(field[kept] for field in edges)), distance[kept]
-    return cut_nearest_graph(edges, distance, n_node, max_neighbors)
-
-
-def cut_nearest_graph(edges: Edges, distance: np.ndarray, n_node: np.ndarray, max_neighbors: np.ndarray) -> Graphs:
-    """`build_nearest_graphs` from candidate edges that are known already, sorted by (receiver, sender, shift)."""
     limit = np.asarray(max_neighbors).reshape(len(n_node), -1)[:, :1]
     (main,) = cut_nearest(edges, distance, np.repeat(limit, n_node, axis=0))
     none = Edges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros((0, 3), np.int32))
     return Graphs(main, np.zeros(0, np.int32), none, none, none)
+
+
+def own_limit(k: int) -> tuple[int]:
+    """The one limit of the one graph."""
+    return (k,)
+
+
+NEAREST_GRAPH = GraphSpec("nearest", own_limit, cut_nearest_graph)
 
 
 def nearest_budget(systems: SystemBatch, graphs: Graphs, spare: float = 0.0) -> BatchBudget:

@@ -5,24 +5,24 @@ from collections.abc import Mapping
 import numpy as np
 from flax import nnx
 
-from jaxatoms.interop import equiformer_names, names
-from jaxatoms.models.precision import Precision
-from jaxatoms.models.registry import ModelConfig, build_model, default_reductions, uses_nearest_graph
+from jaxatoms.models.architecture import Arrays, Config
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.registry import architecture_of, build_model
 from jaxatoms.types import InputError
 
 
-def export_arrays(model: nnx.Module, config: ModelConfig) -> dict[str, np.ndarray]:
+def export_arrays(model: nnx.Module, config: Config) -> dict[str, np.ndarray]:
     """Every parameter and scale factor by its checkpoint name, [out, in]."""
-    return (equiformer_names if uses_nearest_graph(config) else names).export_arrays(model)
+    return _arrays_of(config).export_arrays(model)
 
 
-def load_arrays(model: nnx.Module, config: ModelConfig, arrays: Mapping[str, np.ndarray], *, source: str):
+def load_arrays(model: nnx.Module, config: Config, arrays: Mapping[str, np.ndarray], *, source: str):
     """Overwrite every parameter and scale factor of `model`, which may be abstract.
 
     Raises:
       InputError: a name is missing, unknown, or has another shape.
     """
-    module = equiformer_names if uses_nearest_graph(config) else names
+    module = _arrays_of(config)
     known = module.names_of(model)
     unknown = [name for name in arrays if name not in known]
     if unknown:
@@ -34,14 +34,21 @@ def load_arrays(model: nnx.Module, config: ModelConfig, arrays: Mapping[str, np.
 
 
 def model_from_arrays(
-    config: ModelConfig, n_task: int, arrays: Mapping[str, np.ndarray], *, source: str, reductions=None
+    config: Config, n_task: int, arrays: Mapping[str, np.ndarray], *, source: str, reductions=None
 ) -> nnx.Module:
     """A model of `n_task` pairs of heads made of these arrays alone.
 
     Raises:
       InputError: as `load_arrays`.
     """
-    chosen = tuple(reductions or default_reductions(config, n_task))
+    chosen = tuple(reductions or architecture_of(config).reductions(n_task))
     model = nnx.eval_shape(lambda: build_model(config, chosen, nnx.Rngs(0), Precision()))
     load_arrays(model, config, arrays, source=source)
     return model
+
+
+def _arrays_of(config: Config) -> Arrays:
+    own = architecture_of(config)
+    if own.arrays is None:
+        raise InputError(f"{own.name} has no names for exported arrays; keep its checkpoints as they are")
+    return own.arrays

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxatoms.interop.equiformer_shapes import equiformer_config
-from jaxatoms.interop.gemnet_shapes import gemnet_config
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_pickle import TensorRef
-from jaxatoms.models.registry import ModelConfig
+from jaxatoms.models.architecture import Config
+from jaxatoms.models.equiformer_v2.shapes import equiformer_config
+from jaxatoms.models.gemnet_oc.shapes import gemnet_config
 from jaxatoms.types import InputError
 
 WEIGHTS = ("ema", "raw", "reference")
@@ -43,7 +43,7 @@ class Converted(NamedTuple):
     """A checkpoint under our names."""
 
     layout: str  # "jmp", "fairchem_gemnet_oc", "equiformer_v2"
-    config: ModelConfig
+    config: Config
     arrays: dict[str, np.ndarray]  # float32, in the checkpoint's layout
     n_task: int  # complete pairs of heads among the arrays
     weights: str  # "ema", "raw" or "reference"
@@ -93,7 +93,7 @@ def _choose(file: TorchFile, state: Mapping[str, TensorRef], kind: str, weights:
     return chosen, _assign(file, list(state), ema, state, kind)
 
 
-def _config(file: TorchFile, shapes: Mapping[str, tuple[int, ...]], kind: str) -> ModelConfig:
+def _config(file: TorchFile, shapes: Mapping[str, tuple[int, ...]], kind: str) -> Config:
     if kind == "gemnet_oc":
         return gemnet_config(shapes, str(file.path))
     config = equiformer_config(shapes, _recorded_settings(file.content), str(file.path))

@@ -14,10 +14,6 @@ from jaxatoms.training.flat import per_parameter
 from jaxatoms.training.losses import FORCE_EPS
 from jaxatoms.training.optim import divide_by
 
-SMALL_BLOCKS = (0.35, 0.40, 0.55, 0.625)
-LARGE_BLOCKS = (0.55, 0.40, 0.30, 0.40, 0.55, 0.625)
-EMBEDDING_MULTIPLIER = 0.3
-
 
 def force_loss(forces: jax.Array, batch: GraphBatch, coefficient: float) -> jax.Array:
     """coefficient x the mean over labelled atoms of ||F - F_ref + 1e-6||; `forces` [n_node, 3] normalised."""
@@ -38,34 +34,6 @@ def class_loss(logits: jax.Array, batch: GraphBatch, weights: tuple[float, ...])
     label = jax.nn.one_hot(batch.energy.astype(jnp.int32), logits.shape[-1])
     per_graph = -jnp.sum(label * jax.nn.log_softmax(logits) * jnp.asarray(weights), axis=-1)
     return jnp.sum(jnp.where(batch.energy_mask, per_graph, 0))
-
-
-def block_multipliers(num_blocks: int) -> tuple[float, ...]:
-    """Learning rate multipliers of the interaction blocks: the published ones for 4 and 6, else rising evenly."""
-    if num_blocks == len(LARGE_BLOCKS):
-        return LARGE_BLOCKS
-    if num_blocks == len(SMALL_BLOCKS):
-        return SMALL_BLOCKS
-    return tuple(np.linspace(SMALL_BLOCKS[0], SMALL_BLOCKS[-1], num_blocks).tolist())
-
-
-def layer_multipliers(params: Any, num_blocks: int) -> Any:
-    """A tree like `params` with each parameter's learning rate multiplier.
-
-    Block 0 owns the first two output blocks; bases, final MLPs and heads keep 1.
-    """
-    blocks = block_multipliers(num_blocks)
-
-    def multiplier(path, _) -> float:
-        keys = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
-        if keys[0] == "embedding":
-            return EMBEDDING_MULTIPLIER
-        for kind, offset in (("int_blocks", 0), ("out_blocks", 1)):
-            if kind in keys:
-                return blocks[max(int(keys[keys.index(kind) + 1]) - offset, 0)]
-        return 1.0
-
-    return jax.tree_util.tree_map_with_path(multiplier, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +72,7 @@ def make_finetune_optimizer(
     """AdamW with a learning rate per parameter; update(..., plateau=f) scales all of them.
 
     Args:
-      multipliers: tree of learning rate multipliers (`layer_multipliers`).
+      multipliers: tree of learning rate multipliers (`Architecture.rate_multipliers`).
       divisors: tree by which gradients are divided first; None: nothing is.
       trained: tree of bools; False freezes a parameter.
     """

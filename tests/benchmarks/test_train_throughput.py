@@ -7,8 +7,8 @@ from fixtures.nano import NANO
 
 from benchmarks import train_throughput
 from benchmarks.train_throughput import direct_model, gradient_model, load_structures, make_workload
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.precision import Precision
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step

@@ -8,8 +8,9 @@ import pytest
 from jaxatoms.data import loader
 from jaxatoms.data.corpus import samples_of
 from jaxatoms.data.downstream import Graph, downstream
-from jaxatoms.data.downstream_corpus import _check_labels, graphs_of, open_downstream
+from jaxatoms.data.downstream_corpus import _check_labels, open_downstream
 from jaxatoms.data.splits import Split
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.types import InputError
 
 
@@ -69,7 +70,7 @@ def test_large_structures_get_fewer_neighbours(cache):
     corpus, split = open_downstream("demo:peptide", cache_dir=cache)
     systems = corpus.store.take(split.train[:3])
     assert Graph(12.0, conditional=True).neighbors([200, 201, 301]).tolist() == [30, 10, 5]
-    few, many = (len(graphs_of(systems, Graph(12.0, k)).main.senders) for k in (5, 30))
+    few, many = (len(GEMNET_GRAPHS.build_batch(systems, 12.0, k).main.senders) for k in (5, 30))
     assert few < many
 
 

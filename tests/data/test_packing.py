@@ -11,8 +11,8 @@ import pytest
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
 from jaxatoms.graphs.batch import BudgetOverflow
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, neighbor_limits
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.types import InputError, SystemBatch
 
 DROPOUT = 0.1
@@ -219,6 +219,6 @@ def test_strained_cells_of_three_sizes_share_three_shapes(seed, nearest):
 def _graphs(atoms, nearest: bool):
     n, cell = np.array([len(atoms)]), np.asarray(atoms.cell)[None]
     place = atoms.positions, n, cell, atoms.pbc[None]
-    build = build_nearest_graphs if nearest else build_graphs
+    build = NEAREST_GRAPH.build if nearest else GEMNET_GRAPHS.build
     graphs = build(*place, None, np.array([12.0]), np.array([neighbor_limits(30)]))
     return SystemBatch(n, atoms.numbers, atoms.positions, *[None] * 4, cell, atoms.pbc[None]), graphs

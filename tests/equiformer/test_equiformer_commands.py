@@ -17,6 +17,8 @@ from experiments.extractors import load_extractor
 from jaxatoms.data import task_split
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
+from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
 from jaxatoms.models.registry import model_record
 from jaxatoms.training.checkpoint import restore
 
@@ -60,15 +62,16 @@ def test_extraction_refuses(folder, options, words, capsys):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("nearest,expected", [(True, (12.0, 20)), (False, (8.0, 30))])
-def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, nearest, expected):
+@pytest.mark.parametrize("architecture,expected", [(EQUIFORMER_V2, (12.0, 20)), (GEMNET_OC, (8.0, 30))])
+def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, architecture, expected):
     """Specification csi 2: not that of fine-tuning, nor that of GemNet-OC."""
     split = Split(*np.split(np.arange(40), [30, 35]))
     monkeypatch.setattr(task_split, "downstream_split", lambda name, store: split)
     file = write_qm9(tmp_path / "dsgdb9nsd.xyz.tar.bz2", indices=range(1, 41))
     name, cache = f"qm9:U_0@{file}", str(tmp_path / "cache")
     spec, store = open_dataset(name, None, cache)
-    graph = opened(name, spec, store, nearest, None, cache)[0].facts.graph
+    rules = architecture.finetuning.extraction_graphs
+    graph = opened(name, spec, store, architecture.graphs, rules, None, cache)[0].facts.graph
     assert (graph.cutoff, graph.max_neighbors) == expected
 
 

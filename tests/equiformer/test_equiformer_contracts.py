@@ -11,7 +11,7 @@ from fixtures import equiformer
 from fixtures.structures import GALLERY, concatenate
 from flax import nnx
 
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.models.equiformer_v2.config import TINY
 from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
 
@@ -34,7 +34,7 @@ def predict(systems, config=CONFIG, spare=0.0, key=None):
     """(energies, forces per structure) in float64."""
     systems_batch = concatenate(systems)
     n = len(systems)
-    edges = build_nearest_graphs(systems_batch.positions, systems_batch.n_node, systems_batch.cell, systems_batch.pbc,
+    edges = NEAREST_GRAPH.build(systems_batch.positions, systems_batch.n_node, systems_batch.cell, systems_batch.pbc,
                                  None, np.full(n, 5.0), np.full(n, 12)).main
     with jax.enable_x64(True):
         batch = equiformer.padded(systems_batch, edges, np.float64, spare)
@@ -123,7 +123,7 @@ def test_gradients_are_finite_and_match_differences(remat):
     """Of a function of all outputs with respect to the parameters, with tiles and padding."""
     config = dataclasses.replace(CONFIG, tile_edges=16, tile_nodes=4, remat=remat)
     systems = concatenate([GALLERY[name] for name in ("water", "atom", "crystal")])
-    edges = build_nearest_graphs(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
+    edges = NEAREST_GRAPH.build(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
                                  np.full(3, 5.0), np.full(3, 6)).main
     with jax.enable_x64(True):
         batch = equiformer.padded(systems, edges, np.float64, 0.3)

@@ -1,5 +1,6 @@
 """Fine-tuning of EquiformerV2 from the command line: forces, scalars, resuming, evaluation, prediction, refusals."""
 
+import dataclasses
 import json
 
 import ase.build
@@ -9,12 +10,14 @@ import pytest
 from fixtures import checkpoints
 
 from experiments import cli, evaluate, finetune, predict
-from experiments.recipes import extraction_graph, find_graph, find_recipe, pretraining_ema
+from experiments.recipes import find_recipe
 from jaxatoms.ase import JaxAtomsCalculator
 from jaxatoms.data.downstream import downstream
-from jaxatoms.models.equiformer_v2.config import M31, TINY
-from jaxatoms.models.gemnet_oc import config as gemnet
-from jaxatoms.models.registry import HeadSpec, build_finetuned
+from jaxatoms.models.common.output import HeadSpec
+from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
+from jaxatoms.models.equiformer_v2.config import TINY
+from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
+from jaxatoms.models.registry import build_finetuned
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.types import InputError
 
@@ -149,27 +152,15 @@ def test_an_element_beyond_the_tables_is_refused(tmp_path, capsys):
 def test_recipes_and_graphs_are_those_of_the_family():
     """Specification finetuning 7."""
     rmd17, qm9 = (downstream(name) for name in ("rmd17:aspirin", "qm9:U_0"))
-    recipe = find_recipe("rmd17:aspirin", rmd17, M31)
+    own = EQUIFORMER_V2.finetuning
+    recipe = dataclasses.replace(find_recipe("rmd17:aspirin", rmd17), **own.changes("rmd17"))
     assert (recipe.epochs, recipe.lr, recipe.warmup_epochs, recipe.direct_forces) == (1000, 1e-5, 5, True)
     assert (recipe.patience, recipe.weight_decay, recipe.cosine_epochs, recipe.layer_rates) == (25, 0.1, None, False)
-    recipe = find_recipe("qm9:U_0", qm9, M31)
+    recipe = dataclasses.replace(find_recipe("qm9:U_0", qm9), **own.changes("qm9"))
     assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.weight_decay) == (300, 5e-4, 48, 0.0)
-    graph = find_graph("qm9:U_0", M31)
-    assert (graph.cutoff, graph.max_neighbors) == (12.0, 500)
-    graph = extraction_graph("qm9:U_0", nearest=True)
-    assert (graph.cutoff, graph.max_neighbors) == (12.0, 20)
-    assert extraction_graph("qm9:U_0", nearest=False) is None and extraction_graph("spice:dipeptides", True) is None
-    assert (pretraining_ema(M31), pretraining_ema(gemnet.PRESETS["gemnet_oc_s"])) == (0.0, 0.99)
-    assert find_graph("rmd17:aspirin", M31) is None and (rmd17.graph.cutoff, rmd17.graph.max_neighbors) == (7.0, 100)
-    small = find_recipe("rmd17:aspirin", rmd17, gemnet.PRESETS["gemnet_oc_s"])
-    assert small == find_recipe("rmd17:aspirin", rmd17) and (small.epochs, small.lr) == (600, 8e-5)
-
-
-def test_the_reference_narrows_the_gaussians_of_rmd17():
-    """Centres to 12 A, width for 7 A: 0.02337 A (specification equiformer_v2 6)."""
-    corpus = type("Corpus", (), {"facts": downstream("rmd17:aspirin")})
-    config = finetune.FinetuneConfig(downstream="rmd17:aspirin", init="x", init_mode="reference")
-    factor = finetune._reference_width(config, corpus, M31)
-    assert factor * M31.basis_width * 12 / 599 == pytest.approx(0.02337, abs=1e-5)
-    plain = finetune.FinetuneConfig(downstream="rmd17:aspirin", init="x")
-    assert finetune._reference_width(plain, corpus, M31) is None
+    assert own.graphs == {"qm9": (12.0, 500)} and own.extraction_graphs == {"qm9": (12.0, 20)}
+    assert (EQUIFORMER_V2.ema_decay, GEMNET_OC.ema_decay) == (0.0, 0.99)
+    assert (rmd17.graph.cutoff, rmd17.graph.max_neighbors) == (7.0, 100)
+    assert GEMNET_OC.finetuning.changes("rmd17") == {}
+    small = find_recipe("rmd17:aspirin", rmd17)
+    assert (small.epochs, small.lr) == (600, 8e-5)

@@ -5,9 +5,9 @@ import pytest
 from fixtures import equiformer
 from fixtures.equiformer_runs import run_case
 
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
-from jaxatoms.interop.equiformer_names import parameter_shapes
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.models.equiformer_v2.config import M31, M83, M153
+from jaxatoms.models.equiformer_v2.names import parameter_shapes
 
 CASES = [(name, structures) for name in ("l4m2", "l2m2") for structures in ("mols", "slab")]
 TOLERANCE = {np.float64: 1e-10, np.float32: 5e-4}  # absolute; outputs are of order 1 to 10
@@ -74,7 +74,7 @@ def test_our_graph_has_the_same_edges(structures):
     gold = equiformer.case("l4m2", structures)
     systems, n = equiformer.structures(gold), len(gold["input/natoms"])
     cutoff, limit = np.full(n, 12.0), np.full(n, 30)
-    built = build_nearest_graphs(systems.positions, systems.n_node, systems.cell, systems.pbc, None, cutoff, limit)
+    built = NEAREST_GRAPH.build(systems.positions, systems.n_node, systems.cell, systems.pbc, None, cutoff, limit)
     ours, theirs = (set(zip(e.senders, e.receivers, *e.shifts.T)) for e in (built.main, equiformer.file_edges(gold)[0]))
 
     def by_length(edges):

@@ -8,9 +8,10 @@ import pytest
 
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.equiformer_v2.config import TINY
-from jaxatoms.models.precision import Precision
-from jaxatoms.models.registry import has_dropout, make_model, shared_gradient_divisors, split_model, uses_nearest_graph
+from jaxatoms.models.registry import make_model, split_model
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
@@ -22,7 +23,7 @@ CONFIG = dataclasses.replace(TINY, num_layers=1, lmax=1, mmax=1, grid_resolution
 def batches(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     data = prepare_task("demo:organic", 64, 0, val_samples=8, data_root=None, cache_dir=cache)
-    corpus, train, _ = make_corpus([data], nearest=uses_nearest_graph(CONFIG))
+    corpus, train, _ = make_corpus([data], EQUIFORMER_V2.graphs)
     sizes = loader.measure(corpus, train, 0.1)
     budgets = packing.fixed_budgets(sizes, 8, int(corpus.n_node(train).max()), 24, shapes=1)
     return loader.TrainBatches(corpus, train, budgets, 3, 0, 0.1, 8)
@@ -46,7 +47,7 @@ def test_batches_hold_the_nearest_graph_with_both_tables(batches):
 @pytest.mark.slow
 def test_the_loss_falls_and_dropout_follows_its_seed(batches):
     model = split_model(make_model(CONFIG, 1, 0, Precision()))
-    divisors = shared_gradient_divisors(CONFIG, model.params)
+    divisors = EQUIFORMER_V2.gradient_divisors(model.params, CONFIG)
     optimizer = make_optimizer(OptimConfig(lr=1e-2, warmup_steps=2), 100, divisors)
 
     def train(step, steps: int) -> list[float]:
@@ -57,7 +58,7 @@ def test_the_loss_falls_and_dropout_follows_its_seed(batches):
         assert step._cache_size() == 1
         return losses
 
-    assert has_dropout(CONFIG)
+    assert EQUIFORMER_V2.has_dropout(CONFIG)
     step = make_step(model, optimizer, 0)
     first, again, other = train(step, 20), train(step, 4), train(make_step(model, optimizer, 1), 4)
     assert first[:4] == again

@@ -19,8 +19,8 @@ from experiments.difficulty import Losses, save_losses
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
 from jaxatoms.inference import LoadedModel
+from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.model import ModelOutput
 
 A, R = "applied", "refused"
 PLACES = ("out", "quiet", "data_root", "cache_dir")  # where things lie and what is printed

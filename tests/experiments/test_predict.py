@@ -20,8 +20,9 @@ from jaxatoms.csi.features import load_features
 from jaxatoms.data.readers import ase_file
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.inference import restore_model
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.registry import HeadSpec, split_model
+from jaxatoms.models.registry import split_model
 from jaxatoms.types import InputError
 
 NAMES = ("CH3OH", "H2O", "C6H6", "N2", "CH3CH2OH", "CO2", "NH3")

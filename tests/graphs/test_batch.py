@@ -7,7 +7,7 @@ import pytest
 
 from jaxatoms.data.packing import exact_budget, whole_size
 from jaxatoms.graphs.batch import MAX_TRANSLATION, BatchBudget, BudgetOverflow, Targets, collate
-from jaxatoms.graphs.gemnet_graphs import build_graphs, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, neighbor_limits
 from jaxatoms.types import Edges, Graphs, InputError, SystemBatch, UnusableStructure
 
 COUNTS = np.array([3, 6, 4], np.int32)
@@ -38,7 +38,7 @@ def parts():
     forces[7, 1] = np.nan
     targets = Targets(np.array([0.5, np.nan, -1.0], np.float32), forces, np.array([1, 0, 1], np.int32))
     limits = np.tile(neighbor_limits(30), (3, 1))
-    graphs = build_graphs(systems.positions, COUNTS, cell, pbc, systems.tags, np.full(3, 6.0), limits)
+    graphs = GEMNET_GRAPHS.build(systems.positions, COUNTS, cell, pbc, systems.tags, np.full(3, 6.0), limits)
     return systems, graphs, targets
 
 
@@ -93,7 +93,8 @@ def test_atoms_outside_the_cell_are_put_back_along_its_periodic_axes(moved, pbc)
         tags = np.full(n, 2, np.uint8)
         ones, none = np.ones(n, np.uint8), np.zeros((n, 3))
         systems = SystemBatch(n_node, ones, positions, none, tags, zero > 1, zero[:1], cell, pbc)
-        graphs = build_graphs(positions, n_node, cell, pbc, tags, np.full(1, 6.0), np.array([neighbor_limits(20)]))
+        limits = np.array([neighbor_limits(20)])
+        graphs = GEMNET_GRAPHS.build(positions, n_node, cell, pbc, tags, np.full(1, 6.0), limits)
         targets = Targets(zero[:1], np.zeros((n, 3)), np.zeros(1, np.int32))
         budget = exact_budget([whole_size(systems, graphs)])
         batches.append(collate(systems, graphs, targets, budget, np.float64))
@@ -133,7 +134,8 @@ def test_shapes_follow_from_the_budget_alone(parts, roomy):
     systems, _, targets = parts
     first = SystemBatch(*(c[:3] if c.shape[0] == COUNTS.sum() else c[:1] for c in systems))
     limits = np.array([neighbor_limits(30)])
-    alone = build_graphs(first.positions, first.n_node, first.cell, first.pbc, first.tags, np.array([6.0]), limits)
+    cutoff = np.array([6.0])
+    alone = GEMNET_GRAPHS.build(first.positions, first.n_node, first.cell, first.pbc, first.tags, cutoff, limits)
     few = collate(first, alone, Targets(targets.energy[:1], targets.forces[:3], targets.task[:1]), roomy)
     full = collate(*parts, roomy)
 

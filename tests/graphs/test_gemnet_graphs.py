@@ -8,7 +8,7 @@ import pytest
 import twin
 from twin import as_list
 
-from jaxatoms.graphs.gemnet_graphs import build_graphs, count_edges, cut_nearest, neighbor_limits
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, count_edges, cut_nearest, neighbor_limits
 from jaxatoms.graphs.neighbors import candidate_edges
 
 DATA = os.environ.get("JAXATOMS_DATA")
@@ -26,8 +26,8 @@ def golden(name: str):
 
 
 def build(arguments, tags, limits, **options):
-    """`build_graphs` from the arguments of `candidate_edges`."""
-    return build_graphs(*arguments[:4], tags, arguments[4], limits, **options)
+    """`GEMNET_GRAPHS.build` from the arguments of `candidate_edges`."""
+    return GEMNET_GRAPHS.build(*arguments[:4], tags, arguments[4], limits, **options)
 
 
 def golden_edges(data, graph):
@@ -104,7 +104,7 @@ CRY_CELL = np.array([(4.213, 0, 0), (0.817, 4.651, 0), (0.331, -0.527, 7.493)])
 
 def test_published_counts():
     """Edge counts of the two reference systems of the GemNet-OC specification (9.2)."""
-    graphs = build_graphs(
+    graphs = GEMNET_GRAPHS.build(
         np.concatenate([MOL, CRY]).astype(np.float32),
         np.array([9, 6]),
         np.stack([np.zeros((3, 3)), CRY_CELL]).astype(np.float32),
@@ -159,7 +159,7 @@ def test_batch_matches_brute_force(seed):
         one = twin.graphs(positions[part], cell[g], pbc[g], tags[part], cutoff[g], tuple(limits[g]))
         for graph in GRAPHS:
             expected[graph] += offset_ids(one[graph], first)
-    graphs = build_graphs(positions, n_node, cell, pbc, tags, cutoff, limits)
+    graphs = GEMNET_GRAPHS.build(positions, n_node, cell, pbc, tags, cutoff, limits)
     for graph in GRAPHS:
         assert as_list(getattr(graphs, graph)) == expected[graph], graph
 
@@ -191,7 +191,7 @@ def test_structures_without_edges():
     positions = np.array([[0, 0, 0], [0, 0, 0], [0, 0, 20]], np.float32)
     n_node, cell, pbc = np.array([1, 2, 0]), np.zeros((3, 3, 3)), np.zeros((3, 3), bool)
     limits = np.tile(neighbor_limits(30), (3, 1))
-    graphs = build_graphs(positions, n_node, cell, pbc, None, np.full(3, 8.0), limits)
+    graphs = GEMNET_GRAPHS.build(positions, n_node, cell, pbc, None, np.full(3, 8.0), limits)
     assert all(len(getattr(graphs, graph).senders) == 0 for graph in GRAPHS) and graphs.swap.shape == (0,)
     assert all((count == 0).all() and len(count) == 3 for count in count_edges(graphs, n_node).values())
 
@@ -202,8 +202,8 @@ def test_permuting_structures_permutes_graphs():
     first = np.cumsum(n_node) - n_node
     order = rng.permutation(len(n_node))
     atoms = np.concatenate([np.arange(first[g], first[g] + n_node[g]) for g in order])
-    graphs = build_graphs(positions, n_node, cell, pbc, tags, cutoff, limits)
-    moved = build_graphs(
+    graphs = GEMNET_GRAPHS.build(positions, n_node, cell, pbc, tags, cutoff, limits)
+    moved = GEMNET_GRAPHS.build(
         positions[atoms], n_node[order], cell[order], pbc[order], tags[atoms], cutoff[order], limits[order]
     )
     for graph in GRAPHS:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxatoms.models.dense_chain import residual_pair
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.gemnet_oc.dense_chain import residual_pair
 from kernels.fused_residual import CASES, Case, fused_residual, residual_gradients, residual_reference
 
 BF16 = Precision(matmul="bfloat16")
@@ -82,7 +82,7 @@ def test_shapes_that_do_not_fit_are_refused(n, c, weight):
 def test_the_model_takes_the_kernel_only_where_it_is_asked_to():
     from flax import nnx
 
-    from jaxatoms.models.layers import Residual
+    from jaxatoms.models.gemnet_oc.layers import Residual
 
     x = _arrays(40)[0]
     plain, fused = (

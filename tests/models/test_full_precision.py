@@ -15,10 +15,10 @@ from fixtures.structures import GALLERY, concatenate, pad
 
 from jaxatoms.csi.moments import empty_moments, update_part
 from jaxatoms.graphs.batch import Targets, collate
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs, nearest_budget
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH, nearest_budget
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.model import ModelOutput
-from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.training.losses import LossScales
@@ -58,7 +58,7 @@ def _equiformer():
     config = dataclasses.replace(find_config("equiformer_v2_tiny"), alpha_drop=0.0, drop_path_rate=0.0)
     systems = concatenate([GALLERY["seven"]])
     one = np.ones(1)
-    graphs = build_nearest_graphs(
+    graphs = NEAREST_GRAPH.build(
         systems.positions, systems.n_node, systems.cell, systems.pbc, systems.tags, 8 * one, np.full((1, 4), 20)
     )
     targets = Targets(one, np.ones((len(systems.positions), 3)), np.zeros(1, np.int32))

@@ -11,12 +11,13 @@ from flax import nnx
 
 from experiments.recipes import find_recipe
 from jaxatoms.data.downstream import downstream
-from jaxatoms.interop.names import checkpoint_name
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.common.reductions import reduce_atoms, squared_distances
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.heads import HeadMLP
+from jaxatoms.models.gemnet_oc.model import ScalarModel
+from jaxatoms.models.gemnet_oc.names import checkpoint_name
 from jaxatoms.models.gemnet_oc.network import Features
-from jaxatoms.models.heads import HeadMLP, reduce_atoms, squared_distances
-from jaxatoms.models.model import ScalarModel
-from jaxatoms.models.precision import Precision
 
 CONFIG = GemNetOCConfig(**NANO, direct_forces=False)
 

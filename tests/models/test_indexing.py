@@ -11,7 +11,7 @@ from fixtures import golden
 from fixtures.structures import GALLERY, pad
 from flax import nnx
 
-from jaxatoms.models import indexing
+from jaxatoms.models.common import indexing
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.step import init_state, make_train_step
 

@@ -10,15 +10,16 @@ from fixtures.nano import NANO
 from experiments import evaluate, finetune_model, session
 from experiments.pretrain import RESUMABLE, PretrainConfig
 from jaxatoms.inference import restore_model
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.gemnet_oc.config import SMALL, TINY, GemNetOCConfig
-from jaxatoms.models.registry import PRESETS, HeadSpec, check_layout, config_from_record, model_record
+from jaxatoms.models.registry import check_layout, config_from_record, model_record, presets
 from jaxatoms.types import InputError
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_a_record_gives_its_configuration_back(name):
-    record = json.loads(json.dumps(model_record(PRESETS[name])))
-    assert config_from_record(record) == PRESETS[name]
+    record = json.loads(json.dumps(model_record(presets()[name])))
+    assert config_from_record(record) == presets()[name]
     check_layout({"model": record}, "here")
 
 

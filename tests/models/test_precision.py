@@ -7,9 +7,9 @@ import pytest
 from fixtures import golden
 from flax import nnx
 
-from jaxatoms.models import indexing
-from jaxatoms.models.layers import Dense, Residual, ScaleFactor
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common import indexing
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.gemnet_oc.layers import Dense, Residual, ScaleFactor
 
 BF16 = Precision(matmul="bfloat16")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from fixtures import golden
 
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.common.precision import Precision
 
 sys.path.insert(0, str(Path(__file__).parent))
 import test_golden

@@ -10,9 +10,9 @@ import pytest
 from fixtures import golden
 from flax import nnx
 
-from jaxatoms.interop.names import checkpoint_name, to_theirs
 from jaxatoms.models.gemnet_oc.indices import derive
-from jaxatoms.models.gemnet_oc.shared import gradient_divisors
+from jaxatoms.models.gemnet_oc.names import checkpoint_name, to_theirs
+from jaxatoms.models.gemnet_oc.per_parameter import gradient_divisors
 from jaxatoms.training.losses import FORCE_EPS, LossScales, pretraining_loss
 
 FILES = ("tiny", "tiny_gradient", "tiny_gradient_linear")

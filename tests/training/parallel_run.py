@@ -16,9 +16,9 @@ import numpy as np
 from experiments import fleet
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import make_model, split_model
 from jaxatoms.training import parallel
 from jaxatoms.training.losses import LossScales

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxatoms.models.model import ModelOutput
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.gemnet_oc.config import SMALL
+from jaxatoms.models.gemnet_oc.per_parameter import block_multipliers, rate_multipliers
 from jaxatoms.training import finetuning
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau
 
@@ -45,11 +47,11 @@ def test_errors_count_free_labelled_atoms_and_real_structures_only():
 
 
 def test_multipliers_are_the_published_ones():
-    assert finetuning.block_multipliers(4) == (0.35, 0.40, 0.55, 0.625)
-    assert finetuning.block_multipliers(6) == (0.55, 0.40, 0.30, 0.40, 0.55, 0.625)
+    assert block_multipliers(4) == (0.35, 0.40, 0.55, 0.625)
+    assert block_multipliers(6) == (0.55, 0.40, 0.30, 0.40, 0.55, 0.625)
     tree = {"embedding": {"kernel": 0}, "backbone": {"int_blocks": {"0": 0, "3": 0}, "bases": 0, "out_mlp_E": 0,
             "out_blocks": {"0": 0, "1": 0, "2": 0, "4": 0}}, "out_energy": 0}  # fmt: skip
-    found = finetuning.layer_multipliers(tree, 4)
+    found = rate_multipliers(tree, SMALL)
     assert found == {"embedding": {"kernel": 0.3}, "backbone": {"int_blocks": {"0": 0.35, "3": 0.625}, "bases": 1.0,
                      "out_mlp_E": 1.0, "out_blocks": {"0": 0.35, "1": 0.35, "2": 0.4, "4": 0.625}}, "out_energy": 1.0}
 

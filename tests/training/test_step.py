@@ -11,10 +11,10 @@ import pytest
 from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
-from jaxatoms.models.model import ModelOutput
-from jaxatoms.models.precision import Precision
 from jaxatoms.models.registry import make_model, split_model
 from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxatoms.models.common.indexing import sum_rows, take_many
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.edges import EdgeFrames, map_tiles, softmax_over_receivers
 from jaxatoms.models.equiformer_v2.frames import back_scale
 from jaxatoms.models.equiformer_v2.harmonics import degrees_with, edge_sphere_grid
 from jaxatoms.models.equiformer_v2.layers import LayerNorm, RadialNet, SO3Linear, Table
 from jaxatoms.models.equiformer_v2.so2 import SO2Convolution
-from jaxatoms.models.indexing import sum_rows, take_many
-from jaxatoms.models.precision import Precision
 
 LEAK = 0.2
 TABLE_BOUND = 1e-3  # element tables of edges start almost at zero

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.common.indexing import edge_slots, take_rows
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.frames import rotations
-from jaxatoms.models.indexing import edge_slots, take_rows
 
 PADDING_LENGTH = 1.0  # A; any positive number
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.edges import map_tiles
 from jaxatoms.models.equiformer_v2.harmonics import sphere_grid
 from jaxatoms.models.equiformer_v2.layers import Linear, SO3Linear
-from jaxatoms.models.precision import Precision
 
 
 class FeedForward(nnx.Module):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxatoms.models.common.initializers import uniform_fan_in
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.harmonics import degree_of_coefficient
-from jaxatoms.models.initializers import uniform_fan_in
-from jaxatoms.models.precision import Precision
 
 EPS = 1e-5
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.harmonics import degrees_with
 from jaxatoms.models.equiformer_v2.layers import Linear
-from jaxatoms.models.precision import Precision
 
 
 class OrderMap(nnx.Module):

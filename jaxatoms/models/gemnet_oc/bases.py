@@ -16,14 +16,14 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.models import initializers
+from jaxatoms.models.common.indexing import stacked, sum_segments, take_many, take_rows, unstacked
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc import geometry as geo
+from jaxatoms.models.gemnet_oc import initializers
 from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import Indices
-from jaxatoms.models.indexing import stacked, sum_segments, take_many, take_rows, unstacked
-from jaxatoms.models.layers import Dense
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.gemnet_oc.layers import Dense
 from jaxatoms.ops.products import product, swapped, written_out
 from jaxatoms.ops.target import platform
 

@@ -4,14 +4,14 @@ import jax
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.models.dense_chain import settled
+from jaxatoms.models.common.indexing import sum_rows, take_many, take_rows
+from jaxatoms.models.common.precision import Precision, widened
 from jaxatoms.models.gemnet_oc.bases import BasisOutput, QuadBasis, TripletBasis
 from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.dense_chain import settled
 from jaxatoms.models.gemnet_oc.indices import Indices
-from jaxatoms.models.indexing import sum_rows, take_many, take_rows
-from jaxatoms.models.layers import Dense, ScaleFactor, apply_all, residuals
-from jaxatoms.models.precision import Precision, widened
+from jaxatoms.models.gemnet_oc.layers import Dense, ScaleFactor, apply_all, residuals
 
 INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 

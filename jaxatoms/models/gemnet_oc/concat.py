@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.common.indexing import take_many
 from jaxatoms.models.gemnet_oc.indices import Indices
-from jaxatoms.models.indexing import take_many
-from jaxatoms.models.layers import Dense
+from jaxatoms.models.gemnet_oc.layers import Dense
 
 
 class ConcatLayer(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
-from jaxatoms.models import indexing
+from jaxatoms.models.common import indexing
 
 FAR = 1e3  # A; length of padding edges: finite, and far outside the envelope
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
-from jaxatoms.models.indexing import edge_slots
+from jaxatoms.models.common.indexing import edge_slots
 
 _BASE = 64  # cells per axis in the integer code of an image; `collate` refuses larger translations
 

@@ -1,8 +1,8 @@
 """GemNet-OC: a padded batch -> node features x_E and edge features x_F.
 
-The parameters' paths equal the names of the public checkpoints (see `interop/names.py`). Padding edges and nodes
-carry exact zeros from the first layer to the last: no layer of the backbone has a bias, and their radial basis
-and atom embedding are zero.
+The parameters' paths equal the names of the public checkpoints (see `names.py`). Padding edges and nodes carry exact
+zeros from the first layer to the last: no layer of the backbone has a bias, and their radial basis and atom
+embedding are zero.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.common.indexing import stacked, unstacked
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.bases import Bases
 from jaxatoms.models.gemnet_oc.blocks import InteractionBlock, OutputBlock, _named, silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.indices import derive
-from jaxatoms.models.indexing import stacked, unstacked
-from jaxatoms.models.layers import Dense, apply_all, residuals
-from jaxatoms.models.precision import Precision
+from jaxatoms.models.gemnet_oc.layers import Dense, apply_all, residuals
 from jaxatoms.ops.target import platform
 
 

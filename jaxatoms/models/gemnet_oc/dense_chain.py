@@ -10,7 +10,7 @@ from functools import partial
 
 import jax
 
-from jaxatoms.models.precision import Precision, widened
+from jaxatoms.models.common.precision import Precision, widened
 from jaxatoms.ops.target import platform
 
 GAIN = 1 / 0.6  # keeps unit variance (GemNet, arXiv 2106.08903)

@@ -1,29 +1,22 @@
-"""Whole models: atom embedding, GemNet-OC backbone and heads.
+"""Whole GemNet-OC models: atom embedding, backbone and heads.
 
 `MultiTaskModel` predicts an energy and direct forces per task (pretraining). For fine-tuning there are
 `GradientModel` (an energy, forces as its negative gradient), `DirectForceModel` (forces alone) and `ScalarModel`
 (any one property). All return normalised quantities, zero on padding; what a model lacks is None.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.common.reductions import check_reduction, reduce_atoms, reduce_property
 from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
+from jaxatoms.models.gemnet_oc.heads import NUM_EXTENT_LAYERS, HeadMLP, direct_forces
 from jaxatoms.models.gemnet_oc.network import Features, GemNetOC
-from jaxatoms.models.heads import NUM_EXTENT_LAYERS, HeadMLP, direct_forces, reduce_atoms, squared_distances
-from jaxatoms.models.precision import Precision
-
-
-class ModelOutput(NamedTuple):
-    """Normalised predictions; T = tasks (the axis is absent in the models of fine-tuning)."""
-
-    energy: jax.Array | None  # [n_graph, T]
-    forces: jax.Array | None  # [n_node, 3, T]
 
 
 class Embedding(nnx.Module):
@@ -67,7 +60,24 @@ class Output(nnx.Module):
         return ModelOutput(jnp.stack(energy, axis=-1), jnp.stack(forces, axis=-1))
 
 
-class MultiTaskModel(nnx.Module):
+class GemNetOCModel(nnx.Module):
+    """What every model here has: an embedding and a backbone, whose features its heads read."""
+
+    gradient_forces = False  # whether forces are the negative gradient of the energy
+    embedding: nnx.Module
+    backbone: GemNetOC
+
+    def features(self, batch: GraphBatch, *, positions=None, edge_dropout: float = 0.0, observe=silent) -> Features:
+        """Backbone features of a batch; arguments as of `GemNetOC`."""
+        h = self.embedding(batch.atomic_numbers)
+        return self.backbone(batch, h, positions=positions, edge_dropout=edge_dropout, observe=observe)
+
+    def node_features(self, batch: GraphBatch) -> jax.Array:
+        """[n_node, emb_size_atom], the feature of the Chemical Similarity Index; zero for padding."""
+        return self.features(batch).node
+
+
+class MultiTaskModel(GemNetOCModel):
     """Energies [n_graph, T] and direct forces [n_node, 3, T] of T tasks; every head sees every structure."""
 
     def __init__(self, config: GemNetOCConfig, reductions: tuple[str, ...], rngs, precision=Precision()):
@@ -78,16 +88,13 @@ class MultiTaskModel(nnx.Module):
         self.output = Output(config, len(reductions), rngs, precision)
         self.reductions = reductions
 
-    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, observe=silent) -> ModelOutput:
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None, observe=silent) -> ModelOutput:
+        """`edge_dropout`: the rate with which the graphs lost edges. `key` is not used: nothing here is random."""
+        del key
         return self.output(self.features(batch, edge_dropout=edge_dropout, observe=observe), batch, self.reductions)
 
-    def features(self, batch: GraphBatch, *, edge_dropout: float = 0.0, observe=silent) -> Features:
-        """Backbone features of a batch."""
-        h = self.embedding(batch.atomic_numbers)
-        return self.backbone(batch, h, edge_dropout=edge_dropout, observe=observe)
 
-
-class ScalarModel(nnx.Module):
+class ScalarModel(GemNetOCModel):
     """One property per structure: `ModelOutput.energy` is [n_graph], or [n_graph, n_class] logits; no forces.
 
     Args:
@@ -104,26 +111,20 @@ class ScalarModel(nnx.Module):
     ):
         if config.direct_forces:
             raise ValueError("ScalarModel needs config.direct_forces=False: nothing would read the edge branch")
-        if reduction not in ("sum", "mean", "max", "extent"):
-            raise ValueError(f"reduction must be sum, mean, max or extent, got {reduction!r}")
+        check_reduction(reduction)
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
         shape = dict(bias=False, n_layers=NUM_EXTENT_LAYERS) if reduction == "extent" else dict(n_out=max(n_class, 1))
         self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, dropout=dropout, **shape)
         self.reduction = reduction
 
-    def features(self, batch: GraphBatch) -> Features:
-        """Backbone features of a batch."""
-        return self.backbone(batch, self.embedding(batch.atomic_numbers))
-
-    def __call__(self, batch: GraphBatch, *, dropout_key: jax.Array | None = None) -> ModelOutput:
-        values = self.out_energy(self.features(batch).node, dropout_key)
-        if self.reduction == "extent":
-            return ModelOutput(reduce_atoms(values * squared_distances(batch), batch, "sum"), None)
-        return ModelOutput(reduce_atoms(values, batch, self.reduction), None)
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
+        """`key` switches dropout on."""
+        values = self.out_energy(self.features(batch, edge_dropout=edge_dropout).node, key)
+        return ModelOutput(reduce_property(values, batch, self.reduction), None)
 
 
-class DirectForceModel(nnx.Module):
+class DirectForceModel(GemNetOCModel):
     """Forces [n_node, 3] from a head on the edges; no energy, so that nothing untrained is predicted."""
 
     def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
@@ -133,18 +134,18 @@ class DirectForceModel(nnx.Module):
         self.backbone = GemNetOC(config, rngs, precision)
         self.out_forces = HeadMLP(config.emb_size_edge, rngs, precision)
 
-    def features(self, batch: GraphBatch) -> Features:
-        """Backbone features of a batch."""
-        return self.backbone(batch, self.embedding(batch.atomic_numbers))
-
-    def __call__(self, batch: GraphBatch) -> ModelOutput:
-        features = self.features(batch)
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
+        """`key` is not used: nothing here is random."""
+        del key
+        features = self.features(batch, edge_dropout=edge_dropout)
         forces = direct_forces(self.out_forces(features.edge), features.directions, batch)
         return ModelOutput(None, forces)
 
 
-class GradientModel(nnx.Module):
+class GradientModel(GemNetOCModel):
     """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions."""
+
+    gradient_forces = True
 
     def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
         if config.direct_forces:
@@ -153,19 +154,17 @@ class GradientModel(nnx.Module):
         self.backbone = GemNetOC(config, rngs, precision)
         self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, bias=False)
 
-    def energy(self, batch: GraphBatch, positions: jax.Array, observe=silent) -> jax.Array:
+    def energy(self, batch: GraphBatch, positions: jax.Array, *, edge_dropout: float = 0.0, observe=silent):
         """[n_graph] at `positions` [n_node, 3] A."""
-        h = self.embedding(batch.atomic_numbers)
-        features = self.backbone(batch, h, positions=positions, observe=observe)
+        features = self.features(batch, positions=positions, edge_dropout=edge_dropout, observe=observe)
         return reduce_atoms(self.out_energy(features.node), batch, "sum")
 
-    def features(self, batch: GraphBatch) -> Features:
-        """Backbone features of a batch."""
-        return self.backbone(batch, self.embedding(batch.atomic_numbers))
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
+        """`key` is not used: nothing here is random."""
+        del key
 
-    def __call__(self, batch: GraphBatch) -> ModelOutput:
         def total(positions):
-            energy = self.energy(batch, positions)
+            energy = self.energy(batch, positions, edge_dropout=edge_dropout)
             return jnp.sum(energy), energy
 
         gradient, energy = jax.grad(total, has_aux=True)(batch.positions)

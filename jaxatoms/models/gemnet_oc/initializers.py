@@ -1,4 +1,4 @@
-"""Weight initialisers of GemNet-OC and of its heads, one compiled program per shape."""
+"""Weight initialisers of GemNet-OC, one compiled program per shape."""
 
 import functools
 
@@ -30,13 +30,6 @@ def he_orthogonal_basis(key: jax.Array, n_radial: int, n_spherical: int, n_out: 
     matrix = jax.nn.initializers.orthogonal()(key, (n_radial, n_spherical * n_out), jnp.float32)
     cube = _standardise(matrix.reshape(n_radial, n_spherical, n_out), axis=(0, 1))
     return cube.reshape(n_radial, -1) * (n_radial * n_spherical) ** -0.5
-
-
-@functools.partial(jit_for_few_runs, static_argnums=1)
-def uniform_fan_in(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), float32 `shape` [in, out]; PyTorch's default for linear layers."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _standardise(x: jax.Array, axis) -> jax.Array:

@@ -1,12 +1,13 @@
-"""Layers shared by the models: bias-free dense maps, residuals and fitted scale factors."""
+"""Layers of GemNet-OC: bias-free dense maps, residuals and fitted scale factors."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxatoms.models import initializers
-from jaxatoms.models.dense_chain import residual_pair, scaled_silu
-from jaxatoms.models.precision import Precision, widened
+from jaxatoms.models.common.initializers import uniform_fan_in
+from jaxatoms.models.common.precision import Precision, widened
+from jaxatoms.models.gemnet_oc.dense_chain import residual_pair, scaled_silu
+from jaxatoms.models.gemnet_oc.initializers import he_orthogonal
 from jaxatoms.ops.residual import fused_residual
 
 
@@ -18,9 +19,9 @@ class Dense(nnx.Module):
     """y = act(x W + b) with `kernel` [n_in, n_out]; `act` and `bias` are off by default."""
 
     def __init__(self, n_in, n_out, rngs, *, act=False, bias=False, precision=Precision(), init=None):
-        init = init or initializers.he_orthogonal
+        init = init or he_orthogonal
         self.kernel = nnx.Param(init(rngs.params(), (n_in, n_out)))
-        self.bias = nnx.Param(initializers.uniform_fan_in(rngs.params(), (n_in, n_out))[0]) if bias else None
+        self.bias = nnx.Param(uniform_fan_in(rngs.params(), (n_in, n_out))[0]) if bias else None
         self.act, self.precision = act, precision
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Structures in, predictions out: chunks of a stream are packed into batches, predicted, and put back in order."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.readers.ase_file import system_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
 from jaxatoms.graphs.spec import GraphSpec
@@ -111,6 +112,21 @@ class Predictor:
         if unknown:
             what = f"{self.model.path} was not trained on {', '.join(unknown)}"
             fail(path, where, what, "leave it out, or choose another checkpoint or head")
+
+    def predict_atoms(self, structures: Sequence[ase.Atoms], name: str = "structures") -> list[Prediction]:
+        """Predictions for structures in memory, in their order; labels that they carry are not looked at.
+
+        Args:
+          structures: any number of them; they are packed into batches.
+          name: of all of them, for messages.
+
+        Raises:
+          InputError: a structure that the model cannot take, or a prediction that is not finite.
+        """
+        path = Path(name)
+        systems = (system_of(path, f"structure {i}", atoms, labels=False) for i, atoms in enumerate(structures))
+        records = (Record(i, *pair) for i, pair in enumerate(zip(structures, systems, strict=True)))
+        return [found for chunk in chunks(records, self.chunk_atoms) for found in self.predict(path, chunk)]
 
     def predict(self, path: Path, chunk: list[Record]) -> list[Prediction]:
         """Predictions in the order of the chunk.

@@ -6,7 +6,8 @@ of NumPy arrays whose shapes depend on the budget alone. Nothing is truncated: w
 Layout: edges are flat lists sorted by receiver (no padding per atom), and small tables `[n_node, k]` name the
 edges that arrive at each atom, so that the model sums over neighbours by gathering (no colliding scatter).
 Table entries equal to the edge budget mean "no edge". Padding follows jraph: the last graph and the last node
-are always padding; padding edges connect the last node to itself.
+are always padding; padding edges connect the last node to itself. Padding nodes count to the last graph (jraph counts
+them to the first one after the real graphs; `interop/jraph.py` translates).
 """
 
 import dataclasses

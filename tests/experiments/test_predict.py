@@ -111,6 +111,15 @@ def test_batches_are_packed_and_shapes_are_used_again(checkpoint, structures):
     assert predictor.n_compiled <= 3
 
 
+def test_structures_in_memory_are_named_where_they_are_refused(checkpoint):
+    predictor = prediction.Predictor(restore_model(str(checkpoint)), None, 128)
+    assert predictor.predict_atoms([]) == []
+    with pytest.raises(InputError, match="structures: structure 1: .* was not trained on U"):
+        predictor.predict_atoms([ase.Atoms("H"), ase.Atoms("U")])
+    with pytest.raises(InputError, match="mine: structure 0: tag 5"):
+        predictor.predict_atoms([ase.Atoms("H", tags=[5])], "mine")
+
+
 def _systems(structures):
     return [(atoms, system_from_atoms("memory", str(i), atoms, "")) for i, atoms in enumerate(structures)]
 

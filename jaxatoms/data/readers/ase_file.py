@@ -59,7 +59,7 @@ def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterat
             if wanted:
                 known.update(*(place for label in keys for place in places[label]))
             wanted -= {label for label in keys if _name_label(atoms, label, keys[label], places[label])}
-            system = _system(file, record, atoms)
+            system = system_of(file, record, atoms)
             yield system._replace(extra={**scalars, **(system.extra or {})})
     if wanted:
         label = min(wanted)
@@ -78,7 +78,7 @@ def read_atoms(path: Path | str, first: int = 0) -> Iterator[tuple[ase.Atoms, Sy
     """
     path = Path(path)
     for record, atoms in itertools.islice(_iter_atoms(path), first, None):
-        yield atoms, _system(path, record, atoms, labels=False)
+        yield atoms, system_of(path, record, atoms, labels=False)
 
 
 def source_files(path: Path | str) -> list[Path]:
@@ -138,7 +138,11 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return array.shape if array.dtype.kind in "if" else None
 
 
-def _system(path: Path, record: str, atoms: ase.Atoms, labels: bool = True) -> System:
+def system_of(path: Path, record: str, atoms: ase.Atoms, labels: bool = True) -> System:
+    """One structure of ASE's; zeros for tags, which ASE gives to atoms without any, mean no tags.
+
+    Args, raises: as `structures.system_from_atoms`.
+    """
     tags = surface_tags(f"{path}: {record}", atoms.arrays.get("tags"), atoms.positions, atoms.cell.array)
     return system_from_atoms(path, record, atoms, _group(atoms), labels)._replace(tags=tags)
 

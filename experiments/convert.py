@@ -33,9 +33,9 @@ from jaxatoms.models.registry import (
 from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 
-# EquiformerV2 31M, OC20 S2EF All+MD (specification EquiformerV2 12): adsorption energies, eV.
+# EquiformerV2 31M, OC20 S2EF All+MD (docs/reference/equiformer_v2.md, Heads): adsorption energies, eV.
 _OC20_MEAN, _OC20_STD = -0.7554450631141663, 2.887317180633545
-_OTHER_STDS = {"oc22": (25.2296, 0.256789)}  # eV, eV/A; data sets without a reader (specification GemNet-OC 7.1)
+_OTHER_STDS = {"oc22": (25.2296, 0.256789)}  # eV, eV/A; docs/reference/pretraining.md, Normalisation
 JMP_LICENCE = "CC-BY-NC-4.0 (weights of JMP; no commercial use)"
 
 

@@ -1,7 +1,7 @@
 """Losses of a pretrained network on the structures of a data set, one by one: what difficulty subsets are chosen by.
 
 Predictions and labels are compared as in pretraining: normalised by the data set's own constants, whatever the network
-was trained on. Source: specification csi 4, "difficulty".
+was trained on. Source: docs/reference/csi.md, Difficulty.
 """
 
 import json

@@ -38,7 +38,7 @@ class Extractor(NamedTuple):
 
 
 def load_extractor(checkpoint: str, raw_weights: bool = False, edge_direction: str | None = None) -> Extractor:
-    """The extractor of a checkpoint: the node feature that energy heads read (specification csi 2).
+    """The extractor of a checkpoint: the node feature that energy heads read (docs/reference/csi.md, Extractors).
 
     Args:
       checkpoint: run folder (its best-validation checkpoint), RUN@last, converted folder, a step folder, or a PyTorch

@@ -21,7 +21,7 @@ PARTIAL = " *"  # marks a bar of a partial budget or a partial test
 
 @dataclasses.dataclass(frozen=True)
 class CsiFigure:
-    """Which comparisons a CSI figure shows; specification csi 5."""
+    """Which comparisons a CSI figure shows; docs/reference/csi.md, Published figures."""
 
     title: str
     tasks: tuple[str, ...] = MOLECULAR

@@ -45,7 +45,7 @@ def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> Pur
     Args:
       checkpoint: a complete checkpoint folder.
       mode: "ema": averaged weights and the pretrained atom embedding. "reference": what the released code does, raw
-        weights and a fresh embedding (specification finetuning 6).
+        weights and a fresh embedding (docs/reference/finetuning.md, Loading weights).
 
     Raises:
       InputError: the checkpoint lacks a weight, or has it in another shape.

@@ -1,4 +1,4 @@
-"""How each downstream family is fine-tuned, one recipe per row of the paper (specification finetuning 1, 5 and 7)."""
+"""How each downstream family is fine-tuned (docs/reference/finetuning.md, Table cells, Optimisation, EquiformerV2)."""
 
 import dataclasses
 

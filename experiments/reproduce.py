@@ -192,7 +192,7 @@ class FinetuneRun(NamedTuple):
 
 
 def runs_of(row: PaperRow, config: ReproduceConfig) -> list[FinetuneRun]:
-    """All fine-tuning runs of a row; MatBench cells are means of two seeds (specification finetuning 1)."""
+    """All fine-tuning runs of a row; a MatBench cell has two seeds (docs/reference/finetuning.md, Table cells)."""
     return [
         FinetuneRun(task, data, seed, own)
         for seed in config.seeds

@@ -86,7 +86,7 @@ class Edges(NamedTuple):
     """Directed edges, `edge_vectors = positions[receivers] - positions[senders] + shifts @ cell`.
 
     Sorted by receiver. `shifts` counts cell translations of the receiver (ASE's `S`); the image offset of
-    the *sender* that the GemNet-OC specification calls `o` is `-shifts`.
+    the *sender* that the GemNet-OC code calls `o` is `-shifts` (docs/reference/gemnet_oc.md, Edges).
     """
 
     senders: np.ndarray  # [n_edge] int32, index into the concatenated atoms
@@ -95,7 +95,7 @@ class Edges(NamedTuple):
 
 
 class Graphs(NamedTuple):
-    """The four GemNet-OC graphs of a batch of structures (specification 2.3)."""
+    """The four GemNet-OC graphs of a batch of structures (docs/reference/gemnet_oc.md, Four graphs)."""
 
     main: Edges  # symmetrised: contains the counter-edge of each of its edges
     swap: np.ndarray  # [n_edge of main] int32, index of the counter-edge (an involution)

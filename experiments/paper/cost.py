@@ -1,11 +1,11 @@
 """What a run would cost: steps and structures exactly, arithmetic and GPU hours as estimates.
 
 FLOP of one structure = edges x FLOP per main edge x passes.
-  - FLOP per main edge and forward pass (specification gemnet_oc 8.1, counted on two structures): S 62 M with direct
+  - FLOP per main edge and forward pass (docs/reference/gemnet_oc.md, Cost, of two structures): S 62 M with direct
     forces and 42 M without; L 410 M and 298 M.
   - passes: a training step is 3 forward passes where nothing is differentiated twice, 6 for gradient forces.
   - edges = atoms x min(atoms - 1, K), K = 30 (rMD17: 100) where the structure is a molecule, atoms x 31 where it is
-    periodic (symmetrising adds a little to K); mean atoms from specification datasets 0.
+    periodic (symmetrising adds a little to K); mean atoms from docs/reference/datasets.md, Overview.
 GPU hours = FLOP / sustained rate; the rate is an assumption, not a measurement.
 """
 

@@ -20,9 +20,9 @@ from jaxatoms.types import InputError
 TABLES = ("1", "2", "3", "4", "5", "fig4")
 BATCH = 20  # of pretraining
 # Structures in the training set of an upstream set, all four rounded down where only a rounded count is published;
-# specification datasets 0 and 2 to 5. OC20: its 2M split.
+# docs/reference/datasets.md, Overview and ANI-1x to OC22. OC20: its 2M split.
 UPSTREAM_TRAIN = {"ani1x": 3_952_056, "transition1x": 9_100_000, "oc20": 2_000_000, "oc22": 8_225_293}
-# Structures in the fine-tuning train split; specification finetuning 2.
+# Structures in the fine-tuning train split; docs/reference/finetuning.md, Splits.
 N_TRAIN = {
     "rmd17:aspirin": 950, "md22:Ac-Ala3-NHMe": 5_700, "spice:solvated_amino_acids": 1_040, "qm9:U_0": 110_831,
     "qm9:delta_eps": 110_831, "qmof": 16_300,
@@ -147,7 +147,7 @@ def structures_to_train(row: PaperRow, n: int) -> int:
     """How many structures a row trains on where `n` are asked for: no more than a single upstream set has.
 
     The authors' code clamps N in the same way, so the paper's OC20 row of N = 3e6 saw the 2,000,000 of the 2M split
-    (specification pretraining 1).
+    (docs/reference/pretraining.md, Budget).
     """
     return min(n, UPSTREAM_TRAIN[row.upstream[0]]) if len(row.upstream) == 1 else n
 

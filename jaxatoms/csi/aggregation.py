@@ -29,7 +29,7 @@ def aggregate(
     Raises:
       InputError: `how` is unknown, or lengths differ.
 
-    Source: csi.md 3.
+    Source: docs/reference/csi.md, Aggregation.
     """
     check_aggregation(how)
     if len(features) != len(structure):

@@ -36,7 +36,7 @@ def median_bandwidth(x: np.ndarray, y: np.ndarray, n_point: int = 5000, seed: in
     Raises:
       InputError: widths differ, a set has under 2 rows, or more than half of the points coincide.
 
-    Source: csi.md 7.
+    Source: docs/reference/csi.md, Other distances.
     """
     x, y = _pair(x, y)
     n_total = len(x) + len(y)
@@ -64,7 +64,7 @@ def mmd_linear(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, see
     Raises:
       InputError: as `median_bandwidth`.
 
-    Source: Gretton et al., JMLR 13, 723 (2012), section 6; csi.md 7.
+    Source: Gretton et al., JMLR 13, 723 (2012), section 6; docs/reference/csi.md, Other distances.
     """
     x, y = _pair(x, y)
     s2 = median_bandwidth(x, y, seed=seed) if bandwidth is None else bandwidth
@@ -86,7 +86,7 @@ def mmd_linear(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, see
 def mmd_unbiased(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, seed: int = 0) -> float:
     """Squared MMD with an RBF kernel, full U-statistic in O(n_x n_y d) time; arguments as `mmd_linear`.
 
-    Source: Gretton et al. 2012, eq. 3; csi.md 7 (there on the first 500 structures).
+    Source: Gretton et al. 2012, eq. 3; docs/reference/csi.md, Other distances (there on the first 500 structures).
     """
     x, y = _pair(x, y)
     s2 = median_bandwidth(x, y, seed=seed) if bandwidth is None else bandwidth
@@ -111,7 +111,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     Raises:
       InputError: widths differ or a set has under 2 rows.
 
-    Source: Szekely and Rizzo, J. Stat. Plan. Inference 143, 1249 (2013); csi.md 7.
+    Source: Szekely and Rizzo, J. Stat. Plan. Inference 143, 1249 (2013); docs/reference/csi.md, Other distances.
     """
     x, y = _pair(x, y)
     n, m = len(x), len(y)

@@ -62,7 +62,7 @@ def frechet_terms(
     Raises:
       InputError: widths differ, or a mean or covariance is not finite.
 
-    Source: Dowson and Landau, J. Multivariate Anal. 12, 450 (1982); csi.md 1.
+    Source: Dowson and Landau, J. Multivariate Anal. 12, 450 (1982); docs/reference/csi.md, Definition.
     """
     for name, means, covs in (("upstream", mean_u, cov_u), ("downstream", mean_d, cov_d)):
         _check(name, means, covs, len(mean_u[0]))

@@ -18,7 +18,7 @@ DIFFICULTIES = ("low", "high", "mid", "mixed")
 def sample_random(n_total: int, n: int, seed: int = 0) -> np.ndarray:
     """[min(n, n_total)] int64 distinct indices, uniformly at random.
 
-    Source: csi.md 4, "random".
+    Source: docs/reference/csi.md, Strategies, "random".
     """
     _check_request(n)
     return np.random.RandomState(seed).choice(n_total, min(n, n_total), replace=False).astype(np.int64)
@@ -38,7 +38,7 @@ def sample_balanced(classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     Raises:
       InputError: n < 1, no rows, or the rows run out while filling the remainder.
 
-    Source: csi.md 4, "balanced".
+    Source: docs/reference/csi.md, Strategies, "balanced".
     """
     groups = _groups(classes, n)
     per_class = n // len(groups)
@@ -60,7 +60,7 @@ def sample_balanced_no_rep(classes: np.ndarray, n: int, seed: int = 0) -> np.nda
     Raises:
       InputError: n < 1 or n exceeds the number of rows.
 
-    Source: csi.md 4, "balancedNoRep".
+    Source: docs/reference/csi.md, Strategies, "balanced_no_rep".
     """
     groups = _groups(classes, n)
     _check_enough(n, sum(map(len, groups)), "balanced_no_rep")
@@ -79,7 +79,7 @@ def sample_uniform(classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     Raises:
       InputError: n does not exceed the number of classes, or exceeds the number of rows.
 
-    Source: csi.md 4, "uniform".
+    Source: docs/reference/csi.md, Strategies, "uniform".
     """
     groups = _groups(classes, n)
     n_total = sum(map(len, groups))
@@ -99,7 +99,7 @@ def sample_stratified(classes: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     Raises:
       InputError: too few or too many rows wanted for one per class in the sample and in what is left.
 
-    Source: csi.md 4, "stratified"; scikit-learn `train_test_split(stratify=...)`.
+    Source: docs/reference/csi.md, Strategies, "stratified"; scikit-learn `train_test_split(stratify=...)`.
     """
     groups = _groups(classes, n)
     rare = np.sort(np.concatenate([g for g in groups if len(g) == 1] or [np.empty(0, np.int64)]))
@@ -130,7 +130,7 @@ def sample_difficulty(losses: np.ndarray, n: int, kind: str, seed: int = 0) -> n
     Raises:
       InputError: unknown kind, non-finite losses, or more rows wanted than the chosen part holds.
 
-    Source: csi.md 4, "difficulty".
+    Source: docs/reference/csi.md, Difficulty.
     """
     losses = np.asarray(losses)
     _check_difficulty(losses, n, kind)

@@ -45,7 +45,7 @@ def chemical_similarity_index(
     Example:
       chemical_similarity_index(load_features("ani1x.npz"), load_features("rmd17.npz"))
 
-    Source: csi.md 1 and 3.
+    Source: docs/reference/csi.md, Definition and Aggregation.
     """
     check_same_width(upstream, downstream)
     pair = [[feature_moments(data, aggregation)] for data in (upstream, downstream)]

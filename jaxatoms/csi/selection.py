@@ -92,7 +92,7 @@ def select_structures(candidates: Candidates, n: int, n_step: int = 100, seed: i
     Raises:
       InputError: n is not between 1 and the number of candidates, or the choice holds fewer than 2 rows.
 
-    Source: objective csi.md 1; Frank and Wolfe, Nav. Res. Log. Q. 3, 95 (1956).
+    Source: docs/reference/csi.md, Definition (objective); Frank and Wolfe, Nav. Res. Log. Q. 3, 95 (1956).
     """
     if not 1 <= n <= len(candidates.ids):
         raise InputError(

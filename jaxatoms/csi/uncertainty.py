@@ -211,7 +211,7 @@ def effective_rank(moments: Moments, standardise: bool = False) -> float | np.nd
     Raises:
       InputError: all variances are zero.
 
-    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007; csi.md 7.
+    Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007; docs/reference/csi.md, Other distances.
     """
     scatter = to_host(moments).scatter
     variance = np.diagonal(scatter, axis1=-2, axis2=-1)

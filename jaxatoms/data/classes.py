@@ -1,6 +1,6 @@
 """The class of every structure, which class-balanced sampling draws evenly: formula, catalyst or composition.
 
-Source: specification csi 4 (table "what a class is").
+Source: docs/reference/csi.md, Classes.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """What is published of each downstream data set: target, unit, normalisation, reduction, references, graphs.
 
 Data facts only; how a model is fine-tuned on them is no concern here.
-Source of every number: specification finetuning 2-4; of reductions: specification GemNet-OC 7.2.
+Source of numbers: docs/reference/finetuning.md, Normalisation; of reductions: gemnet_oc.md, Fine-tuning heads.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ def matbench_fold(n: int, fold: int, labels: np.ndarray | None = None) -> tuple[
     Raises:
       InputError: another fold, or too few records.
 
-    Source: finetuning 2; `sklearn.model_selection.KFold(5, shuffle=True, random_state=18012019)`.
+    Source: docs/reference/finetuning.md, Splits; scikit-learn's `KFold(5, shuffle=True, random_state=18012019)`.
     """
     if not 0 <= fold < N_FOLD:
         raise InputError(f"fold {fold} does not exist; choose 0 to {N_FOLD - 1}")

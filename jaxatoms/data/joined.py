@@ -124,7 +124,7 @@ def open_upstream(
     Raises:
       InputError: no validation set beside the training set, before anything is converted; or as `open_dataset`.
 
-    Source: specification pretraining 6 ("validation sources").
+    Source: docs/reference/pretraining.md, Validation.
     """
     spec, source = resolve(name, data_root or os.environ.get("JAXATOMS_DATA") or None)
     if not spec.validation or split_rule != "auto":

@@ -66,7 +66,7 @@ def mix_counts(families: Sequence[str], available: Sequence[int], n: int | str, 
       InputError: an unknown mix, a ratio of another length, "all" with a mix that needs a number, an n that gives
         a data set nothing.
 
-    Source: pretraining 2; reference `setup_pretrain.py:38-58`.
+    Source: docs/reference/pretraining.md, Mixing; reference `setup_pretrain.py:38-58`.
 
     Example:
       >>> mix_counts(["ani1x", "oc22"], [4_000_000, 8_000_000], 3_000_000, "2:1")

@@ -47,7 +47,7 @@ class LinearReference:
         Raises:
           InputError: none of the records has an energy.
 
-        Source: pretraining 3; reference `ani1x_linear_ref.py`: numpy.linalg.lstsq(X, y, rcond=None) on train.
+        Source: docs/reference/pretraining.md, Linear references: numpy.linalg.lstsq(X, y, rcond=None) on train.
         """
         triangle, n_record = np.zeros((0, N_ELEMENT + 1)), 0
         for chunk in _chunks(indices):
@@ -196,7 +196,7 @@ def _refuse(node: int, atomic_numbers: np.ndarray, graph: np.ndarray) -> NoRetur
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """Standard deviations that targets are divided by; means are 0 throughout (pretraining 3).
+    """Standard deviations that targets are divided by; means are 0 (docs/reference/pretraining.md, Normalisation).
 
     Attributes:
       energy_std: eV, of the energy after the linear reference.

@@ -41,7 +41,7 @@ READERS = {
     "ase_file": ase_file,
     "demo": demo,
 }
-MOLECULE_CUTOFF = 8.0  # A; specification pretraining 3
+MOLECULE_CUTOFF = 8.0  # A; docs/reference/pretraining.md, Normalisation
 PERIODIC_CUTOFF = 12.0  # A
 _DEMO_FOLDER = Path(__file__).parent / "demo"
 RMD17_MOLECULES = (
@@ -63,7 +63,7 @@ class DatasetSpec:
 
     Energies in eV, lengths in A. `None` as a standard deviation means: compute it from the train split.
 
-    Source: specification pretraining 3 (table of constants) and datasets 2-4.
+    Source: docs/reference/pretraining.md, Normalisation, and docs/reference/datasets.md, ANI-1x to OC22.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Where the original files of each data set lie: addresses, sizes, hashes, licences. A table, no code that fetches.
 
-Source: specification datasets 2-12; the MatBench hash from matminer's metadata.
+Source: docs/reference/datasets.md, ANI-1x to MatBench; the MatBench hash from matminer's metadata.
 """
 
 import dataclasses

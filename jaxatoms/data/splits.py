@@ -174,7 +174,7 @@ def random_split(n: int, n_train: int, n_val: int, seed: int = 42) -> Split:
     Raises:
       InputError: the parts are negative or exceed n.
 
-    Source: specification finetuning 2: RandomState(42).shuffle(arange(n)), order train, val, test.
+    Source: docs/reference/finetuning.md, Splits: RandomState(42).shuffle(arange(n)), order train, val, test.
     """
     if n_train < 0 or n_val < 0 or n_train + n_val > n:
         raise InputError(
@@ -195,7 +195,7 @@ def downstream_split(name: str, store: Store) -> Split:
     Raises:
       InputError: no downstream data set, or fewer structures than the split needs.
 
-    Source: finetuning 2: RandomState(42).shuffle(arange(n)), cut into train, val, test.
+    Source: docs/reference/finetuning.md, Splits: RandomState(42).shuffle(arange(n)), cut into train, val, test.
 
     Example:
       >>> spec, store = open_dataset("qm9:U_0"); split = downstream_split("qm9:U_0", store)

@@ -170,7 +170,7 @@ def findings(found: Statistics, needs_forces: bool, is_surface: bool) -> list[Fi
       needs_forces: energies and forces are the target.
       is_surface: an adsorbate on a slab, with tags and fixed atoms.
 
-    Source: specification datasets 14.
+    Source: docs/reference/datasets.md, Checks.
     """
     out = [_finding(found.n_duplicate == 0, "duplicate records", _duplicates(found), "warning")]
     if needs_forces:

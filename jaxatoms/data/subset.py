@@ -38,7 +38,7 @@ def draw_subset(n_available: int, n: int | str, seed: int = 0) -> np.ndarray:
     Raises:
       InputError: more asked for than there are. (The reference takes fewer, silently.)
 
-    Source: pretraining 1; reference `sampling_utils.py`:
+    Source: docs/reference/pretraining.md, Budget; reference `sampling_utils.py`:
     RandomState(seed).choice(range(n_available), n, replace=False).
     """
     if n == "all":

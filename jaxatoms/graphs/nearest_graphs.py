@@ -25,7 +25,7 @@ def cut_nearest_graph(
       tags: play no part.
       max_neighbors: [n_graph] or [n_graph, ...], of which the first column counts.
 
-    Source: graphs of EquiformerV2 as run by the released code of arXiv 2502.11085 (specification 3.2).
+    Source: released code of arXiv 2502.11085 (docs/reference/equiformer_v2.md, Neighbours).
     """
     del tags
     limit = np.asarray(max_neighbors).reshape(len(n_node), -1)[:, :1]

@@ -98,7 +98,7 @@ def _config(file: TorchFile, shapes: Mapping[str, tuple[int, ...]], kind: str) -
         return gemnet_config(shapes, str(file.path))
     config = equiformer_config(shapes, _recorded_settings(file.content), str(file.path))
     if isinstance(file.content, dict) and "pytorch-lightning_version" in file.content:
-        # The paper's own runs feed edge vectors from source to target (specification EquiformerV2 3.1).
+        # The paper's own runs feed vectors from source to target (docs/reference/equiformer_v2.md, Edge direction).
         return dataclasses.replace(config, edge_direction="source_to_target")
     return config
 
@@ -123,7 +123,7 @@ def _moving_average(file: TorchFile) -> list[TensorRef] | None:
 def _assign(file, keys: list[str], ema: list, state: Mapping[str, TensorRef], kind: str) -> dict[str, TensorRef]:
     """The averages by key: they are stored without names, in the order of the parameters.
 
-    Source: specification GemNet-OC 6.3.
+    Source: docs/reference/gemnet_oc.md, Moving average.
     """
     skipped = re.compile(_BUFFERS[kind] + r"|scale_factor$|\.seq_energy_pre\.")
     names = [key for key in keys if not skipped.search(key)]

@@ -1,4 +1,4 @@
-"""Losses, errors and learning rates of fine-tuning. Source of everything here: specification finetuning 3 and 5."""
+"""Losses, errors and rates of fine-tuning. Source: docs/reference/finetuning.md, Heads and losses, Optimisation."""
 
 import dataclasses
 from collections.abc import Mapping

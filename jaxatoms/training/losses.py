@@ -96,7 +96,7 @@ def structure_losses(energy, forces, batch: GraphBatch, scales: LossScales) -> t
     Returns:
       ([n_graph] energy term, [n_graph] force term).
 
-    Source: specification csi 4, "difficulty".
+    Source: docs/reference/csi.md, Difficulty.
     """
     e_error = jnp.abs(own_task(energy, batch.task) - batch.energy) * scales.energy[batch.task]
     norms = jnp.linalg.norm(own_task(forces, batch.task[batch.node_graph]) - batch.forces + FORCE_EPS, axis=-1)

@@ -1,4 +1,4 @@
-"""Samplers against the reference's procedure run with pandas and scikit-learn (csi.md 4), index for index."""
+"""Samplers against pandas and scikit-learn (docs/reference/csi.md, Strategies), index for index."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The whole procedure on synthetic sets: self-consistency checks of csi.md 6."""
+"""The whole procedure on synthetic sets: self-consistency (docs/reference/csi.md, Checks)."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_extraction_refuses(folder, options, words, capsys):
 
 @pytest.mark.parametrize("architecture,expected", [(EQUIFORMER_V2, (12.0, 20)), (GEMNET_OC, (8.0, 30))])
 def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, architecture, expected):
-    """Specification csi 2: not that of fine-tuning, nor that of GemNet-OC."""
+    """docs/reference/csi.md, Graphs: not that of fine-tuning, nor that of GemNet-OC."""
     split = Split(*np.split(np.arange(40), [30, 35]))
     monkeypatch.setattr(task_split, "downstream_split", lambda name, store: split)
     file = write_qm9(tmp_path / "dsgdb9nsd.xyz.tar.bz2", indices=range(1, 41))

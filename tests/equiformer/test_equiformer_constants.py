@@ -46,7 +46,7 @@ def test_j_is_symmetric_orthogonal_and_e3nns(degree):
 
 
 def test_m_major_order():
-    """Specification 4."""
+    """docs/reference/equiformer_v2.md, Conventions."""
     expected = [0, 2, 6, 12, 20, 3, 7, 13, 21, 1, 5, 11, 19, 8, 14, 22, 4, 10, 18]
     assert harmonics.m_major(4, 2).tolist() == expected
 

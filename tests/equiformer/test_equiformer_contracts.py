@@ -146,7 +146,7 @@ def test_gradients_are_finite_and_match_differences(remat):
 
 
 def test_fresh_models_have_the_specified_scale():
-    """Specification 13: standard normal atoms, almost-zero edge tables, zero biases."""
+    """docs/reference/equiformer_v2.md, Initialisation: normal atoms, almost-zero edge tables, zero biases."""
     fresh = nnx.jit(lambda: EquiformerV2Model(TINY, ("sum",), nnx.Rngs(0)))()
     assert np.std(fresh.backbone.sphere_embedding.kernel[...]) == pytest.approx(1, abs=0.1)
     assert np.abs(fresh.backbone.blocks.ga.source_embedding.kernel[...]).max() <= 1e-3

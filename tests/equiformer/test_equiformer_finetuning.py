@@ -150,7 +150,7 @@ def test_an_element_beyond_the_tables_is_refused(tmp_path, capsys):
 
 
 def test_recipes_and_graphs_are_those_of_the_family():
-    """Specification finetuning 7."""
+    """docs/reference/finetuning.md, EquiformerV2."""
     rmd17, qm9 = (downstream(name) for name in ("rmd17:aspirin", "qm9:U_0"))
     own = EQUIFORMER_V2.finetuning
     recipe = dataclasses.replace(find_recipe("rmd17:aspirin", rmd17), **own.changes("rmd17"))

@@ -87,7 +87,7 @@ def test_our_graph_has_the_same_edges(structures):
 
 
 def test_parameter_counts():
-    """Specification 14."""
+    """docs/reference/equiformer_v2.md, Parameter counts."""
     for config, total in ((M31, 31_058_690), (M83, 83_201_922), (M153, 153_602_690)):
         shapes = parameter_shapes(equiformer.abstract_model(config))
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == total

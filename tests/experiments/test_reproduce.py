@@ -178,7 +178,7 @@ def test_every_published_row_is_a_chain_whose_commands_parse(table):
         assert reproduce.row_cost(row, config).gpu_hours > 0
 
 
-def test_steps_and_arithmetic_of_the_specification():
+def test_steps_and_arithmetic_of_the_reference_pages():
     steps = {"rmd17:aspirin": 142_800, "md22:Ac-Ala3-NHMe": 285_000, "spice:solvated_amino_acids": 260_000,
              "qm9:U_0": 461_800, "qmof": 163_000, "matbench:phonons/0": 13_680}  # fmt: skip
     assert {name: finetune_steps(name) for name in steps} == steps

@@ -103,7 +103,7 @@ CRY_CELL = np.array([(4.213, 0, 0), (0.817, 4.651, 0), (0.331, -0.527, 7.493)])
 
 
 def test_published_counts():
-    """Edge counts of the two reference systems of the GemNet-OC specification (9.2)."""
+    """Edge counts of the two systems of docs/reference/gemnet_oc.md, Reference values."""
     graphs = GEMNET_GRAPHS.build(
         np.concatenate([MOL, CRY]).astype(np.float32),
         np.array([9, 6]),

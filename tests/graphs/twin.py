@@ -42,7 +42,7 @@ def as_list(edges: Edges) -> list[Edge]:
 
 
 def offset(edge: Edge) -> tuple[int, ...]:
-    """The image offset of the sender, which the GemNet-OC specification calls `o`."""
+    """The image offset of the sender, which the GemNet-OC code calls `o` (docs/reference/gemnet_oc.md, Edges)."""
     return tuple(-x for x in edge[2])
 
 

@@ -47,7 +47,7 @@ FIRST_LAYERS = ("int_blocks.0.atom_update", "out_blocks.0")
 
 @pytest.mark.parametrize("config,has_layer", [(SMALL, True), (TINY, False), (GemNetOCConfig(**NANO), False)])
 def test_edge_sums_have_a_dense_layer_where_widths_differ(config, has_layer):
-    """Specification GemNet-OC 4.6; what an earlier version wrote, or another network, is refused by name."""
+    """docs/reference/gemnet_oc.md, Atom update; what an earlier version wrote, or another, is refused by name."""
     shapes = shapes_of(config, 1)
     names = [f"backbone.{module}.layers.0.linear.weight" for module in FIRST_LAYERS]
     assert [name in shapes for name in names] == [has_layer, has_layer]
@@ -67,7 +67,7 @@ def test_dimensions_of_equiformer_follow_from_shapes_and_settings():
 
 @pytest.mark.parametrize("weights", ["ema", "raw", "reference"])
 def test_weights(weights):
-    """`reference` takes the average everywhere except in the layers that have an alias (spec GemNet-OC 6.3)."""
+    """`reference` takes averages but in layers that have an alias (docs/reference/gemnet_oc.md, Moving average)."""
     arrays = convert(opened("jmp"), weights).arrays
     assert set(arrays) == set(shapes_of(TINY_GEMNET, 2))
     averaged = 0

@@ -84,7 +84,7 @@ def _names(n_layer: int, biases: int) -> set[str]:
     ids=["sum", "max", "classes", "extent"],
 )
 def test_heads_of_fine_tuning(padded, monkeypatch, reduction, options, n_layer, biases):
-    """Layers, biases and reduction against NumPy (specification GemNet-OC 7.2)."""
+    """Layers, biases and reduction against NumPy (docs/reference/gemnet_oc.md, Fine-tuning heads)."""
     systems, batch = padded
     model, weights, x = _filled(reduction, batch, **options)
     monkeypatch.setattr(ScalarModel, "features", lambda self, batch: Features(jnp.asarray(x), None, None))

@@ -335,7 +335,7 @@ def _final(w, parts):
 
 
 def _bases(w, graphs, positions, cell, batch, centres, out):
-    """Everything the blocks share (specification 3); also fills the golden keys of the geometry in `out`."""
+    """What all blocks use (docs/reference/gemnet_oc.md, Bases); fills the golden keys of the geometry in `out`."""
     geometry = {name: edge_geometry(graphs[name], positions, cell, batch) for name in NAMES}
     n_radial = w.get("mlp_rbf_h.linear.weight").shape[1]
     n_spherical = w.get("mlp_cbf_tint.weight").shape[1]

@@ -1,4 +1,4 @@
-"""The enumerated GemNet-OC against the reference's golden vectors (and the specification's small table)."""
+"""The enumerated GemNet-OC against golden vectors (and docs/reference/gemnet_oc.md, Reference values)."""
 
 import importlib.util
 import json
@@ -212,7 +212,7 @@ def _lowbias32(x):
 
 
 def _hashed_weight(name, shape):
-    """Weights of the specification's table of reference values (9.1)."""
+    """Weights of docs/reference/gemnet_oc.md, Reference values."""
     flat = np.arange(np.prod(shape), dtype=np.uint32)
     u = _lowbias32(flat * np.uint32(0x9E3779B9) + np.uint32(zlib.crc32(name.encode()))) / 2.0**32
     w = (2.0 * u - 1.0).reshape(shape)
@@ -260,7 +260,7 @@ def _float32_centres(n):
 
 
 def test_specified_molecule():
-    """Against the table of the specification (9.3), printed with 10 to 13 digits."""
+    """Against docs/reference/gemnet_oc.md, Reference values, printed with 10 to 13 digits."""
     gold = _golden("small_S.npz")  # names, shapes and the shipped scale factors only
     params = _weights(gold)
     for name, shape in _shapes(gold):

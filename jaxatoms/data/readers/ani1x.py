@@ -24,7 +24,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing file, another layout, unknown element, NaN or infinite label.
 
-    Source: specification datasets 2; reference `ani1x_preprocess` scripts.
+    Source: docs/reference/datasets.md, ANI-1x; reference `ani1x_preprocess` scripts.
     """
     for part in parts(path):
         yield from read_part(part)

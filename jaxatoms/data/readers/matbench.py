@@ -24,7 +24,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing, cut or other file, a structure with partial occupancy, a value that is NaN.
 
-    Source: specification datasets 12.
+    Source: docs/reference/datasets.md, MatBench.
     """
     path = require_file(path)
     open_text = gzip.open if path.suffix == ".gz" else open

@@ -31,7 +31,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing or damaged file, another layout, NaN, energies in another unit.
 
-    Source: specification datasets 7 and 8; the factor is the reference's 1/23.061.
+    Source: docs/reference/datasets.md, rMD17 and MD22; the factor is the reference's 1/23.061.
     """
     path = require_file(path)
     try:

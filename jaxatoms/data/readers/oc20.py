@@ -30,7 +30,7 @@ def read(path: Path | str) -> Iterator[System]:
       InputError: nothing to read, a txt file that is missing or does not fit, missing tags or labels,
         bad values.
 
-    Source: specification datasets 4.
+    Source: docs/reference/datasets.md, OC20.
     """
     for part in parts(path):
         yield from read_part(part)

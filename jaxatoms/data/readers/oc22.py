@@ -21,7 +21,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: no shards, a damaged one, or a faulty record (see `oc_lmdb.read_part`).
 
-    Source: specification datasets 5.
+    Source: docs/reference/datasets.md, OC22.
     """
     for part in parts(path):
         yield from read_part(part)

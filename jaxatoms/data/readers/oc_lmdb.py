@@ -37,7 +37,7 @@ def read_part(part: tuple, group: str) -> Iterator[System]:
     Raises:
       InputError: a record that asks for more than arrays, lacks a label or holds a bad value.
 
-    Source: specification datasets 1, 4 and 5.
+    Source: docs/reference/datasets.md, Open Catalyst shards.
     """
     shard, first, stop = Path(part[0]), part[1], part[2]
     with open_lmdb(shard) as transaction:

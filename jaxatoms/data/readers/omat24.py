@@ -28,7 +28,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: nothing there, a damaged file, a row without energy or forces, a bad value.
 
-    Source: specification datasets 6.
+    Source: docs/reference/datasets.md, OMat24.
     """
     for part in parts(path):
         yield from read_part(part)

@@ -43,7 +43,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing or damaged file, the full archive without its list of uncharacterised molecules.
 
-    Source: specification datasets 10.
+    Source: docs/reference/datasets.md, QM9.
     """
     path = require_file(path)
     if path.suffix == ".pt":

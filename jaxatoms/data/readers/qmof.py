@@ -37,7 +37,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: neither form is there, a structure without record or the reverse, a bad structure.
 
-    Source: specification datasets 11.
+    Source: docs/reference/datasets.md, QMOF.
     """
     path = Path(path)
     tables = [file for file in sorted(path.glob("*.csv")) if not is_hidden(file, path)] if path.is_dir() else []

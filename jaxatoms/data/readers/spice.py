@@ -28,7 +28,7 @@ def read(path: Path | str, subset: str = "") -> Iterator[System]:
     Raises:
       InputError: missing file, another layout, no molecule of the subset, unknown element, NaN.
 
-    Source: specification datasets 9.
+    Source: docs/reference/datasets.md, SPICE.
     """
     path, n_molecule, found = Path(path), 0, set()
     with open_hdf5(path) as file:

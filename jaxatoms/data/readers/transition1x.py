@@ -32,7 +32,7 @@ def read(path: Path | str) -> Iterator[System]:
     Raises:
       InputError: missing file, another layout, unknown element, NaN or infinite label.
 
-    Source: specification datasets 3.
+    Source: docs/reference/datasets.md, Transition-1x.
     """
     for part in parts(path):
         yield from read_part(part)

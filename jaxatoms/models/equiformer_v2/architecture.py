@@ -53,7 +53,7 @@ def finetuned_dimensions(config: EquiformerV2Config, head: HeadSpec) -> Equiform
 
 
 def as_released(config: EquiformerV2Config, family: str, cutoff: float) -> EquiformerV2Config:
-    """The released code's Gaussians on rMD17: centres to 12 A, width for the cutoff's 7 A (specification 6)."""
+    """Gaussians to 12 A with the width for the cutoff's 7 A (docs/reference/equiformer_v2.md, Edge scalars)."""
     if family != "rmd17":
         return config
     return dataclasses.replace(config, basis_width=config.basis_width * cutoff / config.max_radius)
@@ -70,14 +70,14 @@ EQUIFORMER_V2 = Architecture(
     largest_atomic_number=lambda config: config.max_num_elements - 1,  # the tables' first row stands for Z = 0
     arrays=names,
     energy_reduction="mean",  # as in the paper's pretraining
-    ema_decay=0.0,  # the average is the weights (specification pretraining 6)
+    ema_decay=0.0,  # the average is the weights (docs/reference/pretraining.md, Averaged weights)
     has_dropout=lambda config: max(config.alpha_drop, config.drop_path_rate) > 0,
     finetuning=Finetuning(
         # It was fine-tuned on rMD17 and QM9 alone; other sets keep their epochs, batch and rate.
         recipe=dict(warmup_epochs=5, cosine_epochs=None, final_lr=0.01, layer_rates=False, direct_forces=True),
         by_family={"rmd17": dict(epochs=1000, lr=1e-5), "qm9": dict(epochs=300, lr=5e-4, weight_decay=0.0)},
         graphs={"qm9": (12.0, 500)},
-        extraction_graphs={"qm9": (12.0, 20)},  # specification csi 2
+        extraction_graphs={"qm9": (12.0, 20)},  # docs/reference/csi.md, Graphs
         dimensions=finetuned_dimensions,
         as_released=as_released,
         check_head=check_head,

@@ -30,7 +30,7 @@ class EdgeFrames(NamedTuple):
 
 
 def edge_frames(batch: GraphBatch, config: EquiformerV2Config) -> EdgeFrames:
-    """Geometry of `batch.main`, constant for the gradient as in the reference (specification 5.1)."""
+    """Geometry of `batch.main`, constant for the gradient (docs/reference/equiformer_v2.md, Wigner matrices)."""
     graph, positions = batch.main, jax.lax.stop_gradient(batch.positions)
     slot, n_slot = edge_slots(graph.in_table, graph.receivers), graph.in_table.size
     mask = slot < n_slot

@@ -1,6 +1,6 @@
 """Heads of EquiformerV2: the node embedding -> energies and direct forces, one pair of heads per task.
 
-Source: specification 12 (heads), released code of arXiv 2306.12059 and of arXiv 2502.11085.
+Source: docs/reference/equiformer_v2.md, Heads, released code of arXiv 2306.12059 and of arXiv 2502.11085.
 """
 
 import jax

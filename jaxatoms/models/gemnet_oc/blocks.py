@@ -199,7 +199,7 @@ class EdgeSum(nnx.Module):
     """Edge states summed onto atoms through a radial gate, then a dense chain; the base of two blocks.
 
     The chain begins with a dense layer from edge to atom width, which the reference leaves out where the two are equal
-    (specification GemNet-OC 4.6).
+    (docs/reference/gemnet_oc.md, Atom update).
     """
 
     def __init__(self, c: GemNetOCConfig, args):

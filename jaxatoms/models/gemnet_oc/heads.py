@@ -20,7 +20,7 @@ NUM_EXTENT_LAYERS = 6  # of the head for the electronic spatial extent
 class HeadMLP(nnx.Module):
     """Linear layers n -> n -> ... -> n_out with scaled SiLU between them, behind dropout.
 
-    Every layer has a bias but a last one of width 1; with bias=False none has. Source: specification GemNet-OC 7.
+    Layers have a bias but a last one of width 1; none with bias=False. Source: docs/reference/gemnet_oc.md, Heads.
     """
 
     def __init__(

@@ -103,7 +103,7 @@ class ScalarModel(GemNetOCModel):
       n_class: 0 for regression.
       dropout: of the features that the head reads, in training.
 
-    Source: specification GemNet-OC 7.2.
+    Source: docs/reference/gemnet_oc.md, Fine-tuning heads.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 
-# Learning-rate multipliers of the interaction blocks of S and L; specification finetuning 5.
+# Learning-rate multipliers of the interaction blocks of S and L; docs/reference/finetuning.md, Layer multipliers.
 SMALL_BLOCKS = (0.35, 0.40, 0.55, 0.625)
 LARGE_BLOCKS = (0.55, 0.40, 0.30, 0.40, 0.55, 0.625)
 EMBEDDING_MULTIPLIER = 0.3

@@ -29,12 +29,12 @@ from jax.experimental import topologies
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments import hlo
-from experiments.provenance import provenance
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
+from jaxatoms.tools import hlo
+from jaxatoms.tools.provenance import provenance
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales, pretraining_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -34,13 +34,13 @@ from flax import nnx
 from benchmarks import turns
 from benchmarks.records import cpu_name, flops
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments.plan import matmul_rate
-from experiments.provenance import peak_memory_gib, provenance
-from experiments.runtime import return_compiler_memory
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.model import GradientModel
 from jaxatoms.models.registry import PureModel, find_config, make_model, split_model
+from jaxatoms.runs.plan import matmul_rate
+from jaxatoms.tools.provenance import peak_memory_gib, provenance
+from jaxatoms.tools.runtime import return_compiler_memory
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-from experiments.model_card import write_card
-from experiments.provenance import provenance
-from experiments.runtime import prepare_process
 from jaxatoms.data.registry import DATASETS
-from jaxatoms.inference import restore_model
+from jaxatoms.inference.model import restore_model
+from jaxatoms.inference.model_card import write_card
 from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.safetensors_file import read_safetensors, write_model
 from jaxatoms.interop.torch_file import TorchFile
@@ -30,12 +27,15 @@ from jaxatoms.models.registry import (
     model_record,
     split_model,
 )
-from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
+from jaxatoms.tools import cli
+from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import prepare_process
+from jaxatoms.training.checkpoint import CheckpointStore
+from jaxatoms.training.checkpoint_files import read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 
 # EquiformerV2 31M, OC20 S2EF All+MD (docs/reference/equiformer_v2.md, Heads): adsorption energies, eV.
 _OC20_MEAN, _OC20_STD = -0.7554450631141663, 2.887317180633545
-_OTHER_STDS = {"oc22": (25.2296, 0.256789)}  # eV, eV/A; docs/reference/pretraining.md, Normalisation
 JMP_LICENCE = "CC-BY-NC-4.0 (weights of JMP; no commercial use)"
 
 
@@ -159,7 +159,7 @@ def _task(name: str, converted: Converted) -> dict:
             "max_neighbors": 20,
         }
     spec = DATASETS.get(name)
-    energy_std, force_std = (spec.energy_std, spec.force_std) if spec else _OTHER_STDS.get(name, (None, None))
+    energy_std, force_std = (spec.energy_std, spec.force_std) if spec else (None, None)
     scales = {"energy_std": energy_std or 1.0, "force_std": force_std or 1.0}
     return record | scales | {"cutoff": spec.cutoff if spec else 12.0, "max_neighbors": 30}
 

@@ -7,25 +7,12 @@ Any entry may be a file of features (experiments.extract, or `features [rows, d]
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments import cli, csi_report, lock
-from experiments.extraction import (
-    BATCH_EDGES,
-    N_STRUCTURES,
-    Extracted,
-    Request,
-    extract_for,
-    load_extracted,
-    reusable,
-    sample_for,
-)
-from experiments.extractors import Extractor, load_extractor
-from experiments.provenance import provenance
-from experiments.runtime import prepare_process
+from experiments.report import csi_report
+from jaxatoms.csi.names import short_names
 from jaxatoms.csi.score import csi_terms
 from jaxatoms.csi.uncertainty import (
     SMALLEST,
@@ -36,6 +23,20 @@ from jaxatoms.csi.uncertainty import (
     weighted_merges,
 )
 from jaxatoms.data.subset import parse_count
+from jaxatoms.features.extraction import (
+    BATCH_EDGES,
+    N_STRUCTURES,
+    Extracted,
+    Request,
+    extract_for,
+    load_extracted,
+    reusable,
+    sample_for,
+)
+from jaxatoms.features.extractors import Extractor, load_extractor
+from jaxatoms.tools import cli, lock
+from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 
@@ -221,13 +222,6 @@ def check_options(config: CsiConfig, files: dict[str, Path]) -> None:
 
 _EXTRACTING = ("checkpoint", "raw_weights", "n", "batch_edges", "store", "data_root", "cache_dir")
 _UPSTREAM = ("sampling", "repeat", "edge_dropout")
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Name -> what tables call it: without its path, unless two would then be called the same."""
-    short = {n: Path(n[5:]).stem if n.startswith("file:") else n.partition("@")[0] for n in names}
-    labels = list(short.values())
-    return {n: label if labels.count(label) == 1 else n for n, label in short.items()}
 
 
 def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor | None, out: Path) -> Extracted:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
 from jaxatoms.data import download, statistics
 from jaxatoms.data.convert import available_cores
 from jaxatoms.data.downstream import ForceData, ScalarData, downstream
@@ -26,6 +25,7 @@ from jaxatoms.data.references import LinearReference
 from jaxatoms.data.registry import DATASETS, DatasetSpec, find_spec
 from jaxatoms.data.remote import remote
 from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 COMMANDS = ("list", "info", "download", "prepare", "check")
@@ -261,7 +261,7 @@ def _mean_of_target(facts: ScalarData, found: statistics.Statistics) -> list[sta
 
 def info(config: InfoConfig) -> int:
     """Print what a user checks first and draw it."""
-    from experiments.data_plots import draw
+    from experiments.report.data_plots import draw
 
     result = report(config)
     print_report(result)

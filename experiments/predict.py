@@ -20,14 +20,15 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 
-from experiments import cli, inputs, lock
-from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
-from experiments.prediction import Prediction, Predictor, Record, chunks
-from experiments.runtime import prepare_process
-from jaxatoms import inference
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.data.readers.extxyz import writable_info
+from jaxatoms.inference import inputs
+from jaxatoms.inference import model as inference
+from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks
+from jaxatoms.tools import cli, lock
+from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)

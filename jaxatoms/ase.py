@@ -19,14 +19,14 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
-from jaxatoms import inference
-from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import packing
 from jaxatoms.data.concatenate import MOLECULE_TAG
 from jaxatoms.data.tags import surface_tags
 from jaxatoms.graphs.batch import GraphBatch, check_atoms
 from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
+from jaxatoms.inference import model as inference
+from jaxatoms.inference.compiled import CompiledShapes
 from jaxatoms.types import Edges, InputError, SystemBatch, naming
 
 

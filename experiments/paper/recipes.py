@@ -12,9 +12,9 @@ from collections import Counter
 from experiments.paper.cost import DOWNSTREAM_SIZES, UPSTREAM_SIZES, Cost, Size, training_cost
 from experiments.paper.names import BACKBONE, DOWNSTREAM, UPSTREAM, short_count
 from experiments.paper.published import Published, RowKey, columns_of, published, rows_of
-from experiments.recipes import Recipe, find_recipe
 from jaxatoms.data.downstream import downstream
 from jaxatoms.data.mixing import mix_counts
+from jaxatoms.runs.recipes import Recipe, find_recipe
 from jaxatoms.types import InputError
 
 TABLES = ("1", "2", "3", "4", "5", "fig4")

@@ -17,6 +17,7 @@ from typing import TextIO
 from jaxatoms.data.columns import read_manifest
 from jaxatoms.data.registry import READERS, DatasetSpec
 from jaxatoms.data.writer import join_columns, write_columns
+from jaxatoms.io import write_json
 from jaxatoms.types import InputError, System
 
 _log = logging.getLogger(__name__)
@@ -129,9 +130,7 @@ def _open_folder(folder: Path, identity: dict) -> None:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another cache folder with JAXATOMS_CACHE"
         ) from None
-    draft = note.with_suffix(".tmp")
-    draft.write_text(json.dumps(identity))
-    os.replace(draft, note)
+    write_json(note, identity)
 
 
 def _is_done(piece: Path) -> bool:

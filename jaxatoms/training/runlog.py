@@ -13,13 +13,13 @@ imported: hand over floats, which is also where a caller should think about wait
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from jaxatoms.io import replacing, write_json
 from jaxatoms.types import InputError
 
 _now = time.monotonic
@@ -76,9 +76,7 @@ class RunLog:
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replaces summary.json in one step and returns its path."""
         path = self.run_dir / "summary.json"
-        draft = path.with_name(".summary.json.tmp")
-        draft.write_text(json.dumps(_finite(summary), indent=1) + "\n")
-        os.replace(draft, path)
+        write_json(path, _finite(summary))
         return path
 
     def write_curves(self) -> Path:
@@ -125,9 +123,8 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
             axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
         _finish_panel(axes, title)
     path = Path(path)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=120, format="png")
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=120, format="png")
     return path
 
 
@@ -153,12 +150,10 @@ def _truncate(path: Path, resume_step: int | None) -> None:
         raise InputError(
             f"{path} has records of an earlier run; resume that run or choose another run directory"
         )
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w") as file:
+    with replacing(path) as draft, draft.open("w") as file:
         for record in _records(path):
             if resume_step > 0 and record["step"] <= resume_step:
                 file.write(json.dumps(record) + "\n")
-    os.replace(draft, path)
 
 
 def _finite(value: Any) -> Any:

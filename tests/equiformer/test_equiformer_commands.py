@@ -12,11 +12,11 @@ from fixtures.native_downstream import write_qm9
 from fixtures.torch_models import TINY_EQUIFORMER
 
 from experiments import extract, predict, pretrain
-from experiments.extraction import load_extracted, opened
-from experiments.extractors import load_extractor
 from jaxatoms.data import task_split
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.features.extraction import load_extracted, opened
+from jaxatoms.features.extractors import load_extractor
 from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
 from jaxatoms.models.registry import model_record

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.equiformer_v2.config import TINY

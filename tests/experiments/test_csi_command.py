@@ -12,11 +12,14 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from fixtures import extractors
 
-from experiments import csi, csi_report, extract, extraction, pretrain, select, tasks
-from experiments.extraction import load_extracted
+from experiments import csi, extract, pretrain, select
+from experiments.report import csi_report
 from jaxatoms.csi.score import csi_matrix, feature_moments
+from jaxatoms.data import tasks
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.features import extraction
+from jaxatoms.features.extraction import load_extracted
 
 FAST = ["--batch-edges", "1024", "--quiet"]
 

@@ -15,10 +15,10 @@ from fixtures.nano import NANO
 from flax import nnx
 
 from experiments import csi, extract, predict, select
-from experiments.difficulty import Losses, save_losses
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
-from jaxatoms.inference import LoadedModel
+from jaxatoms.features.difficulty import Losses, save_losses
+from jaxatoms.inference.model import LoadedModel
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 

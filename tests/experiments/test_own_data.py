@@ -10,7 +10,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import evaluate, finetune, predict, pretrain
 from jaxatoms.data.downstream_corpus import open_downstream
-from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint
+from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.runs.pretraining import prepare_data
+from jaxatoms.training.checkpoint_files import read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 
 FREE = {"C": -1030.0, "H": -13.6}
@@ -70,18 +72,18 @@ def test_data_that_changed_under_a_run_are_refused_and_both_fingerprints_named(o
 def test_pretraining_takes_its_own_split_and_references_again(tmp_path):
     file = tmp_path / "own.extxyz"
     ase.io.write(file, list(_frames(60)))
-    config = pretrain.PretrainConfig(upstream=f"file:{file}", n="all", cache_dir=str(tmp_path / "cache"))
-    (first,) = pretrain.prepare_data(config, tmp_path / "run", resumed=False)
+    config = PretrainConfig(upstream=f"file:{file}", n="all", cache_dir=str(tmp_path / "cache"))
+    (first,) = prepare_data(config, tmp_path / "run", resumed=False)
     constants = tmp_path / "run" / "data" / "constants.json"
     constants.write_text(json.dumps({"energy_std": 7.0, "force_std": 3.0}))
-    (again,) = pretrain.prepare_data(config, tmp_path / "run", resumed=True)
+    (again,) = prepare_data(config, tmp_path / "run", resumed=True)
     for name in ("train", "val", "test"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert again.task.normalization.energy_std == 7.0
     np.testing.assert_array_equal(first.task.reference.coeff, again.task.reference.coeff)
     ase.io.write(file, list(_frames(100)))
     with pytest.raises(InputError, match="belongs to data with fingerprint"):
-        pretrain.prepare_data(config, tmp_path / "run", resumed=True)
+        prepare_data(config, tmp_path / "run", resumed=True)
 
 
 @pytest.mark.parametrize("labels", [("energy",), ("forces",)])

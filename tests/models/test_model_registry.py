@@ -7,12 +7,13 @@ import pytest
 from fixtures import checkpoints
 from fixtures.nano import NANO
 
-from experiments import evaluate, finetune_model, session
-from experiments.pretrain import RESUMABLE, PretrainConfig
-from jaxatoms.inference import restore_model
+from jaxatoms.inference.model import restore_model
+from jaxatoms.io import write_json
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.gemnet_oc.config import SMALL, TINY, GemNetOCConfig
 from jaxatoms.models.registry import check_layout, config_from_record, model_record, presets
+from jaxatoms.runs import session, start
+from jaxatoms.runs.pretrain_config import RESUMABLE, PretrainConfig
 from jaxatoms.types import InputError
 
 
@@ -43,12 +44,11 @@ def test_every_way_to_an_earlier_checkpoint_says_why_in_one_line(tmp_path, monke
     monkeypatch.setattr(checkpoints, "model_record", dataclasses.asdict)
     run = checkpoints.write(tmp_path, GemNetOCConfig(**NANO), {"only": {}})
     config = PretrainConfig(upstream="demo:organic", resume=True)
-    session.write_record(run / "config.json", dataclasses.asdict(config))
-    session.write_record(run / "resolved.json", {"model": NANO})
+    write_json(run / "config.json", dataclasses.asdict(config))
+    write_json(run / "resolved.json", {"model": NANO})
     for load in (
         lambda: restore_model(str(run)),
-        lambda: evaluate.load(run),
-        lambda: finetune_model.find_init(str(run)),
+        lambda: start.find_init(str(run)),
         lambda: session.check_run_dir(run, config, RESUMABLE),
     ):
         with pytest.raises(InputError, match=f"{tmp_path}.* was saved by an earlier version of jaxatoms"):

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fleet
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.registry import make_model, split_model
+from jaxatoms.runs import fleet
 from jaxatoms.training import parallel
 from jaxatoms.training.losses import LossScales
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision

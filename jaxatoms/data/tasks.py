@@ -13,6 +13,7 @@ from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.run_data import load_run_constants, load_run_split, save_run_data
 from jaxatoms.data.store import Store
 from jaxatoms.data.subset import draw_subset
+from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.graphs.spec import GraphSpec
@@ -131,14 +132,14 @@ def make_corpus(data: list[TaskData], graphs: GraphSpec = GEMNET_GRAPHS) -> tupl
     return Corpus(tuple(d.task for d in data), graphs), train_all, val_all
 
 
-def task_record(task: Task) -> dict:
-    """What prediction needs of a task, as JSON values (`jaxatoms.inference.model` reads it)."""
-    return {
-        "name": task.name,
-        "energy_std": task.normalization.energy_std,
-        "force_std": task.normalization.force_std,
-        **task.reference.as_record(),
-        "cutoff": task.cutoff,
-        "max_neighbors": task.max_neighbors,
-        "labels": list(task.labels),
-    }
+def task_record(task: Task) -> TaskRecord:
+    """What prediction needs of a task."""
+    return TaskRecord(
+        name=task.name,
+        energy_std=task.normalization.energy_std,
+        force_std=task.normalization.force_std,
+        reference=task.reference,
+        cutoff=task.cutoff,
+        max_neighbors=task.max_neighbors,
+        labels=task.labels,
+    )

@@ -74,7 +74,7 @@ def measure_losses(config, request: Request) -> Losses:
         energy[group], forces[group] = (term[: len(group)] for term in terms)
     made_from = {"checkpoint": inputs.weights(config.checkpoint), "raw_weights": config.raw_weights,
                  "data": store.fingerprint, "train split": inputs.digest(train)}  # fmt: skip
-    info = {"dataset": request.dataset, "head": model.meta["tasks"][head]["name"], "n": request.n, "seed": request.seed,
+    info = {"dataset": request.dataset, "head": model.meta.tasks[head].name, "n": request.n, "seed": request.seed,
             "sampling": request.sampling, "n_left_out": left_out, "made_from": made_from}  # fmt: skip
     losses = Losses(records, energy, forces, info)
     if not np.isfinite(losses.total).any():
@@ -84,7 +84,7 @@ def measure_losses(config, request: Request) -> Losses:
 
 def _named_like(model: LoadedModel, dataset: str) -> str | None:
     """The head that was trained on the data set, where there is one."""
-    return dataset if dataset in [task["name"] for task in model.meta["tasks"]] else None
+    return dataset if dataset in [task.name for task in model.meta.tasks] else None
 
 
 def _labelled(name: str, spec: DatasetSpec, store: Store, model: LoadedModel, config) -> tuple[Corpus, np.ndarray]:

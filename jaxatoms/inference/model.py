@@ -9,16 +9,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data.downstream import Graph
-from jaxatoms.data.references import LinearReference
+from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch, Targets, collate
 from jaxatoms.graphs.shells import whole_limits
 from jaxatoms.graphs.spec import GraphSpec
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.models.architecture import Architecture, Config
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import architecture_of, build_recorded, check_layout, config_from_record
 from jaxatoms.training.checkpoint import restore
-from jaxatoms.training.checkpoint_files import read_meta, resolve_checkpoint
+from jaxatoms.training.checkpoint_files import resolve_checkpoint
 from jaxatoms.types import Graphs, InputError, SystemBatch
 
 
@@ -27,7 +27,7 @@ class LoadedModel(NamedTuple):
 
     module: Any  # an `architecture.Model`
     config: Config
-    meta: dict[str, Any]
+    meta: CheckpointMeta
     path: str
 
     @property
@@ -48,7 +48,9 @@ class LoadedModel(NamedTuple):
     @property
     def kind(self) -> str:
         """What it predicts: "tasks" (energies and forces of several heads), "gradient", "direct" or "scalar"."""
-        return "gradient" if self.has_gradient_forces else self.meta.get("head", {}).get("kind", "tasks")
+        if self.has_gradient_forces:
+            return "gradient"
+        return "tasks" if self.meta.head is None else self.meta.head.kind
 
 
 def restore_model(path: str, *, raw_weights: bool = False, precision: str | None = None) -> LoadedModel:
@@ -63,21 +65,21 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
       InputError: no checkpoint, damaged, of an unknown architecture, or of an earlier layout.
     """
     folder = resolve_checkpoint(path)
-    meta = read_meta(folder)
+    meta = read_checkpoint_meta(folder)
     try:
-        policy = Precision(matmul=precision or meta.get("precision", "float32"))
-        config = config_from_record(meta["model"])
-        abstract = nnx.eval_shape(lambda: build_recorded(meta, policy))
+        policy = Precision(matmul=precision or meta.precision)
+        config = config_from_record(meta.model)
+        abstract = nnx.eval_shape(lambda: build_recorded(config, meta.head, meta.reductions, len(meta.tasks), policy))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {folder} has no usable model record ({error}); convert it first") from error
-    check_layout(meta, str(folder))
+    check_layout(meta.model, meta.head, str(folder))
     graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})
     return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))
 
 
-def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
+def choose_task(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:
     """Index and record of a head.
 
     Raises:
@@ -85,13 +87,13 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, dict]:
     """
     if model.kind == "scalar":
         raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
-    names = [task["name"] for task in model.meta["tasks"]]
+    names = [task.name for task in model.meta.tasks]
     if not names:
         raise InputError(f"{model.path} has no heads (weights of a backbone only); fine-tune it first")
     if name not in names and (name or len(names) > 1):
         raise InputError(f"{model.path} has the heads {', '.join(names)}; choose one of them, got {name!r}")
     index = names.index(name) if name else 0
-    return index, model.meta["tasks"][index]
+    return index, model.meta.tasks[index]
 
 
 def whole_shells(graphs: GraphSpec, parted: np.ndarray, k: int) -> str:
@@ -103,53 +105,11 @@ def whole_shells(graphs: GraphSpec, parted: np.ndarray, k: int) -> str:
     return f"max_neighbors = {main} keeps shells whole in the main graph, {every} in all four graphs"
 
 
-def neighbors_of(record: dict, n_node: np.ndarray) -> np.ndarray:
-    """[n_graph] neighbours of the main graph that a head's training gave structures of these sizes."""
-    return Graph(record["cutoff"], record["max_neighbors"], record.get("conditional", False)).neighbors(n_node)
-
-
 def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32) -> GraphBatch:
     """A padded batch without targets, positions and cells in `dtype`."""
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
     missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.zeros(n_graph, np.int32))
     return collate(systems, graphs, missing, budget, dtype)
-
-
-def check_elements(record: dict, atomic_numbers: np.ndarray, source: str):
-    """Refuse elements that the model's head never saw.
-
-    Raises:
-      InputError: naming them.
-    """
-    unknown = sorted({int(z) for z in np.unique(atomic_numbers)} - {int(z) for z in record["reference"]})
-    if unknown:
-        raise InputError(
-            f"{source} was not trained on the elements {', '.join(map(str, unknown))} (atomic numbers); "
-            "choose another head or checkpoint"
-        )
-
-
-def physical_energy(normalised, record: dict, systems: SystemBatch) -> np.ndarray:
-    """[n_graph] float64 eV of normalised energies [n_graph]."""
-    residual = np.asarray(normalised, np.float64) * record["energy_std"] + record.get("energy_mean", 0.0)
-    return LinearReference.from_record(record).add_back(residual, systems.atomic_numbers, systems.n_node)
-
-
-def knows_energy(record: dict, systems: SystemBatch) -> np.ndarray:
-    """[n_graph] bool: whether a head's training fixes the zero of the energy of each structure's composition."""
-    if record.get("energy_zero", "fitted") == "unknown" or "energy" not in labels_of(record):
-        return np.zeros(len(systems.n_node), bool)
-    return LinearReference.from_record(record).determines(systems.atomic_numbers, systems.n_node)
-
-
-def labels_of(record: dict) -> tuple[str, ...]:
-    """The kinds of labels that a head was trained on: "energy", "forces" or both."""
-    return tuple(record.get("labels", ("energy", "forces")))
-
-
-def physical_forces(normalised, record: dict, *, gradient: bool) -> np.ndarray:
-    """[n_node, 3] float64 eV/A. Gradient forces are those of the energy, hence in its unit."""
-    return np.asarray(normalised, np.float64) * record["energy_std" if gradient else "force_std"]
 
 
 def cast(module: nnx.Module, dtype) -> tuple[Any, Any]:

@@ -4,35 +4,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxatoms.inference.model import labels_of
+from jaxatoms.data.task_record import TaskRecord
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.types import InputError
 
+_DATA = {"upstream": "upstream", "structures": "n", "epochs": "epochs"}  # of the card -> of the settings
 UNKNOWN_LICENCE = "not recorded; that of the code is Apache-2.0"
 
 
-def make_card(meta: dict[str, Any]) -> dict[str, Any]:
+def make_card(meta: CheckpointMeta) -> dict[str, Any]:
     """The facts of a checkpoint's record that its users ask for; what is not recorded is None."""
-    config, source = meta.get("config") or {}, meta.get("source") or {}
-    init = meta.get("init") or {}
-    licence = source.get("licence") or init.get("licence") or UNKNOWN_LICENCE
-    origin = meta.get("provenance") or {}
+    source, settings, origin = meta.source or {}, meta.config, meta.provenance or {}
     return {
-        "model": meta.get("model"),
-        "heads": [{key: task.get(key) for key in ("name", "energy_std", "force_std", "cutoff", "max_neighbors")}
-                  | {"energies": energies_of(task)} for task in meta.get("tasks", [])],
-        "data": {"upstream": config.get("upstream"), "structures": config.get("n"), "epochs": config.get("epochs")},
+        "model": dict(meta.model),
+        "heads": [_head(task) for task in meta.tasks],
+        "data": {name: settings.get(key) for name, key in _DATA.items()},
         "converted_from": source or None,
-        "initialised_from": init or None,
-        "step": meta.get("step"),
-        "seed": config.get("seed"),
-        "precision": meta.get("precision"),
-        "metrics": meta.get("metrics"),
+        "initialised_from": meta.origin,
+        "step": meta.step,
+        "seed": settings.get("seed"),
+        "precision": meta.precision,
+        "metrics": meta.metrics,
         "code": {key: origin.get(key) for key in ("version", "commit", "dirty", "versions", "started")},
-        "licence_of_weights": licence,
+        "licence_of_weights": source.get("licence") or UNKNOWN_LICENCE,
     }
 
 
-def write_card(folder: Path, meta: dict[str, Any]) -> dict[str, Any]:
+def _head(task: TaskRecord) -> dict[str, Any]:
+    units = {name: getattr(task, name) for name in ("name", "energy_std", "force_std", "cutoff", "max_neighbors")}
+    return units | {"energies": energies_of(task)}
+
+
+def write_card(folder: Path, meta: CheckpointMeta) -> dict[str, Any]:
     """Write both files into a checkpoint's or a run's folder; returns the card.
 
     Raises:
@@ -71,13 +74,14 @@ def card_text(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def energies_of(task: dict[str, Any]) -> str:
+def energies_of(task: TaskRecord) -> str:
     """Which total energies a head gives, in words."""
-    if "energy" not in labels_of(task):
+    if "energy" not in task.labels:
         return "not learnt"
-    if task.get("energy_zero", "fitted") == "unknown":
+    if task.energy_zero == "unknown":
         return "up to a constant of each composition"
-    return "of combinations of the training compositions" if "span" in task else "of all compositions of its elements"
+    whole = task.reference.span is None
+    return "of all compositions of its elements" if whole else "of combinations of the training compositions"
 
 
 def _number(value: float | None) -> str:

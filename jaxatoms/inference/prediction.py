@@ -17,6 +17,7 @@ from jaxatoms.data.corpus import Samples, samples_of
 from jaxatoms.data.passes import Pass
 from jaxatoms.data.readers.ase_file import system_of
 from jaxatoms.data.readers.checks import fail
+from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.inference import model as inference
@@ -75,9 +76,9 @@ class Predictor:
     def __init__(self, model: inference.LoadedModel, head: str | None, batch_edges: int, features: bool = False):
         self.model, self.batch_edges = model, batch_edges
         if model.kind == "scalar":
-            self.task, self.record = 0, model.meta["tasks"][0]
-            if head not in (None, self.record["name"]):
-                raise InputError(f"{model.path} has the head {self.record['name']} alone, got --task {head!r}")
+            self.task, self.record = 0, model.meta.tasks[0]
+            if head not in (None, self.record.name):
+                raise InputError(f"{model.path} has the head {self.record.name} alone, got --task {head!r}")
         else:
             self.task, self.record = inference.choose_task(model, head)
         self.without_energy = 0  # structures whose energy the model's training leaves open
@@ -97,7 +98,7 @@ class Predictor:
     @property
     def chunk_atoms(self) -> int:
         """Atoms that fill a chunk."""
-        return max(1, BATCHES_PER_CHUNK * self.batch_edges // self.record["max_neighbors"])
+        return max(1, BATCHES_PER_CHUNK * self.batch_edges // self.record.max_neighbors)
 
     def check(self, path: Path, record: Record) -> None:
         """Refuse a structure that the model cannot take.
@@ -108,7 +109,7 @@ class Predictor:
         where, numbers = f"structure {record.index}", record.system.atomic_numbers
         if len(numbers) > MAX_PER_GRAPH:
             fail(path, where, f"has {len(numbers)} atoms, a batch holds {MAX_PER_GRAPH}", "cut it or leave it out")
-        known = {int(z) for z in self.record["reference"]}
+        known = {int(z) for z in self.record.elements}
         known &= set(range(1, self.model.largest_atomic_number + 1))
         unknown = [chemical_symbols[z] for z in np.unique(numbers) if int(z) not in known]
         if unknown:
@@ -171,18 +172,18 @@ class Predictor:
 
         none = [None] * n_graph
         rows = none if features is None else per_atom(features)
-        if self.model.kind == "scalar" and record["property"] != "energy":
+        if self.model.kind == "scalar" and record.target != "energy":
             properties = _properties(np.asarray(result.energy[:n_graph]), record, systems)
             return (Prediction(properties=p, features=f) for p, f in zip(properties, rows, strict=True))
         energy, forces = none, none
         # The models of fine-tuning have one head and no axis for it.
-        if result.forces is not None and (gradient or "forces" in inference.labels_of(record)):
+        if result.forces is not None and (gradient or "forces" in record.labels):
             own = result.forces if result.forces.ndim == 2 else result.forces[..., self.task]
-            forces = per_atom(inference.physical_forces(own, record, gradient=gradient))
+            forces = per_atom(record.forces(own, gradient=gradient))
         if result.energy is not None:
             own = result.energy if result.energy.ndim == 1 else result.energy[:, self.task]
-            known = inference.knows_energy(record, systems)
-            values = inference.physical_energy(own[:n_graph], record, systems).tolist()
+            known = record.knows_energy(systems)
+            values = record.energies(own[:n_graph], systems).tolist()
             energy = [value if sure else None for value, sure in zip(values, known, strict=True)]
             self.without_energy += int((~known).sum())
         return (Prediction(e, f, None, r) for e, f, r in zip(energy, forces, rows, strict=True))
@@ -194,24 +195,25 @@ class _Structures(NamedTuple):
     path: Path
     chunk: list[Record]
     graphs: GraphSpec
-    record: dict
+    record: TaskRecord
 
     def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
         """Structures, graphs and no targets."""
         records = [self.chunk[i] for i in samples.record]
         batch = concatenate([record.system for record in records])
-        limits = inference.neighbors_of(self.record, batch.n_node)
+        limits = self.record.neighbors(batch.n_node)
         with naming(lambda i: f"{self.path}: structure {records[i].index}"):
-            graphs = self.graphs.build_batch(batch, self.record["cutoff"], limits)
+            graphs = self.graphs.build_batch(batch, self.record.cutoff, limits)
         missing = np.full(len(batch.n_node), np.nan), np.full((len(batch.positions), 3), np.nan)
         return batch, graphs, Targets(*missing, np.zeros(len(batch.n_node), np.int32))
 
 
-def _properties(values: np.ndarray, record: dict, systems: SystemBatch) -> list[dict]:
+def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> list[dict]:
     """{column: value}, or {column: class, column_probability: its probability} for logits [n_graph, n_class]."""
-    name = record["property"]
+    name = record.target
+    assert name is not None
     if values.ndim == 1:
-        return [{name: value} for value in inference.physical_energy(values, record, systems).tolist()]
+        return [{name: value} for value in record.energies(values, systems).tolist()]
     weights = np.exp(values - values.max(axis=1, keepdims=True).astype(np.float64))
     probability = weights / weights.sum(axis=1, keepdims=True)
     return [{name: int(p.argmax()), f"{name}_probability": float(p.max())} for p in probability]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.tools import cli
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.registry import check_layout
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.training.loop import Hooks, train
@@ -17,7 +19,6 @@ from jaxatoms.training.runlog import RunLog
 from jaxatoms.training.step import TrainState
 from jaxatoms.types import InputError
 
-FRESH: dict[str, Any] = {"step": 0, "best": float("inf"), "metrics": None, "first_metrics": None}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,22 +29,21 @@ class Session:
     log: RunLog
     constants: Any
     metrics: Callable[[Any], dict[str, float]]  # parameters -> validation metrics
-    meta: Callable[[], dict]  # what a checkpoint records, beside step and metrics
+    meta: Callable[[], CheckpointMeta]  # what a checkpoint records, but for step and metrics
     save_every: int  # steps
-    primary: str = "loss"  # the metric whose minimum is the best
     after_validation: Callable[[int, dict], None] = lambda step, metrics: None
     place: Callable[[Any], Any] = jax.device_put  # a host batch onto the devices
     agree: Callable[[bool], bool] = bool  # this process's wish to stop -> the decision of all
     best: float = float("inf")
-    first_metrics: dict | None = None
-    last_metrics: dict | None = None
+    first_metrics: Mapping[str, float] | None = None
+    last_metrics: Mapping[str, float] | None = None
     validated_at: int = 0  # step of `last_metrics`
     last_saved: int = -1
 
-    def recall(self, meta: dict):
+    def recall(self, meta: CheckpointMeta):
         """Take up where the checkpoint with this record left off."""
-        self.best, self.first_metrics, self.last_metrics = meta["best"], meta["first_metrics"], meta["metrics"]
-        self.validated_at = meta.get("validated_at", meta["step"])
+        self.best, self.first_metrics, self.last_metrics = meta.best, meta.first_metrics, meta.metrics
+        self.validated_at = meta.step if meta.validated_at is None else meta.validated_at
 
     def validate(self, step: int, state: TrainState):
         """Evaluate the averaged weights; save when they are the best so far."""
@@ -53,17 +53,23 @@ class Session:
         self.log.log_validation(step, metrics)
         if step:
             self.after_validation(step, metrics)
-        if step and metrics[self.primary] < self.best:
-            self.best = metrics[self.primary]
+        if step and metrics["loss"] < self.best:
+            self.best = metrics["loss"]
             self.save(step, state, "best")
 
     def save(self, step: int, state: TrainState, kind: str):
         """Write a checkpoint, unless this very step is saved already."""
         if step == self.last_saved:
             return
-        meta = self.meta() | {"best": self.best, "metrics": self.last_metrics, "first_metrics": self.first_metrics}
-        meta["validated_at"] = self.validated_at
-        self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta, kind)
+        meta = dataclasses.replace(
+            self.meta(),
+            step=step,
+            best=self.best,
+            metrics=self.last_metrics,
+            first_metrics=self.first_metrics,
+            validated_at=self.validated_at,
+        )
+        self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta.to_json(), kind)
         self.last_saved = step
 
     def run(self, state: TrainState, batches, train_step, *, first: int, total: int, log_every: int,
@@ -117,7 +123,8 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
         raise InputError(f"{saved} is of another run: {k} was {before.get(k)!r}, now {now[k]!r}; use the same settings")
     resolved = run_dir / "resolved.json"
     if resolved.exists():
-        check_layout(json.loads(resolved.read_text()), str(run_dir))
+        record = json.loads(resolved.read_text())
+        check_layout(record["model"], HeadSpec(**record["head"]) if "head" in record else None, str(run_dir))
     return has_checkpoint(run_dir)
 
 
@@ -133,7 +140,7 @@ def has_finished(run_dir: Path, step: int, total: int) -> bool:
     return step == total and summary.is_file() and json.loads(summary.read_text()).get("finished", False)
 
 
-def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> tuple[TrainState, Any, dict]:
+def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> tuple[TrainState, Any, CheckpointMeta]:
     """(state, constants, record) of the newest whole checkpoint.
 
     Raises:
@@ -142,10 +149,10 @@ def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> t
     found = checkpoints.restore_latest({**state._asdict(), "constants": constants})
     if found is None:
         raise InputError(f"{checkpoints.directory} has no checkpoint to resume from; start without --resume")
-    arrays, meta = found
+    arrays, meta = found[0], CheckpointMeta.from_json(found[1], str(checkpoints.directory))
     # Onto the device, and apart from the restored NumPy memory: the step donates its input.
     arrays = jax.tree.map(jnp.array, arrays)
-    say(f"resuming at step {meta['step']}")
+    say(f"resuming at step {meta.step}")
     constants = arrays.pop("constants")
     return TrainState(**arrays), constants, meta
 

@@ -23,7 +23,8 @@ from jaxatoms.models.registry import (
     model_record,
 )
 from jaxatoms.training.checkpoint import restore
-from jaxatoms.training.checkpoint_files import MARKER, POINTERS, read_meta, resolve_checkpoint
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
+from jaxatoms.training.checkpoint_files import MARKER, POINTERS, resolve_checkpoint
 from jaxatoms.types import InputError
 
 
@@ -33,11 +34,6 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
         by_gradient = facts.gradient_forces if direct is None else not direct
         return HeadSpec(kind="gradient" if by_gradient else "direct")
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
-
-
-def record(config: Config, head: HeadSpec) -> dict:
-    """Dimensions and head as JSON values."""
-    return {"model": model_record(config), "head": dataclasses.asdict(head)}
 
 
 def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> PureModel:
@@ -128,15 +124,15 @@ def find_init(init: str, model: str | None = None) -> Init:
     if init == "scratch":
         return Init(None, find_config(model or "gemnet_oc_s"), {"upstream": "scratch"})
     path = resolve_checkpoint(init)
-    meta = read_meta(path)
-    config = config_from_record(meta["model"])
-    check_layout({"model": meta["model"]}, init)  # the backbone alone is taken
+    meta = read_checkpoint_meta(path)
+    config = config_from_record(meta.model)
+    check_layout(meta.model, None, init)  # the backbone alone is taken
     if model is not None and _size(config) != _size(find_config(model)):
         raise InputError(f"{init} holds a network of other dimensions than {model}; leave --model out or change --init")
     return Init(path, config, origin_record(init, path, meta))
 
 
-def origin_record(init: str, path: Path, meta: dict) -> dict:
+def origin_record(init: str, path: Path, meta: CheckpointMeta) -> dict:
     """What a checkpoint says of itself, kept in the run that starts from it: its folder may hold another run later.
 
     Returns:
@@ -144,20 +140,19 @@ def origin_record(init: str, path: Path, meta: dict) -> dict:
       samples_seen and budget (None where the checkpoint is older than its record), settings of the run that made it
       ({} for converted weights), source (of converted weights), weights (hash of the checkpoint's table of hashes).
     """
-    settings, budget = meta.get("config", {}), meta.get("budget")
-    step = meta.get("step", 0)
-    seen = budget and min(budget["samples"], round(step * budget["samples_per_step"]))
+    settings, budget = meta.config, meta.budget
+    seen = budget and min(budget["samples"], round(meta.step * budget["samples_per_step"]))
     named = [name for name in POINTERS if _points_at(path.parent / name, path)]
     return {
-        "upstream": str(settings.get("upstream") or meta.get("upstream", "?")),
+        "upstream": str(settings.get("upstream") or meta.upstream or "?"),
         "init": init,
         "checkpoint": path.name,
         "named": named,
-        "step": step,
+        "step": meta.step,
         "samples_seen": seen,
         "budget": budget,
         "settings": settings,
-        "source": meta.get("source"),
+        "source": meta.source,
         "weights": hashlib.sha256((path / MARKER).read_bytes()).hexdigest()[:16] if (path / MARKER).exists() else None,
     }
 

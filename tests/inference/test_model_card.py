@@ -2,6 +2,8 @@
 
 import pytest
 
+from jaxatoms.data.task_record import TaskRecord
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.inference.model_card import card_text, energies_of, make_card
 
 HEAD = {"name": "own", "energy_std": 0.5, "force_std": None, "cutoff": 8.0, "max_neighbors": 30, "reference": {"1": 0}}
@@ -17,7 +19,8 @@ HEAD = {"name": "own", "energy_std": 0.5, "force_std": None, "cutoff": 8.0, "max
     ],
 )
 def test_a_card_says_which_energies_a_head_gives(record, words):
-    assert words in energies_of(HEAD | record)
-    text = card_text(make_card({"model": {}, "tasks": [HEAD | record]}))
+    task = TaskRecord.from_json(HEAD | record, "here")
+    assert words in energies_of(task)
+    text = card_text(make_card(CheckpointMeta(model={}, tasks=(task,))))
     (row,) = (line for line in text.splitlines() if line.startswith("| own |"))
     assert words in row and "| 0.5 | - | 8 | 30 |" in row

@@ -21,7 +21,7 @@ from jaxatoms.types import InputError
 def test_a_record_gives_its_configuration_back(name):
     record = json.loads(json.dumps(model_record(presets()[name])))
     assert config_from_record(record) == presets()[name]
-    check_layout({"model": record}, "here")
+    check_layout(record, None, "here")
 
 
 @pytest.mark.parametrize("config,head,words", [
@@ -33,11 +33,11 @@ def test_a_record_gives_its_configuration_back(name):
     (SMALL, HeadSpec(kind="scalar", reduction="mean", n_class=2), "classes.*fine-tune again"),
 ])  # fmt: skip
 def test_records_without_a_layout(config, head, words):
-    record = {"model": dataclasses.asdict(config)} | ({"head": dataclasses.asdict(head)} if head else {})
+    model = dataclasses.asdict(config)
     if words is None:
-        return check_layout(record, "here")
+        return check_layout(model, head, "here")
     with pytest.raises(InputError, match=f"^here was saved by an earlier version.*{words}$"):
-        check_layout(record, "here")
+        check_layout(model, head, "here")
 
 
 def test_every_way_to_an_earlier_checkpoint_says_why_in_one_line(tmp_path, monkeypatch):

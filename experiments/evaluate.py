@@ -71,12 +71,15 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
     models, model_config = averaged_weights(run_dir)
-    corpus, split = open_data(settings, model_config, run_dir / "data")
+    task, split = open_data(settings, model_config, run_dir / "data")
+    graphs = registry.architecture_of(model_config).graphs
     whole = getattr(split, config.split)
     records = evaluation.draw(whole, parse_count(config.samples))
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
     forwards = {name: functools.partial(apply, m.params, m.constants) for name, m in models.items()}
-    result = evaluation.assess(run_dir, config.split, records, len(whole), forwards, corpus, [], config.batch_edges)
+    result = evaluation.assess(
+        run_dir, config.split, records, len(whole), forwards, task, graphs, [], config.batch_edges
+    )
     print(evaluation.describe(result))
     print(f"-> {run_dir}/{config.split}.json and {config.split}_*.png")
 

@@ -1,18 +1,18 @@
 """Every sample once, in full batches of one shape: how features, test errors and predictions are computed."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxatoms.data import loader, packing
-from jaxatoms.data.corpus import Samples
+from jaxatoms.data.corpus import Corpus, Samples
 from jaxatoms.graphs.batch import BatchBudget, GraphBatch
 
 
 class Pass(NamedTuple):
     """Batches of a fixed set of samples."""
 
-    corpus: Any  # Corpus or DownstreamCorpus
+    corpus: Corpus
     samples: Samples
     groups: list[np.ndarray]  # positions in `samples` of each batch
     budget: BatchBudget

@@ -94,9 +94,10 @@ class TaskRecord:
                 "choose another head or checkpoint"
             )
 
-    def neighbors(self, n_node: np.ndarray) -> np.ndarray:
-        """[n_graph] K of the main graph that its training gave structures of these sizes."""
-        return Graph(self.cutoff, self.max_neighbors, self.conditional).neighbors(n_node)
+    @property
+    def graph(self) -> Graph:
+        """Cutoff and rule of neighbours of its training."""
+        return Graph(self.cutoff, self.max_neighbors, self.conditional)
 
     def energies(self, normalised, systems: SystemBatch) -> np.ndarray:
         """[n_graph] float64 eV (or the scalar's unit) of normalised values [n_graph]."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxatoms.data.corpus import Corpus, Samples, Task, samples_of
+from jaxatoms.data.corpus import Corpus, Samples, UpstreamTask, samples_of
 from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, Normalization, labels_in, make_normalization
@@ -25,7 +25,7 @@ class TaskData:
     """One task with the records that train and validate it."""
 
     spec: DatasetSpec
-    task: Task
+    task: UpstreamTask
     train: np.ndarray  # record indices, in the order drawn
     val: np.ndarray
     test: np.ndarray
@@ -72,7 +72,7 @@ def prepare_task(
     if save_to is not None:
         save_run_data(save_to, split, store, dataclasses.asdict(normalization))
         reference.save(save_to / "linref.npz")
-    task = Task(
+    task = UpstreamTask(
         name=name,
         store=store,
         reference=reference,
@@ -132,7 +132,7 @@ def make_corpus(data: list[TaskData], graphs: GraphSpec = GEMNET_GRAPHS) -> tupl
     return Corpus(tuple(d.task for d in data), graphs), train_all, val_all
 
 
-def task_record(task: Task) -> TaskRecord:
+def task_record(task: UpstreamTask) -> TaskRecord:
     """What prediction needs of a task."""
     return TaskRecord(
         name=task.name,

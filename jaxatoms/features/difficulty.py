@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from rich.progress import track
 
-from jaxatoms.data.corpus import Corpus, Task, samples_of
-from jaxatoms.data.downstream_corpus import PUBLISHED
+from jaxatoms.data.corpus import Corpus, UpstreamTask, samples_of
+from jaxatoms.data.downstream_task import PUBLISHED
 from jaxatoms.data.passes import plan_pass
 from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
@@ -93,7 +93,8 @@ def _labelled(name: str, spec: DatasetSpec, store: Store, model: LoadedModel, co
     _, train = opened(name, spec, store, graphs, {}, config.data_root, config.cache_dir)
     reference = LinearReference.fit(store, train)
     normalization = make_normalization(spec, store, train, reference)
-    return Corpus((Task(name, store, reference, normalization, spec.cutoff, spec.max_neighbors),), graphs), train
+    task = UpstreamTask(name, store, reference, normalization, spec.cutoff, spec.max_neighbors)
+    return Corpus((task,), graphs), train
 
 
 def _forward(model: LoadedModel, head: int, scales: LossScales):

@@ -18,8 +18,8 @@ from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, 
 from jaxatoms.csi.sampling import check_strategy, sample, sample_random
 from jaxatoms.csi.uncertainty import block_moments
 from jaxatoms.data.classes import MAPPINGS, structure_classes
-from jaxatoms.data.corpus import Corpus, Task, samples_of
-from jaxatoms.data.downstream_corpus import PUBLISHED, DownstreamCorpus, open_downstream
+from jaxatoms.data.corpus import Corpus, UpstreamTask, samples_of
+from jaxatoms.data.downstream_task import PUBLISHED, open_downstream
 from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.passes import Pass, plan_pass
 from jaxatoms.data.references import LinearReference, Normalization
@@ -63,7 +63,7 @@ class Sample(NamedTuple):
 
     request: Request
     store: Store
-    corpus: Any  # Corpus or DownstreamCorpus
+    corpus: Corpus
     classes: np.ndarray  # [n_record] of the whole data set
     records: np.ndarray  # [n] chosen records, some of them several times where the sampler repeats
     n_blocks: int
@@ -156,8 +156,8 @@ def _options(request: Request) -> dict:
 
 def graph_of(corpus) -> list:
     """Cutoff (A) and rule of the neighbours of a corpus of one data set, and the kind of its graphs."""
-    source = corpus.facts.graph if isinstance(corpus, DownstreamCorpus) else corpus.tasks[0]
-    return [source.cutoff, source.max_neighbors, getattr(source, "conditional", False), corpus.graphs.name]
+    rule = corpus.tasks[0].graph
+    return [rule.cutoff, rule.max_neighbors, rule.conditional, corpus.graphs.name]
 
 
 def _number_of_blocks(request: Request, n_structure: int) -> int:
@@ -248,14 +248,14 @@ def opened(
     """(corpus, train records): graphs and split of fine-tuning for downstream sets, else those of pretraining."""
     if spec.family in PUBLISHED:
         cutoff, max_neighbors = rules.get(spec.family, (None, None))
-        corpus, split = open_downstream(name, data_root, cache_dir, cutoff=cutoff, max_neighbors=max_neighbors)
-        return dataclasses.replace(corpus, graphs=graphs), split.train
+        task, split = open_downstream(name, data_root, cache_dir, cutoff=cutoff, max_neighbors=max_neighbors)
+        return Corpus((task,), graphs), split.train
     return Corpus((_unlabelled(name, store, spec),), graphs), task_split(name, spec, store).train
 
 
-def _unlabelled(name: str, store: Store, spec) -> Task:
+def _unlabelled(name: str, store: Store, spec) -> UpstreamTask:
     everything = LinearReference(np.zeros(121), np.ones(121, bool))
-    return Task(name, store, everything, Normalization(1.0, 1.0), spec.cutoff, spec.max_neighbors)
+    return UpstreamTask(name, store, everything, Normalization(1.0, 1.0), spec.cutoff, spec.max_neighbors)
 
 
 def _stream(stream: Pass, extractor: Extractor, sample: Sample, keep: bool, quiet: bool):

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxatoms.data.corpus import samples_of
+from jaxatoms.data.corpus import Corpus, samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
-from jaxatoms.data.downstream_corpus import DownstreamCorpus
+from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.passes import plan_pass
+from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.io import write_json
 from jaxatoms.tools.provenance import provenance
 
@@ -35,7 +36,8 @@ def assess(
     records: np.ndarray,
     of: int,
     forwards: Mapping[str, Callable],
-    corpus: DownstreamCorpus,
+    task: DownstreamTask,
+    graphs: GraphSpec,
     shapes: list,
     batch_edges: int = BATCH_EDGES,
 ) -> dict:
@@ -44,46 +46,48 @@ def assess(
     Args:
       of: number of records in the whole split.
       forwards: batch -> ModelOutput, jitted.
+      task, graphs: whose records they are, and the graphs that the model reads.
       shapes: budgets that they were compiled for, to be used again; grows.
     """
+    facts = task.facts
     result: dict = {"split": split, "n_structure": len(records), "of": of}
     for name, forward in forwards.items():
-        data = predict_split(forward, corpus, records, shapes, batch_edges)
-        result[name] = report(data, corpus.facts)
-        plot(run_dir, data, corpus.facts, f"{split}_{{}}_{name}.png", f"{corpus.facts.name}, {split}, {name}")
+        data = predict_split(forward, task, graphs, records, shapes, batch_edges)
+        result[name] = report(data, facts)
+        plot(run_dir, data, facts, f"{split}_{{}}_{name}.png", f"{facts.name}, {split}, {name}")
     write_json(run_dir / f"{split}.json", result | {"provenance": provenance()})
     return result
 
 
 def predict_split(
-    forward: Callable, corpus: DownstreamCorpus, records: np.ndarray, shapes: list, batch_edges: int
+    forward: Callable, task: DownstreamTask, graphs: GraphSpec, records: np.ndarray, shapes: list, batch_edges: int
 ) -> Predictions:
     """Predictions for the records of a data set, padding left out; arguments as in `assess`."""
-    plan = plan_pass(corpus, samples_of(0, records), batch_edges, shapes)
+    plan = plan_pass(Corpus((task,), graphs), samples_of(0, records), batch_edges, shapes)
     rows = []
     for batch in plan.batches():
         out = jax.device_get(forward(batch))
         size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
-        rows.append(_force_rows(out, batch, size, corpus) if out.forces is not None
-                    else _scalar_rows(out, batch, size, corpus))
+        rows.append(_force_rows(out, batch, size, task) if out.forces is not None
+                    else _scalar_rows(out, batch, size, task))
     columns = list(zip(*rows, strict=True))
     element = None if columns[3][0] is None else np.concatenate(columns[3])
     predicted, label, sizes = (np.concatenate(column) for column in columns[:3])
     return Predictions(predicted, label, sizes, element)
 
 
-def _force_rows(out, batch, size, corpus):
-    facts, keep = corpus.facts, batch.force_mask & batch.free
+def _force_rows(out, batch, size, task):
+    facts, keep = task.facts, batch.force_mask & batch.free
     predicted, label = (np.asarray(f, np.float64)[keep] * facts.force_std + facts.force_mean
                         for f in (out.forces, batch.forces))
     return predicted, label, size[batch.node_graph[keep]], batch.atomic_numbers[keep]
 
 
-def _scalar_rows(out, batch, size, corpus):
+def _scalar_rows(out, batch, size, task):
     keep = batch.energy_mask
-    if corpus.facts.n_class:
+    if task.facts.n_class:
         return out.energy[keep].argmax(axis=-1), batch.energy[keep].astype(int), size[keep], None
-    predicted, label = (np.asarray(e, np.float64)[keep] * corpus.std + corpus.mean for e in (out.energy, batch.energy))
+    predicted, label = (np.asarray(e, np.float64)[keep] * task.std + task.mean for e in (out.energy, batch.energy))
     return predicted, label, size[keep], None  # both after the atom references, which cancel
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import ase
 import jax
@@ -13,16 +13,16 @@ from flax import nnx
 
 from jaxatoms.data import loader, packing
 from jaxatoms.data.concatenate import concatenate
-from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.corpus import Corpus, samples_of
+from jaxatoms.data.downstream import Graph
 from jaxatoms.data.passes import Pass
 from jaxatoms.data.readers.ase_file import system_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.data.task_record import TaskRecord
-from jaxatoms.graphs.batch import MAX_PER_GRAPH, Targets
-from jaxatoms.graphs.spec import GraphSpec
+from jaxatoms.graphs.batch import MAX_PER_GRAPH
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
-from jaxatoms.types import Graphs, InputError, System, SystemBatch, naming
+from jaxatoms.types import InputError, System, SystemBatch
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
 MAX_STRUCTURES = 1024
@@ -152,7 +152,7 @@ class Predictor:
         return [found[i] for i in range(len(chunk))]
 
     def _plan(self, path: Path, chunk: list[Record]) -> Pass:
-        corpus = _Structures(path, chunk, self.model.architecture.graphs, self.record)
+        corpus = Corpus((_Unlabelled(path, chunk, self.record.graph),), self.model.architecture.graphs)
         samples = samples_of(0, np.arange(len(chunk)))
         sizes = loader.measure(corpus, samples, 0.0, limit=None)
         weights = np.maximum(sizes["n_main"], 1)  # lone atoms have no edges, but take room
@@ -189,23 +189,30 @@ class Predictor:
         return (Prediction(e, f, None, r) for e, f, r in zip(energy, forces, rows, strict=True))
 
 
-class _Structures(NamedTuple):
-    """A chunk in the form that `loader` and `Pass` read."""
+@dataclasses.dataclass(frozen=True)
+class _Unlabelled:
+    """A chunk as a `corpus.Task`, which is its own store."""
 
     path: Path
     chunk: list[Record]
-    graphs: GraphSpec
-    record: TaskRecord
+    graph: Graph
 
-    def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
-        """Structures, graphs and no targets."""
-        records = [self.chunk[i] for i in samples.record]
-        batch = concatenate([record.system for record in records])
-        limits = self.record.neighbors(batch.n_node)
-        with naming(lambda i: f"{self.path}: structure {records[i].index}"):
-            graphs = self.graphs.build_batch(batch, self.record.cutoff, limits)
-        missing = np.full(len(batch.n_node), np.nan), np.full((len(batch.positions), 3), np.nan)
-        return batch, graphs, Targets(*missing, np.zeros(len(batch.n_node), np.int32))
+    @property
+    def store(self) -> Self:
+        return self
+
+    @property
+    def n_node(self) -> np.ndarray:
+        return np.array([len(record.atoms) for record in self.chunk])
+
+    def take(self, records: np.ndarray) -> SystemBatch:
+        return concatenate([self.chunk[i].system for i in records])
+
+    def where(self, record: int) -> str:
+        return f"{self.path}: structure {self.chunk[record].index}"
+
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(len(records), np.nan), np.full((len(systems.positions), 3), np.nan)
 
 
 def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> list[dict]:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxatoms.data.downstream import ForceData, ScalarData
-from jaxatoms.data.downstream_corpus import family_of
+from jaxatoms.data.downstream_task import family_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, arc
     name, cache = f"qm9:U_0@{file}", str(tmp_path / "cache")
     spec, store = open_dataset(name, None, cache)
     rules = architecture.finetuning.extraction_graphs
-    graph = opened(name, spec, store, architecture.graphs, rules, None, cache)[0].facts.graph
+    graph = opened(name, spec, store, architecture.graphs, rules, None, cache)[0].tasks[0].graph
     assert (graph.cutoff, graph.max_neighbors) == expected
 
 

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import evaluate, finetune, predict, pretrain
-from jaxatoms.data.downstream_corpus import open_downstream
+from jaxatoms.data.downstream_task import open_downstream
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import prepare_data
 from jaxatoms.training.checkpoint_files import read_meta, resolve_checkpoint
@@ -105,10 +105,10 @@ def test_a_target_is_found_by_its_own_name(tmp_path):
     ase.io.write(tmp_path / "a.extxyz", list(_frames(60)))
     name, cache = f"file:{tmp_path / 'a.extxyz'}", {"cache_dir": str(tmp_path / "cache")}
     for target, column, unit in (("gap", "target_gap", ""), ("energy", "energy", "eV")):
-        corpus, split = open_downstream(name, target=target, **cache)
-        assert corpus.facts.column == column and corpus.facts.unit == unit and np.isfinite(corpus.std)
-    assert corpus.facts.references[6] == pytest.approx(FREE["C"], abs=30)
-    values = corpus.store.energy[split.train] - corpus.facts.reference(*_atoms(corpus.store, split.train))
+        task, split = open_downstream(name, target=target, **cache)
+        assert task.facts.column == column and task.facts.unit == unit and np.isfinite(task.std)
+    assert task.facts.references[6] == pytest.approx(FREE["C"], abs=30)
+    values = task.store.energy[split.train] - task.facts.reference(*_atoms(task.store, split.train))
     assert np.abs(values).max() < 3
 
 
@@ -121,8 +121,8 @@ def test_forces_come_first_then_energies(tmp_path):
     for labels, column in ((("energy", "forces"), "forces"), (("forces",), "forces"), (("energy",), "energy")):
         file = tmp_path / f"{'-'.join(labels)}.extxyz"
         ase.io.write(file, list(_frames(60, labels)))
-        corpus, _ = open_downstream(f"file:{file}", cache_dir=str(tmp_path / "cache"))
-        assert getattr(corpus.facts, "column", "forces") == column
+        task, _ = open_downstream(f"file:{file}", cache_dir=str(tmp_path / "cache"))
+        assert getattr(task.facts, "column", "forces") == column
 
 
 def test_evaluate_reads_a_pretraining_run_too(nano_run, capsys):

@@ -1,14 +1,11 @@
-"""Structures of one downstream data set -> graphs and normalised targets, as `loader` wants them.
-
-The counterpart of `corpus.Corpus`: one data set, published constants, graphs by the fine-tuning rules.
-"""
+"""A downstream data set as a task: published constants, or those of its train split, and graphs by the fine-tuning
+rules."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxatoms.data.corpus import Samples
 from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
 from jaxatoms.data.labels import label_hint
 from jaxatoms.data.references import LinearReference, labels_in
@@ -16,83 +13,55 @@ from jaxatoms.data.registry import find_spec
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.data.task_split import task_split
-from jaxatoms.graphs.batch import Targets
-from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
-from jaxatoms.graphs.spec import GraphSpec
-from jaxatoms.types import Graphs, InputError, SystemBatch, naming
+from jaxatoms.types import InputError, SystemBatch
 
 _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
 
 
 @dataclasses.dataclass(frozen=True)
-class DownstreamCorpus:
-    """A data set ready to be trained on; `build` is a drop-in for that of `Corpus`."""
+class DownstreamTask:
+    """A downstream data set as a `corpus.Task`."""
 
     facts: ForceData | ScalarData
     store: Store
     mean: float  # of the target: energies, or the scalar after its references
     std: float
-    graphs: GraphSpec = GEMNET_GRAPHS  # of the backbone
 
-    def n_node(self, samples: Samples) -> np.ndarray:
-        """[n] atoms of each sample."""
-        return self.store.n_node[samples.record].astype(np.int64)
+    @property
+    def graph(self) -> Graph:
+        """Cutoff and rule of neighbours."""
+        return self.facts.graph
 
-    def build(self, samples: Samples, rng=None, edge_dropout: float = 0.0) -> tuple[SystemBatch, Graphs, Targets]:
-        """Structures, graphs and targets of some samples, in their order.
-
-        Raises:
-          InputError: a structure that no model takes, by file and record.
-        """
-        systems = self.store.take(samples.record)
-        targets = self._targets(systems, samples.record)
-        with naming(lambda i: self.place(samples, i)):
-            rule = self.facts.graph
-            neighbors = rule.neighbors(systems.n_node)
-            graphs = self.graphs.build_batch(systems, rule.cutoff, neighbors, rng, edge_dropout)
-        return systems, graphs, targets
-
-    def cells(self, samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cell [n, 3, 3] A, periodicity [n, 3] and cutoff [n] A of each sample."""
-        cell, pbc = (self.store.column(name)[samples.record] for name in ("cell", "pbc"))
-        return cell, pbc, np.full(len(cell), self.facts.graph.cutoff)
-
-    def place(self, samples: Samples, i: int) -> str:
-        """File and number of the i-th sample."""
-        return self.store.where(int(samples.record[i]))
-
-    def _targets(self, systems: SystemBatch, records: np.ndarray) -> Targets:
-        n = len(records)
-        task = np.zeros(n, np.int32)
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised energies and forces; of a scalar, its values (classes as they are) and NaN for the forces."""
         if isinstance(self.facts, ForceData):
             energy = (systems.energy - self.mean) / self.std  # float64: totals reach -1e5 eV
             forces = (systems.forces - np.float32(self.facts.force_mean)) / np.float32(self.facts.force_std)
-            return Targets(energy.astype(np.float32), forces.astype(np.float32), task)
+            return energy.astype(np.float32), forces.astype(np.float32)
         values = np.asarray(self.store.column(self.facts.column)[records], np.float64)
         if not self.facts.n_class:
             values = values - self.facts.reference(systems.atomic_numbers, systems.n_node)
             values = (values - self.mean) / self.std
-        none = np.full((len(systems.positions), 3), np.nan, np.float32)
-        return Targets(values.astype(np.float32), none, task)
+        return values.astype(np.float32), np.full((len(systems.positions), 3), np.nan, np.float32)
 
 
-def constants_record(corpus: DownstreamCorpus) -> dict:
+def constants_record(task: DownstreamTask) -> dict:
     """The numbers that targets are normalised by, as JSON values; `with_constants` puts them back."""
-    facts = corpus.facts
+    facts = task.facts
     if isinstance(facts, ForceData):
         own = {name: getattr(facts, name) for name in ("energy_mean", "energy_std", "force_mean", "force_std")}
     else:
         own = {"references": {str(z): value for z, value in facts.references.items()}}
-    return {"mean": corpus.mean, "std": corpus.std, **own}
+    return {"mean": task.mean, "std": task.std, **own}
 
 
-def with_constants(corpus: DownstreamCorpus, record: dict) -> DownstreamCorpus:
-    """The corpus normalised by the numbers of a `constants_record`, whatever its data would give now."""
+def with_constants(task: DownstreamTask, record: dict) -> DownstreamTask:
+    """The task normalised by the numbers of a `constants_record`, whatever its data would give now."""
     own = {name: value for name, value in record.items() if name not in ("mean", "std")}
     if "references" in own:
         own["references"] = {int(z): value for z, value in own["references"].items()}
-    facts = dataclasses.replace(corpus.facts, **own)
-    return dataclasses.replace(corpus, facts=facts, mean=record["mean"], std=record["std"])
+    facts = dataclasses.replace(task.facts, **own)
+    return dataclasses.replace(task, facts=facts, mean=record["mean"], std=record["std"])
 
 
 def open_downstream(
@@ -106,7 +75,7 @@ def open_downstream(
     cutoff: float | None = None,
     max_neighbors: int | None = None,
     split: Callable[[Store], Split] | None = None,
-) -> tuple[DownstreamCorpus, Split]:
+) -> tuple[DownstreamTask, Split]:
     """A downstream data set and its split.
 
     Published sets bring their constants; any other one (demo:aspirin, file:PATH) gets those of its train split. It
@@ -130,7 +99,7 @@ def open_downstream(
     if cutoff or max_neighbors:
         graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
         facts = dataclasses.replace(facts, graph=graph)
-    return DownstreamCorpus(facts, store, *_constants(facts, store, parts.train)), parts
+    return DownstreamTask(facts, store, *_constants(facts, store, parts.train)), parts
 
 
 def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> ForceData | ScalarData:

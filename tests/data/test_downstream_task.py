@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxatoms.data import loader
-from jaxatoms.data.corpus import samples_of
+from jaxatoms.data.corpus import Corpus, samples_of
 from jaxatoms.data.downstream import Graph, downstream
-from jaxatoms.data.downstream_corpus import _check_labels, open_downstream
+from jaxatoms.data.downstream_task import _check_labels, open_downstream
 from jaxatoms.data.splits import Split
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.types import InputError
@@ -20,20 +20,20 @@ def cache(tmp_path_factory):
 
 
 def test_a_set_without_a_recipe_is_normalised_by_its_train_split(cache):
-    corpus, split = open_downstream("demo:aspirin", cache_dir=cache)
-    assert len(np.unique(np.concatenate(split))) == len(corpus.store) == sum(map(len, split))
-    _, graphs, targets = corpus.build(samples_of(0, split.train))
+    task, split = open_downstream("demo:aspirin", cache_dir=cache)
+    assert len(np.unique(np.concatenate(split))) == len(task.store) == sum(map(len, split))
+    _, graphs, targets = Corpus((task,)).build(samples_of(0, split.train))
     assert targets.forces.std() == pytest.approx(1, rel=1e-3)
     assert abs(targets.energy.mean()) < 1e-3 and targets.energy.std() == pytest.approx(1, rel=1e-3)
     assert len(graphs.main.senders) > 0
 
 
 def test_a_scalar_set_gives_its_column_and_no_forces(cache):
-    corpus, split = open_downstream("demo:gap", cache_dir=cache)
+    task, split = open_downstream("demo:gap", cache_dir=cache)
     records = split.train[:9]
-    targets = corpus.build(samples_of(0, records))[2]
-    values = corpus.store.column("target_gap")[records]
-    np.testing.assert_allclose(targets.energy * corpus.std + corpus.mean, values, rtol=1e-5)
+    targets = Corpus((task,)).build(samples_of(0, records))[2]
+    values = task.store.column("target_gap")[records]
+    np.testing.assert_allclose(targets.energy * task.std + task.mean, values, rtol=1e-5)
     assert np.isnan(targets.forces).all()
 
 
@@ -67,16 +67,16 @@ def test_a_published_set_has_no_other_target(cache):
 
 
 def test_large_structures_get_fewer_neighbours(cache):
-    corpus, split = open_downstream("demo:peptide", cache_dir=cache)
-    systems = corpus.store.take(split.train[:3])
+    task, split = open_downstream("demo:peptide", cache_dir=cache)
+    systems = task.store.take(split.train[:3])
     assert Graph(12.0, conditional=True).neighbors([200, 201, 301]).tolist() == [30, 10, 5]
     few, many = (len(GEMNET_GRAPHS.build_batch(systems, 12.0, k).main.senders) for k in (5, 30))
     assert few < many
 
 
 def test_steps_per_epoch_are_rounded_up_as_in_the_reference(cache):
-    corpus, split = open_downstream("demo:aspirin", cache_dir=cache)
-    batches = loader.TrainBatches(corpus, samples_of(0, split.train[:10]), [], 3, 0, 0.0, 4, round_up=True)
+    task, split = open_downstream("demo:aspirin", cache_dir=cache)
+    batches = loader.TrainBatches(Corpus((task,)), samples_of(0, split.train[:10]), [], 3, 0, 0.0, 4, round_up=True)
     assert batches.total_steps == 9
     seen = np.concatenate([batches.indices(s) for s in range(9)])
     assert np.bincount(seen[:30]).tolist() == [3] * 10

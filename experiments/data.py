@@ -23,7 +23,6 @@ from jaxatoms.data.labels import label_hint, missing_labels
 from jaxatoms.data.physics import physics_findings
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.registry import DATASETS, DatasetSpec, find_spec
-from jaxatoms.data.remote import remote
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.tools import cli
 from jaxatoms.types import InputError
@@ -97,8 +96,7 @@ def print_list() -> None:
         variants = [spec.name.partition(":")[2] for spec in specs]
         shown = family if variants == [""] else f"{family}:{{{variants[0]}, ... {len(variants)}}}"
         size, licence = "-", "part of the package" if family == "demo" else "your own"
-        if family not in ("demo", "file"):
-            source = remote(specs[0].name)
+        if (source := specs[0].remote) is not None:
             size, licence = f"{source.parts[''].size / 1e9:.1f} GB", source.licence
         targets = "one scalar" if specs[0].target else "energy, forces"
         print(f"{shown:42s} {size:>10s}  {licence:32s} {targets}")
@@ -107,7 +105,9 @@ def print_list() -> None:
 def fetch(config: DownloadConfig) -> int:
     """Download and unpack the original files."""
     spec = find_spec(config.name)
-    source = remote(config.name)
+    source = spec.remote
+    if source is None:
+        raise InputError(f"'{spec.name}' is not downloaded; it is part of the package or a file of your own")
     if config.part not in source.parts:
         parts = ", ".join(part for part in source.parts if part) or "none"
         raise InputError(f"'{spec.name}' has no part '{config.part}'; parts are: {parts}")

@@ -17,7 +17,7 @@ from jaxatoms.csi.features import FeatureSet, check_features, feature_arrays, fe
 from jaxatoms.csi.moments import Moments, empty_moments, load_moments, to_host, update_part
 from jaxatoms.csi.sampling import check_strategy, sample, sample_random
 from jaxatoms.csi.uncertainty import block_moments
-from jaxatoms.data.classes import MAPPINGS, structure_classes
+from jaxatoms.data.classes import structure_classes
 from jaxatoms.data.corpus import Corpus, UpstreamTask, samples_of
 from jaxatoms.data.downstream_task import PUBLISHED, open_downstream
 from jaxatoms.data.joined import open_upstream
@@ -196,7 +196,7 @@ def classes_of(spec: DatasetSpec, store: Store) -> tuple[np.ndarray, str]:
     The group of a record, with a warning, where the mapping file of an OC set is not at hand.
     """
     try:
-        return structure_classes(spec, store), MAPPINGS.get(spec.family, "store")
+        return structure_classes(spec, store), spec.mapping or "store"
     except InputError as error:
         warnings.warn(f"{error}; until then each system is a class of its own", stacklevel=2)
         codes, names = store.groups

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxatoms.data.classes import MAPPINGS, find_mapping
+from jaxatoms.data.classes import find_mapping
 from jaxatoms.data.mixing import split_names
 from jaxatoms.data.source import fingerprint_source
 from jaxatoms.data.store import open_dataset
@@ -66,7 +66,7 @@ def dataset(name: str, data_root: str | None = None, cache_dir: str | None = Non
     except InputError:
         return None
     own = store.fingerprint[:16]
-    if not classes or spec.family not in MAPPINGS:
+    if not classes or spec.classes != "catalyst":
         return own
     with contextlib.suppress(InputError):
         return f"{own} {file(find_mapping(spec, store))}"

@@ -42,7 +42,7 @@ from jaxatoms.runs.plan import matmul_rate
 from jaxatoms.tools.provenance import peak_memory_gib, provenance
 from jaxatoms.tools.runtime import return_compiler_memory
 from jaxatoms.training.flat import flattened
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -89,7 +89,7 @@ def make_step(forces: str, config, precision: Precision):
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
-    step = make_train_step(model.apply, optimizer, scales, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    step = make_train_step(model.apply, optimizer, pretraining_terms(scales), ema_decay=optim.ema_decay)
     return step, init_state(model.params, optimizer), model.constants
 
 

@@ -32,6 +32,7 @@ from jaxatoms.tools import cli
 from jaxatoms.tools.provenance import provenance
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.training import loop
+from jaxatoms.training.losses.pretraining import pretraining_terms
 from jaxatoms.training.step import make_eval_step
 from jaxatoms.types import InputError
 
@@ -92,14 +93,14 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     if not sum(map(len, chosen)):
         raise InputError(f"{run_dir}: the run's split has no {config.split} structures")
     models, model_config = averaged_weights(run_dir)
-    scales, apply = loss_scales_of(settings, data), models["last_ema"].apply
+    terms = pretraining_terms(loss_scales_of(settings, data), settings.force_atoms == "free")
     corpus, *_ = make_corpus(data, registry.architecture_of(model_config).graphs)
     samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
     stream = plan_pass(corpus, samples, config.batch_edges, [])
-    step = make_eval_step(apply, scales, free_only=settings.force_atoms == "free")
+    step = make_eval_step(models["last_ema"].apply, terms, len(data))
     result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
     for name, model in models.items():
-        result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), data)
+        result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), terms, data)
     write_json(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
     on = f"{result['n_structure']:,} of {result['of']:,} {config.split} structures"
     for name in models:

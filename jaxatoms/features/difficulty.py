@@ -24,7 +24,8 @@ from jaxatoms.features.extraction import Request, choose_records, classes_of, op
 from jaxatoms.inference import inputs
 from jaxatoms.inference.model import LoadedModel, choose_task, restore_model
 from jaxatoms.io import save_npz
-from jaxatoms.training.losses import LossScales, structure_losses
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.training.losses.pretraining import LossScales, structure_losses
 from jaxatoms.types import InputError
 
 
@@ -104,7 +105,8 @@ def _forward(model: LoadedModel, head: int, scales: LossScales):
     @jax.jit
     def run(state, batch):
         out = nnx.merge(graphdef, state)(batch)
-        return structure_losses(out.energy[:, head : head + 1], out.forces[..., head : head + 1], batch, scales)
+        own = ModelOutput(out.energy[:, head : head + 1], out.forces[..., head : head + 1])
+        return structure_losses(own, batch, scales)
 
     return lambda batch: run(state, batch)
 

@@ -80,7 +80,8 @@ def test_a_new_data_set_is_pretrained_on_and_ranked(root, nano, capsys):
     assert "pairs" in capsys.readouterr().out
     run = root / "run"
     assert pretrain.main(["--upstream", "pairs", "--n", "40", "--epochs", "1", "--batch-size", "10",
-                          "--model", str(nano), "--val-samples", "10", "--quiet", "--run-dir", str(run)]) == 0  # fmt: skip
+                          "--model", str(nano), "--val-samples", "10", "--quiet",
+                          "--run-dir", str(run)]) == 0  # fmt: skip
     assert np.isfinite(json.loads((run / "summary.json").read_text())["validation"]["loss"])
     assert csi.main(["--upstream", "pairs", "demo:organic", "--downstream", "demo:aspirin", "--n", "30", "--quiet",
                      "--checkpoint", str(run), "--out", str(root / "csi")]) == 0  # fmt: skip

@@ -87,8 +87,7 @@ class DatasetSpec:
     raw_energy_std: float | None = None
     energy_scale: float = 1.0  # loss scales of the efficient-pretraining recipe
     force_scale: float = 10.0
-    jmp_energy_scale: float = 1.0  # loss scales of JMP
-    jmp_force_scale: float = 10.0
+    jmp_force_scale: float = 10.0  # loss scale of JMP, whose scale of energies is 1
     split_rule: str = "group"  # see `splits.make_split`
     held_out: int | None = None  # records in each of val and test of the whole data set; None: a tenth
     validation: tuple[str, ...] = ()  # names of the folder, beside the source, of an official validation set

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxatoms.tools import cli, lock
 from jaxatoms.inference import inputs
 from jaxatoms.io import write_json
+from jaxatoms.tools import cli, lock
 from jaxatoms.types import InputError
 
 MANIFEST = "chain.json"

@@ -15,7 +15,6 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from jaxatoms.tools import hlo
 from jaxatoms.data import loader, packing, shards
 from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
 from jaxatoms.models import registry as models
@@ -23,6 +22,7 @@ from jaxatoms.ops.target import compiling_for
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import Pretraining, prepare
 from jaxatoms.runs.run import TrainingRun, lower_step
+from jaxatoms.tools import hlo
 from jaxatoms.training import parallel
 from jaxatoms.types import InputError
 

@@ -17,9 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxatoms.tools import lock
 from jaxatoms.data import loader, shards
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.tools import lock
 from jaxatoms.training import parallel
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.types import InputError

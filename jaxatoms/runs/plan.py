@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxatoms.runs.pretraining import Pretraining
-from jaxatoms.runs.remat import program_bytes
-from jaxatoms.runs.run import lower_step
 from jaxatoms.data import loader
 from jaxatoms.models import registry as models
 from jaxatoms.models.common.precision import Precision
+from jaxatoms.runs.pretraining import Pretraining
+from jaxatoms.runs.remat import program_bytes
+from jaxatoms.runs.run import lower_step
 
 
 def print_plan(run: Pretraining, out: TextIO):

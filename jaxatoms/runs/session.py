@@ -9,16 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxatoms.tools import cli
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.registry import check_layout
+from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.training.loop import Hooks, train
 from jaxatoms.training.runlog import RunLog
 from jaxatoms.training.step import TrainState
 from jaxatoms.types import InputError
-
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from ase.data import chemical_symbols
 
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.store import Store
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.registry import (
@@ -20,10 +21,8 @@ from jaxatoms.models.registry import (
     check_layout,
     config_from_record,
     find_config,
-    model_record,
 )
 from jaxatoms.training.checkpoint import restore
-from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.training.checkpoint_files import MARKER, POINTERS, resolve_checkpoint
 from jaxatoms.types import InputError
 

@@ -176,13 +176,6 @@ class CheckpointStore:
             )
         return None
 
-    @staticmethod
-    def restore(
-        path: str | Path, abstract_tree: Any = None, only: Collection[str] | None = None
-    ) -> tuple[Any, dict]:
-        """See the module's `restore`."""
-        return restore(path, abstract_tree, only)
-
     def _write(self, target: Path, flat: dict[str, np.ndarray], meta_text: str, kind: str) -> None:
         """Builds the step directory, moves it into place, then the pointers, then removes old steps."""
         try:

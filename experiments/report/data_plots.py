@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from ase.data import chemical_symbols
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from jaxatoms.data.statistics import Moments
-from jaxatoms.types import InputError
+from jaxatoms.plots import drawing
 
 
 def draw(result, path: Path) -> None:
@@ -19,25 +15,17 @@ def draw(result, path: Path) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    found = result.found
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
-    _elements(axes[0, 0], found.elements)
-    _histogram(axes[0, 1], found.n_node, "atoms per structure", "")
-    _histogram(axes[0, 2], found.energy, "energy", "eV")
-    std = result.spec.energy_std
-    _histogram(axes[1, 0], found.residual, "energy after references", "eV", std)
-    _histogram(axes[1, 1], found.forces, "force components", "eV/A",
-               getattr(result.facts, "force_std", None) or result.spec.force_std, log=True)  # fmt: skip
-    facts = result.facts
-    _histogram(axes[1, 2], found.target, "target", getattr(facts, "unit", ""), getattr(facts, "std", None),
-               getattr(facts, "mean", None) or 0.0)  # fmt: skip
-    figure.suptitle(f"{result.spec.name}: {found.n_record} structures (dashed: published mean +- std)")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {path}: {error}; choose another --out") from None
-    finally:
-        plt.close(figure)
+    found, facts = result.found, result.facts
+    with drawing(path, 6, panel=(4, 3.25), columns=3, dpi=110) as (figure, axes):
+        _elements(axes[0], found.elements)
+        _histogram(axes[1], found.n_node, "atoms per structure", "")
+        _histogram(axes[2], found.energy, "energy", "eV")
+        _histogram(axes[3], found.residual, "energy after references", "eV", result.spec.energy_std)
+        _histogram(axes[4], found.forces, "force components", "eV/A",
+                   getattr(facts, "force_std", None) or result.spec.force_std, log=True)  # fmt: skip
+        _histogram(axes[5], found.target, "target", getattr(facts, "unit", ""), getattr(facts, "std", None),
+                   getattr(facts, "mean", None) or 0.0)  # fmt: skip
+        figure.suptitle(f"{result.spec.name}: {found.n_record} structures (dashed: published mean +- std)")
 
 
 def _elements(axis, counts: np.ndarray) -> None:

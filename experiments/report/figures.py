@@ -1,7 +1,7 @@
 """The paper's figures from run files: bars of the test error (1, 4), of CSI (3, 5 to 8) and class coverage (9)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from experiments.paper.published import RowKey, columns_of, published, rows_of
 from experiments.report.csi_records import Bar, Comparison, bars, class_counts, find_comparisons
 from experiments.report.grouping import make_cells
 from experiments.report.results import find_results
+from jaxatoms.plots import drawing
 from jaxatoms.types import InputError
 
 MOLECULAR = ("rMD17", "MD22", "SPICE", "QM9")
@@ -154,26 +155,14 @@ def _coverage(counts: Mapping, name: str, how: str, n: int) -> Bar | None:
 
 def save_panels(path: Path, title: str, panels: Panels, ylabel: str | None):
     """A row of bar charts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    n_column = min(4, len(panels))
-    n_row = -(-len(panels) // n_column)
-    figure, axes = pyplot.subplots(n_row, n_column, figsize=(3.4 * n_column, 3.4 * n_row), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
-        _draw_panel(axis, name, panel)
-        axis.set_ylabel(ylabel or "MAE", fontsize=8)
-        values = [bar.value for bar in panel.values() if bar is not None]
-        if values and 0 < LOG_RATIO * min(values) < max(values):
-            axis.set_yscale("log")
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    _save(lambda: figure.savefig(path, dpi=150), path)
-    pyplot.close(figure)
+    with drawing(path, len(panels), panel=(3.4, 3.4), columns=4, dpi=150) as (figure, axes):
+        for axis, (name, panel) in zip(axes, panels.items(), strict=True):
+            _draw_panel(axis, name, panel)
+            axis.set_ylabel(ylabel or "MAE", fontsize=8)
+            values = [bar.value for bar in panel.values() if bar is not None]
+            if values and 0 < LOG_RATIO * min(values) < max(values):
+                axis.set_yscale("log")
+        figure.suptitle(title, fontsize=10)
 
 
 def _draw_panel(axis, name: str, panel: Mapping[str, Bar | None]):
@@ -194,10 +183,3 @@ def _draw_panel(axis, name: str, panel: Mapping[str, Bar | None]):
 
 def _plain(label: str) -> str:
     return label.removesuffix(" (paper)")
-
-
-def _save(write: Callable[[], None], path: Path):
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None

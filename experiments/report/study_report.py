@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxatoms.io import write_json, write_text
+from jaxatoms.plots import drawing
 
 
 def write(folder: Path, name: str, results: dict):
@@ -91,28 +92,20 @@ def verdict(results: dict) -> str:
 
 def plot(path: Path, results: dict):
     """One panel per task: test errors by pretraining, the closest set first, a dot per seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     tasks = results["tasks"]
-    n_column = min(3, len(tasks))
-    n_row = -(-len(tasks) // n_column)
-    figure, axes = pyplot.subplots(n_row, n_column, figsize=(3.4 * n_column, 2.9 * n_row), squeeze=False)
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_axis_off()
-    for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
-        ranked = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
-        labels = ranked + [label for label in task["mae"] if label not in ranked]
-        axis.bar(labels, [np.mean(task["mae"][label]) for label in labels], color="lightsteelblue")
-        for i, label in enumerate(labels):
-            axis.plot([i] * len(task["mae"][label]), task["mae"][label], "k.", markersize=4)
-        values = [value for label in labels for value in task["mae"][label]]
-        axis.set_ylim(0.8 * min(values), 1.05 * max(values))
-        axis.set_title(f"{name}: test MAE, {task['unit']}", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.tick_params("x", rotation=40)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with drawing(path, len(tasks), panel=(3.4, 2.9), columns=3, dpi=110) as (_, axes):
+        for axis, (name, task) in zip(axes, tasks.items(), strict=True):
+            _draw_task(axis, name, task)
+
+
+def _draw_task(axis, name: str, task: dict):
+    ranked = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
+    labels = ranked + [label for label in task["mae"] if label not in ranked]
+    axis.bar(labels, [np.mean(task["mae"][label]) for label in labels], color="lightsteelblue")
+    for i, label in enumerate(labels):
+        axis.plot([i] * len(task["mae"][label]), task["mae"][label], "k.", markersize=4)
+    values = [value for label in labels for value in task["mae"][label]]
+    axis.set_ylim(0.8 * min(values), 1.05 * max(values))
+    axis.set_title(f"{name}: test MAE, {task['unit']}", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.tick_params("x", rotation=40)

@@ -15,6 +15,7 @@ from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.passes import plan_pass
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.io import write_json
+from jaxatoms.plots import drawing
 from jaxatoms.tools.provenance import provenance
 
 BATCH_EDGES = 4096  # of a validation or test batch
@@ -159,33 +160,18 @@ def _class_report(data: Predictions) -> dict:
 
 def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, names: str, title: str):
     """A parity plot and a histogram of errors, into `names` with "parity" and "errors" put in."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     unit, scale = unit_of(facts)
     predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
     some = np.random.default_rng(0).permutation(len(label))[:20_000]
-    figure, axis = pyplot.subplots(figsize=(4, 4))
-    axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
-    ends = [label.min(), label.max()]
-    axis.plot(ends, ends, "k-", linewidth=0.5)
-    axis.set_xlabel(f"reference ({unit})")
-    axis.set_ylabel(f"predicted ({unit})")
-    axis.set_title(title, fontsize=8)
-    _save(figure, folder / names.format("parity"))
-    figure, axis = pyplot.subplots(figsize=(4, 3))
-    axis.hist(predicted - label, bins=100)
-    axis.set_xlabel(f"error ({unit})")
-    axis.set_yscale("log")
-    axis.set_title(title, fontsize=8)
-    _save(figure, folder / names.format("errors"))
-
-
-def _save(figure, path: Path):
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with drawing(folder / names.format("parity"), panel=(4, 4)) as (_, (axis,)):
+        axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
+        ends = [label.min(), label.max()]
+        axis.plot(ends, ends, "k-", linewidth=0.5)
+        axis.set_xlabel(f"reference ({unit})")
+        axis.set_ylabel(f"predicted ({unit})")
+        axis.set_title(title, fontsize=8)
+    with drawing(folder / names.format("errors")) as (_, (axis,)):
+        axis.hist(predicted - label, bins=100)
+        axis.set_xlabel(f"error ({unit})")
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=8)

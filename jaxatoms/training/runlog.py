@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jaxatoms.io import replacing, write_json
+from jaxatoms.plots import drawing
 from jaxatoms.types import InputError
 
 _now = time.monotonic
@@ -112,19 +113,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def draw_curves(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Draws loss, validation force and energy MAE and the learning rate against the step; returns `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    records = list(records)
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, want) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for (split, name), (steps, values) in sorted(_series(records, want).items()):
-            axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
-        _finish_panel(axes, title)
-    path = Path(path)
-    with replacing(path) as draft:
-        figure.savefig(draft, dpi=120, format="png")
+    records, path = list(records), Path(path)
+    with drawing(path, len(_PANELS), panel=(4.5, 3.25), columns=2) as (_, panels):
+        for axes, (title, want) in zip(panels, _PANELS.items(), strict=True):
+            for (split, name), (steps, values) in sorted(_series(records, want).items()):
+                axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
+            _finish_panel(axes, title)
     return path
 
 

@@ -247,14 +247,13 @@ def test_select(kind, name, select_inputs, calls, folder, capsys):
 class Toy(nnx.Module):
     """Heads without a network: energies that count atoms."""
 
+    gradient_forces = False
+
     def __init__(self, scale: float, n_head: int):
         self.scale, self.n_head = nnx.Param(np.float32(scale)), n_head
 
-    def features(self, batch):
-        rows = self.scale[...] * batch.positions[:, :1] * np.ones((1, NANO["emb_size_atom"]), np.float32)
-        return Node(rows)
-
-    gradient_forces = False
+    def node_features(self, batch):
+        return self.scale[...] * batch.positions[:, :1] * np.ones((1, NANO["emb_size_atom"]), np.float32)
 
     def __call__(self, batch, *, edge_dropout=0.0, key=None):
         energy = self.scale[...] * (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
@@ -262,11 +261,6 @@ class Toy(nnx.Module):
             return ModelOutput(energy, None)
         heads = np.arange(1, self.n_head + 1, dtype=np.float32)
         return ModelOutput(energy[:, None] * heads, batch.positions[..., None] * heads)
-
-
-class Node:
-    def __init__(self, node):
-        self.node = node
 
 
 def _toy(kind):

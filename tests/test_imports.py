@@ -73,7 +73,8 @@ def test_rooms_for_data_workers_do_not_mention_jax(room):
         assert not any(name.split(".")[0] in ACCELERATOR for name in _imports(path)), path
 
 
-@pytest.mark.parametrize("module", ["jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store"])
+@pytest.mark.parametrize("module", ["jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store",
+                                    "jaxatoms.csi.distances.registry"])  # fmt: skip
 def test_importing_it_does_not_load_jax(module):
     code = f"import sys, {module}; assert 'jax' not in sys.modules, 'jax was loaded'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -11,6 +11,7 @@ from experiments.grouping import make_cells
 from experiments.paper.names import UPSTREAM, short_count
 from experiments.paper.published import RowKey, columns_of, published, rows_of
 from experiments.results import find_results
+from jaxatoms.csi.distances.gaussian import FRECHET
 from jaxatoms.types import InputError
 
 MOLECULAR = ("rMD17", "MD22", "SPICE", "QM9")
@@ -33,8 +34,8 @@ class CsiFigure:
     def takes(self, comparison: Comparison, extractor: str) -> bool:
         """Whether a comparison belongs here; `extractor` as the option of experiments.tables."""
         wanted = {"auto": self.extractor, "any": ""}.get(extractor, extractor)
-        same = (comparison.aggregation, comparison.sampling) == (self.aggregation, self.sampling)
-        return same and comparison.extractor.startswith(wanted)
+        made = comparison.distance, comparison.aggregation, comparison.sampling
+        return made == (FRECHET.name, self.aggregation, self.sampling) and comparison.extractor.startswith(wanted)
 
 
 CSI_FIGURES = {

@@ -1,6 +1,8 @@
 """MMD and energy distance against explicit double loops, closed forms and null behaviour; the registry and its rows."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from jaxatoms.csi.distances.kernel import median_bandwidth, mmd_linear, mmd_unbi
 from jaxatoms.csi.distances.registry import DISTANCES, find_distance
 from jaxatoms.csi.frechet import frechet_terms
 from jaxatoms.types import InputError
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "csi.md"
 
 
 def cloud(n, shift=0.0, seed=0, d=5):
@@ -137,3 +141,15 @@ def test_resampled_values_are_those_of_the_chosen_rows(name):
     np.testing.assert_allclose(distance.resample(x, y, chosen_x, chosen_y), expected, rtol=1e-9)
     everything = np.ones((1, 6), bool)
     assert distance.resample(x, y, everything, everything) == pytest.approx(distance.function(x.rows, y.rows), rel=1e-9)
+
+
+def test_the_guide_has_a_row_for_every_distance():
+    row = r"^\| `(\w+)`[^|]*\| ([^|]+) \| .* \| (moments|rows)([^|]*) \| ([a-z, ]+) \|"
+    table = re.findall(row, GUIDE.read_text(), re.M)
+    assert [(name, title, needs) for name, title, needs, *_ in table] == [
+        (d.name, d.title, d.needs) for d in DISTANCES.values()
+    ]
+    for name, _, _, most, estimates in table:
+        limit = DISTANCES[name].max_rows
+        assert most == ("" if limit is None else f", at most {limit:,} a set")
+        assert tuple(estimates.split(", ")) == DISTANCES[name].estimates

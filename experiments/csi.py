@@ -9,19 +9,11 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from experiments.report import csi_report
+from jaxatoms.csi.distances.distance import Distance
+from jaxatoms.csi.distances.gaussian import FRECHET
+from jaxatoms.csi.distances.registry import find_distance
 from jaxatoms.csi.names import short_names
-from jaxatoms.csi.score import csi_terms
-from jaxatoms.csi.uncertainty import (
-    SMALLEST,
-    bootstrap_interval,
-    effective_rank,
-    extrapolate,
-    interval_about,
-    weighted_merges,
-)
 from jaxatoms.data.subset import parse_count
 from jaxatoms.features.extraction import (
     BATCH_EDGES,
@@ -34,6 +26,8 @@ from jaxatoms.features.extraction import (
     sample_for,
 )
 from jaxatoms.features.extractors import Extractor, load_extractor
+from jaxatoms.features.scores import rank, score_pairs
+from jaxatoms.io import write_json
 from jaxatoms.tools import cli, lock
 from jaxatoms.tools.provenance import provenance
 from jaxatoms.tools.runtime import prepare_process
@@ -73,16 +67,19 @@ class CsiConfig:
     resamples: int = 200
     level: float = 0.95
     """Coverage of the intervals."""
-    estimate: str = "corrected"
-    """The value that is printed and ranked by: corrected (less its excess for the sample's size), plain (the published
-    procedure) or extrapolated (a fit to infinite samples, for small ones)."""
+    distance: str = FRECHET.name
+    """Between two sets of features: frechet (the index), one of its parts mean and covariance, mmd_linear, mmd or
+    energy; docs/csi.md says what each needs and costs."""
+    estimate: str | None = None
+    """The value that is printed and ranked by: corrected (less its excess for the sample's size; the default where the
+    distance has one), plain (the published procedure) or extrapolated (a fit to infinite samples, for small ones)."""
     raw_weights: bool = False
     batch_edges: int | None = None
     """Edge slots of a batch; default 4096."""
     out: str = "runs/csi"
     """Folder for csi.csv, csi.json, csi.png and the extracted features (reused where nothing changed)."""
     store: bool = False
-    """Keep every feature row, not only moments."""
+    """Keep every feature row, not only moments; a distance that needs rows does so anyway."""
     data_root: str | None = None
     cache_dir: str | None = None
     quiet: bool = False
@@ -94,7 +91,12 @@ class CsiConfig:
             value = getattr(self, name)
             if value is not None and value < 4:
                 raise InputError(f"--{name} must be at least 4, got {value}")
-        cli.check_choices(self, {"estimate": tuple(csi_report.COLUMNS)})
+        distance = find_distance(self.distance)
+        if self.estimate is not None:
+            cli.check_choices(self, {"estimate": tuple(csi_report.COLUMNS)})
+            if self.estimate not in distance.estimates:
+                raise InputError(f"--estimate {self.estimate} has no effect with --distance {self.distance}, which "
+                                 f"knows {' and '.join(distance.estimates)} alone; leave it out")  # fmt: skip
         if self.takes_all:
             cli.refuse_unused(self, ("sampling", "downstream_sampling", "repeat"), "where --n is all")
 
@@ -102,6 +104,16 @@ class CsiConfig:
     def takes_all(self) -> bool:
         """Whether no data set is sampled."""
         return self.n is not None and parse_count(self.n) == "all"
+
+    @property
+    def estimate_used(self) -> str:
+        """--estimate, or the distance's own."""
+        return self.estimate or find_distance(self.distance).default_estimate
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether feature rows are kept, and not only their moments."""
+        return self.store or find_distance(self.distance).needs == "rows"
 
 
 @cli.one_line_errors()
@@ -119,23 +131,25 @@ def run(config: CsiConfig, out: Path) -> int:
     upstream, downstream = gather(config, out)
     sets = [*upstream.values(), *downstream.values()]
     check_alike(sets)
-    rows = score_pairs(upstream, downstream, config)
-    ranking = rank(rows, config.estimate)
+    distance, estimate = find_distance(config.distance), config.estimate_used
+    rows = score_pairs(upstream, downstream, distance, estimate, config)
+    ranking = rank(rows, distance, estimate)
     csi_report.write_csv(out / "csi.csv", rows)
     record = {
         "rows": rows,
         "ranking": ranking,
-        "estimate": config.estimate,
+        "distance": distance.name,
+        "estimate": estimate,
         "extractor": sets[0].info["extractor"],
         "config": dataclasses.asdict(config) | used(config, upstream, sets[0].info["aggregation"]),
         "sets": {role: {label: data.info for label, data in side.items()}
                  for role, side in (("upstream", upstream), ("downstream", downstream))},
         "provenance": provenance(),
     }  # fmt: skip
-    csi_report.write_json(out / "csi.json", record)
-    csi_report.plot(out / "csi.png", rows, config.estimate)
+    write_json(out / "csi.json", record)
+    csi_report.plot(out / "csi.png", rows, distance, estimate)
     if not config.quiet:
-        csi_report.print_ranking(rows, ranking, config)
+        csi_report.print_ranking(rows, ranking, distance, estimate, config.level)
     print(f"-> {out}/csi.csv, csi.json, csi.png")
     return 0
 
@@ -153,6 +167,7 @@ def used(config: CsiConfig, upstream: dict[str, Extracted], aggregation: str) ->
         "n": config.n or N_STRUCTURES if up or down else None,
         "batch_edges": config.batch_edges or BATCH_EDGES if up or down else None,
         "seed": config.seed or 0,
+        "estimate": config.estimate_used,
     }
 
 
@@ -165,6 +180,7 @@ def gather(config: CsiConfig, out: Path) -> tuple[dict[str, Extracted], dict[str
     files = _files(config)
     check_options(config, files)
     read = {name: load_extracted(path, config.aggregation, config.blocks, config.seed) for name, path in files.items()}
+    check_holds_rows(find_distance(config.distance), {files[name]: data for name, data in read.items()})
     extractor = None if _extracts(config, files) == [] else load_extractor(str(config.checkpoint), config.raw_weights)
     sides: list[dict[str, Extracted]] = []
     for role, names in (("upstream", config.upstream), ("downstream", config.downstream)):
@@ -177,6 +193,18 @@ def gather(config: CsiConfig, out: Path) -> tuple[dict[str, Extracted], dict[str
             side[label] = read[name] if name in files else _extracted(name, role, config, extractor, out)
         sides.append(side)
     return sides[0], sides[1]
+
+
+def check_holds_rows(distance: Distance, read: dict[Path, Extracted]) -> None:
+    """Refuse files without what a distance needs.
+
+    Raises:
+      InputError: naming the first file that holds moments alone where rows are needed.
+    """
+    for path, data in read.items():
+        if distance.needs == "rows" and data.features is None:
+            raise InputError(f"{path} holds moments alone, and --distance {distance.name} needs the rows; extract it "
+                             "with --store, which keeps them")  # fmt: skip
 
 
 def _files(config: CsiConfig) -> dict[str, Path]:
@@ -241,8 +269,8 @@ def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor | N
     )
     path = out / "features" / f"{role}-{_file_name(name)}.npz"
     sample = sample_for(config, request, extractor)
-    found = reusable(path, sample, config.store, config.quiet)
-    return extract_for(config, sample, extractor, config.store, path) if found is None else found
+    found = reusable(path, sample, config.keeps_rows, config.quiet)
+    return extract_for(config, sample, extractor, config.keeps_rows, path) if found is None else found
 
 
 def _file_name(name: str) -> str:
@@ -267,83 +295,6 @@ def check_alike(sets: list[Extracted]):
         for key in ("extractor", "aggregation"):
             if first.info[key] != other.info[key]:
                 raise InputError(f"{names} differ in {key} ({first.info[key]}, {other.info[key]}); extract both alike")
-
-
-def score_pairs(upstream: dict[str, Extracted], downstream: dict[str, Extracted], config: CsiConfig) -> list[dict]:
-    """One record per pair: score, its parts, its estimates with their intervals, resampled scores, sizes."""
-    up, down = ([_whole(e) for e in side.values()] for side in (upstream, downstream))
-    terms = csi_terms(up, down)
-    up_ranks, down_ranks = ([float(effective_rank(m)) for m in side] for side in (up, down))
-    rows = []
-    for i, (u, a) in enumerate(upstream.items()):
-        for j, (d, b) in enumerate(downstream.items()):
-            rows.append({
-                "Upstream": u,
-                "Downstream": d,
-                "Sampling": a.info["sampling"],
-                "Seed": a.info["seed"],
-                **_estimates(a, b, float(terms.mean[i, j] + terms.covariance[i, j]), config),
-                "mean part": float(terms.mean[i, j]),
-                "covariance part": float(terms.covariance[i, j]),
-                **_sizes("upstream", a, up_ranks[i]),
-                **_sizes("downstream", b, down_ranks[j]),
-            })
-    return rows
-
-
-def _estimates(a: Extracted, b: Extracted, plain: float, config: CsiConfig) -> dict:
-    """Every estimate of a pair with its interval, and the resamples about the one that is asked for."""
-    found = bootstrap_interval(a.blocks, b.blocks, config.resamples, config.level, config.seed or 0)
-    values = {"plain": plain, "corrected": plain - found.bias}
-    if config.estimate == "extrapolated":
-        _check_rows(a, b)
-        values["extrapolated"] = extrapolate(a.blocks, b.blocks, seed=config.seed or 0).value
-    out: dict = {}
-    for name, value in values.items():
-        ends = interval_about(value, found.samples, config.level)
-        out |= dict(zip(csi_report.COLUMNS[name], (max(0.0, value), *ends), strict=True))
-    resampled = found.samples - np.median(found.samples) + values[config.estimate]
-    return out | {"small-sample excess": found.bias, "resampled": resampled.tolist()}
-
-
-def _check_rows(*sets: Extracted) -> None:
-    """Refuse to extrapolate where the smallest subset has too few rows to be on the straight line."""
-    for data in sets:
-        rows, width = int(data.blocks.count.sum()), data.blocks.mean.shape[-1]
-        if SMALLEST * rows < 2 * width:
-            raise InputError(f"{data.info['dataset']}: {rows} feature rows are too few to extrapolate for {width} "
-                             f"features, {int(2 * width / SMALLEST)} are needed; raise --n")  # fmt: skip
-
-
-def _whole(data: Extracted):
-    merged = weighted_merges(data.blocks, np.ones((1, len(data.blocks.count))))
-    return type(merged)(*(part[0] for part in merged))
-
-
-def _sizes(role: str, data: Extracted, rank: float) -> dict:
-    return {
-        f"{role} structures": data.info["n_structure"],
-        f"{role} distinct": data.info.get("n_distinct", data.info["n_structure"]),
-        f"{role} atoms": data.info["n_atom"],
-        f"{role} fingerprint": data.info.get("fingerprint"),
-        f"{role} effective rank": rank,
-    }
-
-
-def rank(rows: list[dict], estimate: str) -> dict[str, list[dict]]:
-    """Per task, upstream sets from best to worst, each with the share of resamples in which it is the best."""
-    value, low, high = csi_report.COLUMNS[estimate]
-    out = {}
-    for task in dict.fromkeys(row["Downstream"] for row in rows):
-        # The median of the resamples is the estimate before it is clipped at 0, where several may lie.
-        own = sorted((r for r in rows if r["Downstream"] == task), key=lambda r: np.median(r["resampled"]))
-        winner = np.argmin([r["resampled"] for r in own], axis=0)
-        out[task] = [
-            {"upstream": r["Upstream"], "csi": r[value], "low": r[low], "high": r[high], "estimate": estimate,
-             "plain": r["CSI Score"], "probability_best": float(np.mean(winner == i))}
-            for i, r in enumerate(own)
-        ]  # fmt: skip
-    return out
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def test_rooms_for_data_workers_do_not_mention_jax(room):
 
 @pytest.mark.parametrize("module", [
     "jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store", "jaxatoms.training.checkpoint_files",
+    "jaxatoms.csi.distances.registry",
     "experiments.tables", "experiments.reproduce", "experiments.study", "experiments.data",
 ])  # fmt: skip
 def test_importing_it_does_not_load_jax(module):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.paper.names import DOWNSTREAM, base_name, upstream_label
+from jaxatoms.csi.distances.gaussian import FRECHET
 from jaxatoms.csi.features import feature_info
 
 
@@ -21,6 +22,7 @@ class Comparison:
     aggregation: str
     sampling: str
     extractor: str  # "gemnet_oc:<hash of its weights>", or "unknown"
+    distance: str  # "frechet", the index, in files of before there were others
     config: dict
     data: dict[str, str]  # fingerprints of the sets by name, where rows of an older file do not hold them
     rows: list[dict]
@@ -53,6 +55,7 @@ def _comparison(path: Path) -> Comparison | None:
             aggregation=config["aggregation"],
             sampling=config["sampling"],
             extractor=record.get("extractor") or _extractor(path.parent / "features"),
+            distance=record.get("distance", FRECHET.name),
             config=config,
             data=_fingerprints(path.parent / "features"),
             rows=record["rows"],

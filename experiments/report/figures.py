@@ -11,6 +11,7 @@ from experiments.paper.published import RowKey, columns_of, published, rows_of
 from experiments.report.csi_records import Bar, Comparison, bars, class_counts, find_comparisons
 from experiments.report.grouping import make_cells
 from experiments.report.results import find_results
+from jaxatoms.csi.distances.gaussian import FRECHET
 from jaxatoms.plots import drawing
 from jaxatoms.types import InputError
 
@@ -34,8 +35,8 @@ class CsiFigure:
     def takes(self, comparison: Comparison, extractor: str) -> bool:
         """Whether a comparison belongs here; `extractor` as the option of experiments.tables."""
         wanted = {"auto": self.extractor, "any": ""}.get(extractor, extractor)
-        same = (comparison.aggregation, comparison.sampling) == (self.aggregation, self.sampling)
-        return same and comparison.extractor.startswith(wanted)
+        made = comparison.distance, comparison.aggregation, comparison.sampling
+        return made == (FRECHET.name, self.aggregation, self.sampling) and comparison.extractor.startswith(wanted)
 
 
 CSI_FIGURES = {

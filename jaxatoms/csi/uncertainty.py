@@ -1,4 +1,4 @@
-"""How sure a CSI value is: bootstrap intervals, extrapolation to infinite samples, effective rank.
+"""How sure a distance from moments is: bootstrap intervals, extrapolation to infinite samples, effective rank.
 
 Per-block moments enter (blocks of whole structures, so correlated atoms stay together); the features are
 never read again. A resample of blocks is a weighted merge, O(n_blocks d^2). Memory: n_blocks x d^2 float64.
@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxatoms.csi.aggregation import segments
-from jaxatoms.csi.frechet import frechet_terms
-from jaxatoms.csi.moments import Moments, empty_moments, to_host, update_part
+from jaxatoms.csi.distances.distance import OfMoments
+from jaxatoms.csi.frechet import frechet_distance
+from jaxatoms.csi.moments import Moments, covariance, empty_moments, to_host, update_part
 from jaxatoms.types import InputError
 
 SMALLEST = 0.25  # fraction of a sample from which it is extrapolated
@@ -105,8 +106,9 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
     kind: str = "basic",
+    distance: OfMoments = frechet_distance,
 ) -> Interval:
-    """Confidence interval of a CSI by resampling the blocks of both sets.
+    """Confidence interval of a CSI, or another distance from moments, by resampling the blocks of both sets.
 
     Resampling adds about the same upward bias as the finite sample itself, so the "basic" interval
     [2 v - q_high, 2 v - q_low], about `corrected`, removes it and is the default; "percentile" keeps it.
@@ -117,6 +119,7 @@ def bootstrap_interval(
       level: nominal coverage.
       seed: of the resampling.
       kind: "basic" or "percentile".
+      distance: (mean [d], covariance [d, d], mean, covariance) -> number.
 
     Returns:
       `Interval`, ends clipped at 0.
@@ -130,11 +133,10 @@ def bootstrap_interval(
     if kind not in ("basic", "percentile"):
         raise InputError(f"unknown interval {kind!r}; use 'basic' or 'percentile'")
     rng = np.random.default_rng(seed)
-    value = _paired(
-        upstream, downstream, *(np.ones((1, len(side.count))) for side in (upstream, downstream))
-    )[0]
+    everything = [np.ones((1, len(side.count))) for side in (upstream, downstream)]
+    value = _paired(upstream, downstream, everything, distance)[0]
     weights = [_multinomial(rng, len(side.count), n_resample) for side in (upstream, downstream)]
-    samples = _paired(upstream, downstream, *weights)
+    samples = _paired(upstream, downstream, weights, distance)
     # The median, unlike the mean, lies between the quantiles at every level: the corrected value is in its interval.
     bias = float(np.median(samples)) - value
     if kind == "basic":
@@ -144,16 +146,18 @@ def bootstrap_interval(
     return Interval(float(value), low, high, float(bias), samples)
 
 
-def interval_about(estimate: float, samples: np.ndarray, level: float) -> tuple[float, float]:
-    """Ends of an interval that holds `estimate`: the spread of resamples about their median, mirrored, clipped at 0.
+def interval_about(estimate: float, samples: np.ndarray, level: float, clip: bool = True) -> tuple[float, float]:
+    """Ends of an interval that holds `estimate`: the spread of resamples about their median, mirrored.
 
     Args:
       estimate: CSI in any of its estimates: plain, corrected, extrapolated.
       samples: [n_resample] resampled values.
       level: nominal coverage.
+      clip: cut the ends at 0.
     """
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2]) - np.median(samples)
-    return max(0.0, float(estimate - high)), max(0.0, float(estimate - low))
+    floor = 0.0 if clip else -np.inf
+    return max(floor, float(estimate - high)), max(floor, float(estimate - low))
 
 
 def extrapolate(
@@ -163,8 +167,9 @@ def extrapolate(
     n_repeat: int = 8,
     smallest: float = SMALLEST,
     seed: int = 0,
+    distance: OfMoments = frechet_distance,
 ) -> Extrapolation:
-    """CSI at infinite sample size, as FID-infinity: regress on 1 / fraction of the blocks used.
+    """A distance at infinite sample size, as FID-infinity: regress on 1 / fraction of the blocks used.
 
     The excess is proportional to 1 / n only once every subset has several times more rows than features: keep
     `smallest` x rows well above d.
@@ -175,6 +180,7 @@ def extrapolate(
       n_repeat: random subsets per fraction.
       smallest: smallest fraction of blocks.
       seed: of the subsets.
+      distance: as for `bootstrap_interval`.
 
     Returns:
       `Extrapolation`; the intercept may be slightly negative for equal distributions.
@@ -192,7 +198,7 @@ def extrapolate(
     rng = np.random.default_rng(seed)
     wanted = 1 / np.linspace(1 / smallest, 1, n_size)
     weights = [_subsets(rng, size, wanted, n_repeat) for size in sizes]
-    values = _paired(upstream, downstream, *weights)
+    values = _paired(upstream, downstream, weights, distance)
     inverse = np.mean([size / w.sum(axis=1) for size, w in zip(sizes, weights, strict=True)], axis=0)
     slope, intercept = np.polyfit(inverse, values, 1)
     return Extrapolation(float(intercept), float(slope), wanted, values.reshape(n_size, n_repeat))
@@ -240,14 +246,13 @@ def _subsets(rng: np.random.Generator, n_blocks: int, fractions: np.ndarray, n_r
     return (ranks < sizes[:, None]).astype(float)
 
 
-def _paired(
-    upstream: Moments, downstream: Moments, weights_u: np.ndarray, weights_d: np.ndarray
-) -> np.ndarray:
-    """[n] distances of the i-th merge of one side to the i-th of the other, one pair in memory at a time."""
-    values = np.empty(len(weights_u))
-    for i, (u, d) in enumerate(zip(weights_u, weights_d, strict=True)):
+def _paired(upstream: Moments, downstream: Moments, weights: list[np.ndarray], distance: OfMoments) -> np.ndarray:
+    """[n] distances of the i-th merge of one side to the i-th of the other, one pair in memory at a time.
+
+    `weights` are those of upstream, [n, n_blocks], and of downstream.
+    """
+    values = np.empty(len(weights[0]))
+    for i, (u, d) in enumerate(zip(*weights, strict=True)):
         sides = (weighted_merges(upstream, u[None]), weighted_merges(downstream, d[None]))
-        (mean_u, cov_u), (mean_d, cov_d) = ((s.mean, s.scatter / (s.count - 1)[:, None, None]) for s in sides)
-        terms = frechet_terms(mean_u, cov_u, mean_d, cov_d)
-        values[i] = terms.mean[0, 0] + terms.covariance[0, 0]
+        values[i] = distance(*(part[0] for side in sides for part in (side.mean, covariance(side))))
     return values

@@ -103,11 +103,14 @@ def reusable(path: Path, sample: Sample, keep: bool, quiet: bool = False) -> Ext
             print(f"{path}: made anew, for it was made from other inputs ({', '.join(others)})")
         return None
     found = load_extracted(path)
+    if keep and found.features is None:
+        if not quiet:
+            print(f"{path}: made anew, for it holds moments without their rows")
+        return None
     if not quiet:
         print(f"{path}: made from the same inputs, used again")
     # Equal content may go by another name now.
-    named = found._replace(info=found.info | {"dataset": sample.request.dataset})
-    return named if found.features is not None or not keep else None
+    return found._replace(info=found.info | {"dataset": sample.request.dataset})
 
 
 def draw_sample(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from jaxatoms.csi.names import short_names
 from jaxatoms.runs.chain import Step
@@ -219,7 +220,7 @@ def rank_correlation(tasks: dict, n_resample: int = 2000, seed: int = 0) -> dict
     rng, names = np.random.default_rng(seed), list(tasks)
 
     def mean_of(chosen, draw) -> float:
-        return float(np.mean([_spearman(*_columns(tasks[name], draw)) for name in chosen]))
+        return float(np.mean([spearmanr(*_columns(tasks[name], draw)).statistic for name in chosen]))
 
     value = mean_of(names, lambda runs: np.mean(runs))
     samples = [
@@ -232,8 +233,3 @@ def rank_correlation(tasks: dict, n_resample: int = 2000, seed: int = 0) -> dict
 
 def _columns(task: dict, draw):
     return [task["csi"][u] for u in task["csi"]], [draw(task["mae"][u]) for u in task["csi"]]
-
-
-def _spearman(x: list[float], y: list[float]) -> float:
-    ranks = [np.argsort(np.argsort(v)).astype(float) for v in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])

@@ -14,6 +14,11 @@ from fixtures import extractors
 
 from experiments import csi, extract, pretrain, select
 from experiments.report import csi_report
+from jaxatoms.csi.aggregation import aggregate
+from jaxatoms.csi.distances import registry
+from jaxatoms.csi.distances.distance import Distance
+from jaxatoms.csi.distances.registry import DISTANCES
+from jaxatoms.csi.features import load_features
 from jaxatoms.csi.score import csi_matrix, feature_moments
 from jaxatoms.data import tasks
 from jaxatoms.data.splits import make_split
@@ -220,6 +225,101 @@ def test_the_published_procedure_and_the_extrapolation_are_chosen_by_name(small,
     (row,) = json.loads((plain / "out" / "csi.json").read_text())["rows"]
     assert row["extrapolated low"] <= row["CSI extrapolated"] <= row["extrapolated high"]
     assert row["CSI extrapolated"] < row["CSI Score"]
+
+
+# --- distances ----------------------------------------------------------------------------------------
+
+
+def _value(distance, up, down, how):
+    """What the library says of two files."""
+    rows = [aggregate(d.features, d.structure, how)[0] for d in map(load_features, (up, down))]
+    if distance.needs == "rows":
+        return distance.function(*rows)
+    return distance.function(*(part for x in rows for part in (x.mean(0), np.cov(x, rowvar=False))))
+
+
+@pytest.mark.parametrize("how", ["flat", "mean"])
+@pytest.mark.parametrize("name", list(DISTANCES))
+def test_the_value_of_a_distance_is_that_of_the_library(small, plain, name, how, capsys):
+    distance = DISTANCES[name]
+    assert csi.main([*small, "--distance", name, "--aggregation", how]) == 0
+    record, said = json.loads((plain / "out" / "csi.json").read_text()), capsys.readouterr().out
+    assert record["distance"] == record["config"]["distance"] == name
+    assert record["estimate"] == record["config"]["estimate"] == distance.default_estimate
+    columns = distance.columns
+    for row in record["rows"]:
+        expected = _value(distance, f"{row['Upstream']}.npz", "task.npz", how)
+        assert row[columns["plain"][0]] == pytest.approx(expected, rel=1e-6)
+        for value, low, high in (columns[estimate] for estimate in distance.estimates if estimate != "extrapolated"):
+            assert row[low] <= row[value] <= row[high] and f",{value},{low},{high}" in _header(plain)
+        assert row.get("upstream rows") == (
+            None if distance.needs == "moments" else row["upstream atoms"] // (2 if how == "mean" else 1)
+        )
+    order = record["ranking"]["task"]
+    assert [place[distance.title.lower()] for place in order] == sorted(r[columns[record["estimate"]][0]]
+                                                                        for r in record["rows"])  # fmt: skip
+    assert sum(place["probability_best"] for place in order) == pytest.approx(1)
+    assert (distance.description in said) == (name != "frechet") and f"{distance.title}  " in said
+
+
+def _header(folder):
+    return (folder / "out" / "csi.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--distance", "enrgy"], "did you mean 'energy'"),
+        (["--distance", "energy", "--estimate", "extrapolated"], "knows plain and corrected alone"),
+        (["--distance", "mmd_linear", "--estimate", "corrected"], "has no effect with --distance mmd_linear"),
+        (["--distance", "mmd", "--aggregation", "max", "--upstream", "three.npz"], "three: 3 structures have too few"),
+        (["--distance", "mmd", "--upstream", "same.npz"], "same and task: median distance .* is zero"),
+    ],
+)
+def test_what_a_distance_cannot_do_is_one_line(small, plain, refusal, options, words):
+    _write_rows(plain / "three.npz", 3, 0.0, 0)
+    np.savez("same.npz", features=np.ones((3000, 8)) + np.eye(3000, 8), structure=np.arange(3000) // 2)
+    assert re.search(words, refusal(csi, [*small, *options]))
+
+
+def test_files_of_moments_alone_are_refused_where_rows_are_needed_and_made_with_store(plain, refusal):
+    make = ["--checkpoint", "x", "--n", "20", "--quiet", "--out"]
+    compare = ["--upstream", "a.npz", "--downstream", "b.npz", "--distance", "energy", "--out", "out", "--quiet"]
+    for more in ([], ["--store"]):
+        assert extract.main(["--dataset", "demo:organic", *make, "a.npz", "--store"]) == 0
+        assert extract.main(["--dataset", "demo:aspirin", *make, "b.npz", *more]) == 0
+        if not more:
+            assert re.search(r"b.npz holds moments alone.* --distance energy .*--store", refusal(csi, compare))
+    assert csi.main(compare) == 0
+
+
+def test_rows_of_data_sets_are_kept_for_a_distance_that_needs_them(plain, capsys):
+    options = ["--upstream", "demo:organic", "--downstream", "demo:aspirin", "--checkpoint", "x", "--n", "20"]
+    options += ["--out", "o"]
+    kept = plain / "o" / "features" / "upstream-demo_organic.npz"
+    assert csi.main(options) == 0
+    assert load_extracted(kept).features is None and "made anew" not in capsys.readouterr().out
+    assert csi.main([*options, "--distance", "energy"]) == 0
+    assert load_extracted(kept).features is not None
+    assert "made anew, for it holds moments without their rows" in capsys.readouterr().out
+    before = json.loads((plain / "o" / "csi.json").read_text())
+    assert csi.main([*options, "--distance", "energy"]) == 0
+    assert json.loads((plain / "o" / "csi.json").read_text())["rows"] == before["rows"]
+    assert "used again" in capsys.readouterr().out
+
+
+def test_of_a_similarity_the_highest_is_the_closest(small, plain, monkeypatch):
+    cosine = Distance(name="cosine", title="Cosine", description="Of the means.", needs="moments", signed=True,
+                      lower_is_closer=False, function=lambda a, _a, b, _b: float(a @ b) / np.sqrt(a @ a * (b @ b)))
+    monkeypatch.setattr(registry, "DISTANCES", dict(DISTANCES))
+    registry.register(cosine)
+    for name, sign in (("task", 1.0), ("few", 1.0), ("many", -1.0)):
+        rng = np.random.default_rng(1)
+        np.savez(f"{name}.npz", features=rng.normal(sign, 1, (80, 8)), structure=np.arange(80) // 2)
+    assert csi.main([*small, "--distance", "cosine", "--quiet"]) == 0
+    order = json.loads((plain / "out" / "csi.json").read_text())["ranking"]["task"]
+    assert [place["upstream"] for place in order] == ["few", "many"] and order[1]["cosine"] < 0
+    assert order[0]["probability_best"] == 1
 
 
 def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, refusal):

@@ -39,6 +39,7 @@ CSI = {
     "blocks": ("--blocks 5", {"rows": A, "moments": R, "sets": A}),
     "resamples": ("--resamples 11", {"rows": A, "moments": A, "sets": A}),
     "level": ("--level 0.5", {"rows": A, "moments": A, "sets": A}),
+    "distance": ("--distance energy", {"rows": A, "moments": R, "sets": A}),
     "estimate": ("--estimate plain", {"rows": A, "moments": A, "sets": A}),
     "raw_weights": ("--raw-weights", {"rows": R, "moments": R, "sets": A}),
     "batch_edges": ("--batch-edges 300", {"rows": R, "moments": R, "sets": A}),

@@ -132,12 +132,18 @@ def test_a_single_run_claims_no_interval(seeds, words):
     assert re.search(rf"Spearman correlation of CSI and MAE: 0\.50 \({words}", study_report.tell(results))
 
 
-def test_the_correlation_of_equal_and_of_opposite_orders():
-    def task(mae):
-        return {"csi": {"a": 1.0, "b": 2.0, "c": 3.0}, "mae": {k: [v] for k, v in zip("abc", mae, strict=True)}}
-
-    assert study.rank_correlation({"t": task([1, 2, 3])}, 10)["value"] == pytest.approx(1)
-    assert study.rank_correlation({"t": task([3, 2, 1])}, 10)["value"] == pytest.approx(-1)
+@pytest.mark.parametrize(
+    ("scores", "mae", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3], 1),
+        ([1, 2, 3], [3, 2, 1], -1),
+        ([0, 0, 3], [1, 2, 3], 3**0.5 / 2),  # scores cut at 0 are a tie, in whatever order they stand
+        ([0, 0, 3], [2, 1, 3], 3**0.5 / 2),
+    ],
+)
+def test_the_correlation_of_orders_and_of_ties(scores, mae, expected):
+    task = {"csi": dict(zip("abc", scores, strict=True)), "mae": {k: [v] for k, v in zip("abc", mae, strict=True)}}
+    assert study.rank_correlation({"t": task}, 10)["value"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

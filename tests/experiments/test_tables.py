@@ -296,6 +296,11 @@ def test_every_csi_figure_takes_its_own_comparisons(tmp_path):
     comparison(tmp_path / "jmp", {("ani1x", "qm9:U_0"): 6.0}, extractor="gemnet_oc:2")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "csi.json").write_text("[")
+    row = {"Upstream": "ani1x", "Downstream": "qm9:U_0", "Energy distance Score": 7.0}
+    config = {"aggregation": "flat", "sampling": "balanced"}
+    other = {"distance": "energy", "rows": [row], "config": config, "extractor": "equiformer_v2:1"}
+    (tmp_path / "energy").mkdir()
+    (tmp_path / "energy" / "csi.json").write_text(json.dumps(other))
     found = find_comparisons(tmp_path)
     values = {}
     for number, figure in figures.CSI_FIGURES.items():

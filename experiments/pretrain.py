@@ -9,6 +9,7 @@ import sys
 
 import jax
 
+from jaxatoms.ops import dispatch
 from jaxatoms.runs import fleet
 from jaxatoms.runs.compile_for import report_for
 from jaxatoms.runs.plan import print_plan
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     with fleet.one_run(run_dir):
         resumed = check_run_dir(run_dir, config, RESUMABLE)
         fleet.wait_for_all("run folder checked")
-        pretrain(config, run_dir, resumed)
+        with dispatch.using(**({"residual_pair": "pallas_tpu"} if config.fused_residual else {})):
+            pretrain(config, run_dir, resumed)
     return 0
 
 

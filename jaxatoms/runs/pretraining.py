@@ -152,7 +152,7 @@ class Pretraining(TrainingRun):
 
 def precision_of(config: PretrainConfig) -> Precision:
     """How the run multiplies."""
-    return Precision(matmul=config.precision, fused_residual=config.fused_residual)
+    return Precision(matmul=config.precision)
 
 
 def loss_scales_of(config: PretrainConfig, data: list[tasks.TaskData]) -> LossScales:

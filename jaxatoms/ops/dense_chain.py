@@ -10,7 +10,7 @@ from functools import partial
 
 import jax
 
-from jaxatoms.models.common.precision import Precision, widened
+from jaxatoms.ops.products import widened
 from jaxatoms.ops.target import platform
 
 GAIN = 1 / 0.6  # keeps unit variance (GemNet, arXiv 2106.08903)
@@ -61,7 +61,7 @@ scaled_silu.defvjp(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def residual_pair(precision: Precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+def residual_pair(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     """(x + act(act(x w1) w2)) / sqrt(2) with scaled SiLU.
 
     Args:

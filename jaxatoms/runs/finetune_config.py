@@ -1,6 +1,7 @@
 """Settings of a fine-tuning run, as the command line and config.json have them. No JAX: tables read runs by it."""
 
 import dataclasses
+from typing import ClassVar
 
 from jaxatoms.data.subset import parse_count
 from jaxatoms.runs.pretrain_config import REMAT
@@ -17,6 +18,13 @@ RESUMABLE = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Settings of a fine-tuning run; None means: what the data set's recipe says."""
+
+    GROUPS: ClassVar = {
+        "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay", "freeze_backbone"),
+        "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors", "batch_shapes", "precision",
+                              "remat", "workers"),
+        "output": ("val_samples", "test_samples", "log_every", "keep", "quiet", "cache_dir"),
+    }  # fmt: skip
 
     downstream: str
     """rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin, file:PATH."""
@@ -49,16 +57,23 @@ class FinetuneConfig:
     budget: str = "paper"
     """paper, or small: 400 steps."""
     epochs: int | None = None
+    """Passes over the training structures; default: the recipe's."""
     batch_size: int | None = None
+    """Structures per step; default: the recipe's."""
     lr: float | None = None
+    """Peak learning rate of the head; default: the recipe's."""
     max_steps: int | None = None
+    """Stop after this many steps; the schedule then ends there."""
     weight_decay: float | None = None
+    """Decoupled weight decay of AdamW; default: the recipe's."""
     ema_decay: float = 0.99
+    """Of the averaged weights, per step."""
     freeze_backbone: bool = False
     """Linear probing: train the head alone."""
     cutoff: float | None = None
     """A; default: the data set's."""
     max_neighbors: int | None = None
+    """K of the main graph; default: the data set's."""
     batch_shapes: int | None = None
     """As in experiments.pretrain."""
     precision: str = "float32"
@@ -66,14 +81,23 @@ class FinetuneConfig:
     remat: str = "no"
     """As in experiments.pretrain."""
     seed: int = 0
+    """Of the head's weights, the order and the dropout."""
     workers: int = 0
+    """As in experiments.pretrain."""
     run_dir: str = "runs/finetune"
+    """Where everything is written."""
     resume: bool = False
+    """Continue the run in run_dir, exactly."""
     data_root: str | None = None
+    """Folder of the data sets; default: JAXATOMS_DATA."""
     cache_dir: str | None = None
+    """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
     log_every: int = 20
+    """Steps between records of the training loss."""
     keep: int = 1
+    """Newest checkpoints to keep, besides the best."""
     quiet: bool = False
+    """Print errors, what stopped the run and the test alone."""
 
     def __post_init__(self):
         parse_count(self.test_samples)

@@ -1,6 +1,7 @@
 """Settings of a pretraining run, as the command line and config.json have them. No JAX: tables read runs by it."""
 
 import dataclasses
+from typing import ClassVar
 
 from jaxatoms.data import packing
 from jaxatoms.data.mixing import split_names
@@ -20,6 +21,16 @@ RESUMABLE = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Settings of a pretraining run; the defaults are the paper's recipe."""
+
+    GROUPS: ClassVar = {
+        "optimiser": ("lr", "warmup_steps", "weight_decay", "ema_decay", "clip_norm", "edge_dropout", "force_atoms",
+                      "loss_scales", "scales"),
+        "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "cutoff", "max_neighbors",
+                    "workers"),
+        "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",
+                    "num_processes", "process_id", "compile_for", "fused_residual"),
+        "output": ("val_every", "val_samples", "log_every", "keep", "quiet", "cache_dir"),
+    }  # fmt: skip
 
     upstream: str
     """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic; several as NAME,NAME."""
@@ -54,9 +65,11 @@ class PretrainConfig:
     warmup_steps: int | None = None
     """Default: 2000, or a tenth of the run where that is less."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of AdamW, on every parameter."""
     ema_decay: float | None = None
     """Of the averaged weights, per step; default: 0.99, and 0 (no average) for EquiformerV2, as in the paper."""
     clip_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it."""
     edge_dropout: float = 0.1
     """Rate at which directed edges are dropped in training."""
     force_atoms: str = "all"
@@ -95,7 +108,9 @@ class PretrainConfig:
     coordinator: str | None = None
     """HOST:PORT of process 0 of a run of several processes, or auto on a cluster that JAX knows."""
     num_processes: int | None = None
+    """Processes of the run, with --coordinator HOST:PORT."""
     process_id: int | None = None
+    """Number of this process, from 0; with --coordinator HOST:PORT."""
     compile_for: str | None = None
     """TPU topology such as v5e:4x4: compile the step for it, print what it would cost; train nothing."""
     workers: int = 0
@@ -111,9 +126,11 @@ class PretrainConfig:
     cache_dir: str | None = None
     """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
     log_every: int = 20
+    """Steps between records of the training loss."""
     keep: int = 2
     """Newest checkpoints to keep, besides the best."""
     quiet: bool = False
+    """Print errors and what stopped the run alone."""
 
     def __post_init__(self):
         if self.n is None:

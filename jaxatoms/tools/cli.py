@@ -5,15 +5,19 @@ dataclasses become `--model.cutoff`. Also here: what every command needs around 
 that can be written, stopping on a signal, errors in one line. Built on tyro's public interface.
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
+import itertools
 import json
 import re
 import signal
 import sys
 import tempfile
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -50,6 +54,8 @@ def parse(
       InputError: an unknown option (with the nearest valid name), a bad value, a missing option, or a
         ValueError raised by the class itself.
 
+    A class with many fields may have GROUPS, {title: (field, ...)}: --help shows each group apart, after the rest.
+
     Example:
       config = parse(TrainConfig, ["--batch-size", "64", "--n-samples", "2e6"])
     """
@@ -59,6 +65,8 @@ def parse(
         given, files = _take_config_option(given)
         description += "\n\n--config FILE.json reads options from a file; those on the command line win."
         from_file = [token for file in files for token in _file_tokens(config_class, Path(file))]
+    if {"-h", "--help"} & set(given) and hasattr(config_class, "GROUPS"):
+        _show_grouped_help(config_class, description.strip(), prog)
     config, unknown = _run_tyro(config_class, from_file + given, description.strip(), prog, files)
     if unknown:
         raise InputError(_describe_unknown(config_class, unknown))
@@ -257,6 +265,47 @@ def _unframe(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+# --- help ---------------------------------------------------------------------------------------------
+
+
+def _show_grouped_help(config_class: type, description: str, prog: str | None) -> None:
+    """Print --help with the options of each group apart, and exit.
+
+    `config_class.GROUPS` is {title: (field, ...)}; fields in no group come first. Groups exist in the help alone, as
+    nested classes made for it, so that settings and their files stay flat.
+    """
+    docs = _field_docs(config_class)
+    fields = {field.name: field for field in dataclasses.fields(config_class) if field.init}
+    types = _fields(config_class)
+
+    def option(name: str) -> tuple:
+        kind: Any = typing.Annotated[types[name], tyro.conf.arg(help=docs.get(name, ""))]  # type: ignore[valid-type]
+        default = fields[name].default
+        return (name, kind) if default is dataclasses.MISSING else (name, kind, dataclasses.field(default=default))
+
+    grouped = {name for names in config_class.GROUPS.values() for name in names}  # type: ignore[attr-defined]
+    options: list[Any] = [option(name) for name in fields if name not in grouped]
+    for title, names in config_class.GROUPS.items():  # type: ignore[attr-defined]
+        group = dataclasses.make_dataclass(title, [option(name) for name in names], kw_only=True)
+        group.__doc__ = ""
+        options.append((title, group, dataclasses.field(default_factory=group)))
+    whole = dataclasses.make_dataclass(config_class.__name__, options, kw_only=True)
+    shown: Any = tyro.conf.OmitArgPrefixes[whole]  # type: ignore[valid-type]
+    tyro.cli(shown, args=["--help"], description=description, prog=prog, registry=_registry())
+
+
+def _field_docs(config_class: type) -> dict[str, str]:
+    """The docstring below each field."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }  # fmt: skip
 
 
 # --- names --------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from typing import Literal
 
 import pytest
 
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.tools import cli
 from jaxatoms.tools import provenance as provenance_module
 from jaxatoms.tools.cli import StopFlag, one_line_errors, parse, parse_count, resolve_run_dir
 from jaxatoms.tools.provenance import peak_memory_gib, provenance
@@ -272,3 +275,19 @@ def test_a_full_disk_is_one_line_wherever_it_shows(capsys):
     assert capsys.readouterr().err.startswith(text)
     with pytest.raises(FileNotFoundError), one_line_errors():
         raise FileNotFoundError(2, "No such file", "runs/x")
+
+
+@pytest.mark.parametrize(("config", "most"), [(PretrainConfig, 20), (FinetuneConfig, 20)])
+def test_long_help_shows_the_main_options_first_and_the_rest_in_groups(config, most, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(config, ["--help"], prog="command")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    fields = [field.name for field in dataclasses.fields(config)]
+    grouped = [name for names in config.GROUPS.values() for name in names]
+    assert len(set(grouped)) == len(grouped) and set(grouped) <= set(fields)
+    assert len(fields) - len(grouped) <= most
+    first = text.index("--upstream" if config is PretrainConfig else "--downstream")
+    assert all(text.index(f" {title} options ") > first for title in config.GROUPS)
+    assert all(f"--{name.replace('_', '-')}" in text for name in fields)
+    assert all(cli._field_docs(config).get(name) for name in fields), "every option says what it does"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from experiments.paper.cost import Cost
 from experiments.paper.names import DOWNSTREAM, UPSTREAM, base_name, short_count
 from experiments.paper.published import Column
-from experiments.paper.recipes import (
+from experiments.paper.rows import (
     TABLES,
     PaperRow,
     find_row,

@@ -20,6 +20,7 @@ from jaxatoms.runs.finetune_config import RESUMABLE as FINETUNE_RESUMABLE
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.pretrain_config import RESUMABLE as PRETRAIN_RESUMABLE
 from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.tools.cli import with_defaults
 from jaxatoms.types import InputError
 
 WEIGHTS = ("last_ema", "best_ema")
@@ -170,16 +171,17 @@ def _pretrained(settings: Mapping, budget: Mapping, step: int | None, backbone: 
       budget: see `pretrain.budget_record`; {} of older checkpoints.
       step: of the checkpoint; None: not known.
     """
-    label = upstream_label(settings["upstream"], settings.get("mix", "balanced"), budget.get("n_per_task"))
-    batch = settings.get("batch_size", 20) * settings.get("accumulate", 1)
+    settings = with_defaults(PretrainConfig, settings)
+    label = upstream_label(settings["upstream"], settings["mix"], budget.get("n_per_task"))
+    batch = settings["batch_size"] * settings["accumulate"]
     plain = {**settings, "batch_size": batch, "accumulate": 1}  # batches in parts make the step of a whole one
-    if settings.get("ema_decay") == 0.99 and not backbone.startswith("equiformer"):
+    if settings["ema_decay"] == 0.99 and not backbone.startswith("equiformer"):
         plain["ema_decay"] = None  # recorded as a number before the default followed the model
     variant = differences(plain, PretrainConfig, _OF_PRETRAIN_ROW)
-    variant = _joined(variant, _precision("pretrained", settings.get("precision", "float32")))
-    n, epochs = budget.get("n", _number_of(settings.get("n"))), settings["epochs"]
+    variant = _joined(variant, _precision("pretrained", settings["precision"]))
+    n, epochs = budget.get("n", _number_of(settings["n"])), settings["epochs"]
     steps = budget.get("steps")
-    if steps is None and n is not None and settings.get("batch_edges") is None:
+    if steps is None and n is not None and settings["batch_edges"] is None:
         steps = max(1, n * epochs // batch)
     row = RowKey(n, epochs, label, backbone, variant)
     trained = 1.0 if None in (step, steps) else min(1.0, step / steps)

@@ -113,8 +113,7 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
         return False
     if not config.resume:
         raise InputError(f"{run_dir} holds a run already; add --resume to continue it or choose another --run-dir")
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}  # settings that are younger than the run
-    before = defaults | json.loads(saved.read_text())
+    before = cli.with_defaults(type(config), json.loads(saved.read_text()))
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     changed = [k for k in now if k not in resumable and before.get(k) != now[k]]
     if changed:

@@ -73,7 +73,7 @@ def parse(
     return config
 
 
-def parse_count(text: str) -> int:
+def whole_number(text: str) -> int:
     """An exact int from "2000000", "2_000_000", "2e6" or "1.5e3".
 
     Raises:
@@ -123,6 +123,12 @@ def refuse_unused(config: Any, names: Sequence[str], why: str) -> None:
     for name in names:
         if getattr(config, name) != defaults[name]:
             raise InputError(f"{option_of(name)} has no effect {why}; leave it out")
+
+
+def with_defaults(config_class: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings, those that are younger than their file at their defaults."""
+    fields = dataclasses.fields(config_class)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | dict(record)
 
 
 def option_of(name: str) -> str:
@@ -220,7 +226,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="INT",
-            instance_from_str=lambda args: parse_count(args[0]),
+            instance_from_str=lambda args: whole_number(args[0]),
             is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )
@@ -292,7 +298,7 @@ def _show_grouped_help(config_class: type, description: str, prog: str | None) -
         group.__doc__ = ""
         options.append((title, group, dataclasses.field(default_factory=group)))
     whole = dataclasses.make_dataclass(config_class.__name__, options, kw_only=True)
-    shown: Any = tyro.conf.OmitArgPrefixes[whole]  # type: ignore[valid-type]
+    shown: Any = tyro.conf.OmitArgPrefixes[whole]  # type: ignore[valid-type, misc]
     tyro.cli(shown, args=["--help"], description=description, prog=prog, registry=_registry())
 
 

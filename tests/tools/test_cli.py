@@ -16,7 +16,7 @@ from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.tools import cli
 from jaxatoms.tools import provenance as provenance_module
-from jaxatoms.tools.cli import StopFlag, one_line_errors, parse, parse_count, resolve_run_dir
+from jaxatoms.tools.cli import StopFlag, one_line_errors, parse, resolve_run_dir, whole_number
 from jaxatoms.tools.provenance import peak_memory_gib, provenance
 from jaxatoms.types import InputError
 
@@ -88,7 +88,7 @@ def test_options_are_field_names_with_dashes():
 def test_counts_are_exact_ints(text, value):
     config = train("--n-samples", text, "--sizes", text, "3e0")
     assert (config.n_samples, config.sizes) == (value, (value, 3))
-    assert type(config.n_samples) is int and parse_count(text) == value
+    assert type(config.n_samples) is int and whole_number(text) == value
 
 
 @pytest.mark.parametrize("option", ["--batch-size", "--n-samples"])

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from jaxatoms.csi.names import short_names
 from jaxatoms.runs.chain import Step
@@ -215,6 +214,8 @@ def _slug(task: str) -> str:
 
 def rank_correlation(tasks: dict, n_resample: int = 2000, seed: int = 0) -> dict | None:
     """Mean Spearman correlation over tasks of CSI with MAE, and a 95 % interval from resampling tasks and seeds."""
+    from scipy.stats import spearmanr  # takes longer to import than all else here
+
     if min(len(t["csi"]) for t in tasks.values()) < 3:
         return None
     rng, names = np.random.default_rng(seed), list(tasks)

@@ -16,9 +16,9 @@ from jaxatoms.inference import restore_model
 from jaxatoms.interop.arrays import export_arrays, model_from_arrays
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
-from jaxatoms.interop.torch_pickle import StorageRef, TensorRef
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL, TINY, GemNetOCConfig
 from jaxatoms.models.gemnet_oc.shapes import gemnet_config
+from jaxatoms.pickles.unpickler import StorageRef, TensorRef
 from jaxatoms.types import InputError
 
 FILES = Path(__file__).parents[1] / "fixtures" / "torch"

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from benchmarks.records import about, append
-from experiments.extraction import Request, draw_sample, extract
-from experiments.extractors import Extractor
-from experiments.passes import plan_pass
 from jaxatoms.csi.frechet import frechet_distances
 from jaxatoms.csi.moments import covariance, empty_moments, moments_of_rows, to_host, update
 from jaxatoms.csi.sampling import sample_balanced
 from jaxatoms.csi.selection import distance_of, prepare_candidates, select_structures
 from jaxatoms.data.corpus import samples_of
+from jaxatoms.data.passes import plan_pass
+from jaxatoms.features.extraction import Request, draw_sample, extract
+from jaxatoms.features.extractors import Extractor
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import architecture_of, find_config, make_model, split_model
 

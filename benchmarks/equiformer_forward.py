@@ -19,12 +19,12 @@ from flax import nnx
 
 from benchmarks import turns
 from benchmarks.workloads import load_structures, to_systems
-from experiments.provenance import peak_memory_gib, provenance
 from jaxatoms.data.packing import exact_budget, whole_size
 from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
-from jaxatoms.inference import unlabelled
+from jaxatoms.inference.model import unlabelled
 from jaxatoms.models.equiformer_v2.config import M31
 from jaxatoms.models.equiformer_v2.model import EquiformerV2Model
+from jaxatoms.tools.provenance import peak_memory_gib, provenance
 from jaxatoms.types import SystemBatch
 
 PEER = Path(__file__).parent / "peers" / "fairchem_equiformer.py"

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import records
 from benchmarks.data_pipeline import slabs, write_ani_file
 from jaxatoms.data import loader, packing
-from jaxatoms.data.corpus import Corpus, Task, samples_of
+from jaxatoms.data.corpus import Corpus, UpstreamTask, samples_of
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store, open_dataset, write_store
 
@@ -39,7 +39,7 @@ def make_store(kind: str, n: int, folder: Path) -> Store:
 def make_batches(store: Store, cutoff: float, batch_edges: int | None) -> loader.TrainBatches:
     """Batches of 20 structures, or filled with edges, for more steps than are measured."""
     everything = np.arange(len(store))
-    task = Task("bench", store, LinearReference.fit(store, everything), Normalization(1.0, 1.0), cutoff)
+    task = UpstreamTask("bench", store, LinearReference.fit(store, everything), Normalization(1.0, 1.0), cutoff)
     corpus, samples = Corpus((task,)), samples_of(0, everything)
     sizes = loader.measure(corpus, samples, EDGE_DROPOUT)
     args = dict(corpus=corpus, samples=samples, epochs=EPOCHS, seed=0, edge_dropout=EDGE_DROPOUT)

@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks import records, turns
 from benchmarks.train_throughput import direct_model, gradient_model
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments.provenance import peak_memory_gib
-from experiments.runtime import prepare_process
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import count_params, find_config
+from jaxatoms.tools.provenance import peak_memory_gib
+from jaxatoms.tools.runtime import prepare_process
 
 
 def measure(case: str, forces: str, args: argparse.Namespace) -> dict:

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import records
-from experiments.compile_for import find_topology
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.gemnet_oc.dense_chain import residual_pair
+from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
+from jaxatoms.runs.compile_for import find_topology
 from kernels.fused_residual import CASES, Case, fused_residual
 
 

@@ -23,11 +23,11 @@ from benchmarks import records, turns
 from benchmarks.traces import trace
 from benchmarks.train_throughput import make_step
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments import hlo
-from experiments.plan import matmul_rate
-from experiments.runtime import keep_freed_memory
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import find_config
+from jaxatoms.runs.plan import matmul_rate
+from jaxatoms.tools import hlo
+from jaxatoms.tools.runtime import keep_freed_memory
 
 MATMUL_ROWS = 16384
 COPY_FLOATS = 2**26

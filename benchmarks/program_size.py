@@ -29,14 +29,15 @@ from jax.experimental import topologies
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments import hlo
-from experiments.provenance import provenance
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
+from jaxatoms.tools import hlo
+from jaxatoms.tools.provenance import provenance
 from jaxatoms.training.flat import flattened
-from jaxatoms.training.losses import LossScales, pretraining_loss
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
+from jaxatoms.training.losses.terms import combined
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -69,18 +70,19 @@ def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> di
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), flat.params)
-    step = make_train_step(flat.apply, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    terms = pretraining_terms(SCALES)
+    step = make_train_step(flat.apply, optimizer, terms, ema_decay=optim.ema_decay)
 
     def loss(params, constants, batch):
         out = model.apply(params, constants, batch)
-        return pretraining_loss(out.energy, out.forces, batch, SCALES)
+        return combined(terms, out, batch)
 
     # The same step with a model that costs nothing: what is left is what the optimiser adds.
     def nothing(params, constants, batch, edge_dropout=0.0):
         total = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params.tree()))
         return ModelOutput(batch.energy[:, None] * total, batch.forces[..., None])
 
-    alone = make_train_step(nothing, optimizer, SCALES, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    alone = make_train_step(nothing, optimizer, terms, ema_decay=optim.ema_decay)
     state, params, constants, batch = place((state, model.params, model.constants, batch))
     return {
         "forward": lambda: jax.jit(model.apply).lower(params, constants, batch),

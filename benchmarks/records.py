@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from experiments import hlo
-from experiments.provenance import provenance
+from jaxatoms.tools import hlo
+from jaxatoms.tools.provenance import provenance
 
 
 def about(benchmark: str) -> dict:

@@ -34,15 +34,15 @@ from flax import nnx
 from benchmarks import turns
 from benchmarks.records import cpu_name, flops
 from benchmarks.workloads import NAMES, load_structures, make_workload
-from experiments.plan import matmul_rate
-from experiments.provenance import peak_memory_gib, provenance
-from experiments.runtime import return_compiler_memory
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.model import GradientModel
 from jaxatoms.models.registry import PureModel, find_config, make_model, split_model
+from jaxatoms.runs.plan import matmul_rate
+from jaxatoms.tools.provenance import peak_memory_gib, provenance
+from jaxatoms.tools.runtime import return_compiler_memory
 from jaxatoms.training.flat import flattened
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -89,7 +89,7 @@ def make_step(forces: str, config, precision: Precision):
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     scales = LossScales(energy=jax.numpy.ones(1), forces=jax.numpy.full(1, FORCE_WEIGHT))
-    step = make_train_step(model.apply, optimizer, scales, ema_decay=optim.ema_decay, edge_dropout=0.0)
+    step = make_train_step(model.apply, optimizer, pretraining_terms(scales), ema_decay=optim.ema_decay)
     return step, init_state(model.params, optimizer), model.constants
 
 

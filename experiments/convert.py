@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-from experiments.model_card import write_card
-from experiments.provenance import provenance
-from experiments.runtime import prepare_process
+from jaxatoms.data.references import N_ELEMENT, LinearReference
 from jaxatoms.data.registry import DATASETS
-from jaxatoms.inference import restore_model
+from jaxatoms.data.task_record import TaskRecord
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
+from jaxatoms.inference.model import restore_model
+from jaxatoms.inference.model_card import write_card
 from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.safetensors_file import read_safetensors, write_model
 from jaxatoms.interop.torch_file import TorchFile
@@ -30,12 +30,14 @@ from jaxatoms.models.registry import (
     model_record,
     split_model,
 )
-from jaxatoms.training.checkpoint import CheckpointStore, read_meta, resolve_checkpoint
+from jaxatoms.tools import cli
+from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import prepare_process
+from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.types import InputError
 
 # EquiformerV2 31M, OC20 S2EF All+MD (docs/reference/equiformer_v2.md, Heads): adsorption energies, eV.
 _OC20_MEAN, _OC20_STD = -0.7554450631141663, 2.887317180633545
-_OTHER_STDS = {"oc22": (25.2296, 0.256789)}  # eV, eV/A; docs/reference/pretraining.md, Normalisation
 JMP_LICENCE = "CC-BY-NC-4.0 (weights of JMP; no commercial use)"
 
 
@@ -83,8 +85,10 @@ def main(argv: list[str] | None = None) -> int:
         count = write_model(Path(str(config.safetensors)), model.module, model.config, portable_meta(model.meta))
         print(f"{count['n_array']} arrays, {count['n_value']:,} values -> {config.safetensors} and its .json card")
     else:
-        arrays, meta = read_safetensors(Path(str(config.from_safetensors)))
-        check_layout(meta, str(config.from_safetensors))
+        file = str(config.from_safetensors)
+        arrays, record = read_safetensors(Path(file))
+        meta = CheckpointMeta.from_json(record, file)
+        check_layout(meta.model, meta.head, file)
         path = _save(Path(str(config.out)), arrays, meta)
         print(f"{config.from_safetensors} -> {path}")
     return 0
@@ -95,25 +99,22 @@ def from_torch(config: ConvertConfig):
     file = TorchFile(str(config.torch))
     converted = convert(file, config.weights)
     names = _task_names(config, converted)
-    meta = {
-        "step": 0,
-        "model": model_record(converted.config),
-        "precision": "float32",
-        "tasks": [_task(name, converted) for name in names],
-        "reductions": list(_reductions(converted)),
-        "source": _source(file, converted),
-        "metrics": None,
-    }
+    meta = CheckpointMeta(
+        model=model_record(converted.config),
+        tasks=tuple(_task(name, converted) for name in names),
+        reductions=_reductions(converted),
+        source=_source(file, converted),
+    )
     print_table(converted, config.quiet)
     path = _save(Path(str(config.out)), converted.arrays, meta)
     values = sum(array.size for array in converted.arrays.values())
     print(f"{len(converted.arrays)} arrays, {values:,} values ({converted.weights} weights) -> {path}")
 
 
-def portable_meta(meta: dict) -> dict:
-    """A checkpoint's record without what only resuming needs."""
-    kept = ("step", "model", "precision", "tasks", "reductions", "source", "metrics", "config", "provenance")
-    return {key: meta[key] for key in kept if key in meta}
+def portable_meta(meta: CheckpointMeta) -> dict:
+    """A checkpoint's record without what only resuming needs, as JSON values."""
+    kept = ("step", "model", "precision", "tasks", "reductions", "source", "metrics", "config", "provenance", "version")
+    return {key: value for key, value in meta.to_json().items() if key in kept}
 
 
 def print_table(converted: Converted, quiet: bool):
@@ -144,24 +145,32 @@ def _task_names(config: ConvertConfig, converted: Converted) -> list[str]:
     return names
 
 
-def _task(name: str, converted: Converted) -> dict:
+def _task(name: str, converted: Converted) -> TaskRecord:
     """The record of a head: units, and graphs as in its training. References per element are not in the files."""
     largest = architecture_of(converted.config).largest_atomic_number(converted.config)
-    record: dict = {"name": name, "reference": {str(z): 0.0 for z in range(1, largest + 1)}}
+    elements = np.arange(N_ELEMENT)
+    reference = LinearReference(np.zeros(N_ELEMENT), (elements > 0) & (elements <= largest))
     if converted.layout == "equiformer_v2":
         energy_std = converted.scales.get("energy_std", _OC20_STD)
         divisor = 1.0 if converted.config.source_to_target else converted.config.avg_num_nodes
-        return record | {
-            "energy_std": energy_std / divisor,
-            "energy_mean": converted.scales.get("energy_mean", _OC20_MEAN),
-            "force_std": converted.scales.get("force_std", _OC20_STD),
-            "cutoff": 12.0,
-            "max_neighbors": 20,
-        }
+        return TaskRecord(
+            name=name,
+            energy_std=energy_std / divisor,
+            energy_mean=converted.scales.get("energy_mean", _OC20_MEAN),
+            force_std=converted.scales.get("force_std", _OC20_STD),
+            cutoff=12.0,
+            max_neighbors=20,
+            reference=reference,
+        )
     spec = DATASETS.get(name)
-    energy_std, force_std = (spec.energy_std, spec.force_std) if spec else _OTHER_STDS.get(name, (None, None))
-    scales = {"energy_std": energy_std or 1.0, "force_std": force_std or 1.0}
-    return record | scales | {"cutoff": spec.cutoff if spec else 12.0, "max_neighbors": 30}
+    return TaskRecord(
+        name=name,
+        energy_std=(spec and spec.energy_std) or 1.0,
+        force_std=(spec and spec.force_std) or 1.0,
+        cutoff=spec.cutoff if spec else 12.0,
+        max_neighbors=30,
+        reference=reference,
+    )
 
 
 def _source(file: TorchFile, converted: Converted) -> dict:
@@ -177,16 +186,15 @@ def _source(file: TorchFile, converted: Converted) -> dict:
     }
 
 
-def _save(out: Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
+def _save(out: Path, arrays: dict[str, np.ndarray], meta: CheckpointMeta) -> Path:
     """Write arrays and record as a checkpoint directory with a card."""
-    config, n_task = config_from_record(meta["model"]), len(meta["tasks"])
-    model = model_from_arrays(config, n_task, arrays, source="the file", reductions=meta.get("reductions"))
-    pure = split_model(model)
-    meta = meta | {"provenance": provenance()}
+    config, n_task = config_from_record(meta.model), len(meta.tasks)
+    pure = split_model(model_from_arrays(config, n_task, arrays, source="the file", reductions=meta.reductions))
+    meta = dataclasses.replace(meta, provenance=provenance())
     with CheckpointStore(cli.resolve_run_dir(out) / "checkpoints") as store:
-        path = store.save(meta.get("step", 0), {"params": pure.params, "ema": pure.params, "constants": pure.constants},
-                          meta, "best")
-    write_card(out, read_meta(resolve_checkpoint(out)))
+        path = store.save(meta.step, {"params": pure.params, "ema": pure.params, "constants": pure.constants},
+                          meta.to_json(), "best")  # fmt: skip
+    write_card(out, meta)
     return path
 
 

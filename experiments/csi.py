@@ -7,12 +7,15 @@ Any entry may be a file of features (experiments.extract, or `features [rows, d]
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, csi_report, lock
-from experiments.csi_scores import rank, score_pairs
-from experiments.extraction import (
+from experiments.report import csi_report
+from jaxatoms.csi.distances.distance import Distance
+from jaxatoms.csi.distances.gaussian import FRECHET
+from jaxatoms.csi.distances.registry import find_distance
+from jaxatoms.csi.names import short_names
+from jaxatoms.data.subset import parse_count
+from jaxatoms.features.extraction import (
     BATCH_EDGES,
     N_STRUCTURES,
     Extracted,
@@ -22,13 +25,12 @@ from experiments.extraction import (
     reusable,
     sample_for,
 )
-from experiments.extractors import Extractor, load_extractor
-from experiments.provenance import provenance
-from experiments.runtime import prepare_process
-from jaxatoms.csi.distances.distance import Distance
-from jaxatoms.csi.distances.gaussian import FRECHET
-from jaxatoms.csi.distances.registry import find_distance
-from jaxatoms.data.subset import parse_count
+from jaxatoms.features.extractors import Extractor, load_extractor
+from jaxatoms.features.scores import rank, score_pairs
+from jaxatoms.io import write_json
+from jaxatoms.tools import cli, lock
+from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 
@@ -144,7 +146,7 @@ def run(config: CsiConfig, out: Path) -> int:
                  for role, side in (("upstream", upstream), ("downstream", downstream))},
         "provenance": provenance(),
     }  # fmt: skip
-    csi_report.write_json(out / "csi.json", record)
+    write_json(out / "csi.json", record)
     csi_report.plot(out / "csi.png", rows, distance, estimate)
     if not config.quiet:
         csi_report.print_ranking(rows, ranking, distance, estimate, config.level)
@@ -248,13 +250,6 @@ def check_options(config: CsiConfig, files: dict[str, Path]) -> None:
 
 _EXTRACTING = ("checkpoint", "raw_weights", "n", "batch_edges", "store", "data_root", "cache_dir")
 _UPSTREAM = ("sampling", "repeat", "edge_dropout")
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Name -> what tables call it: without its path, unless two would then be called the same."""
-    short = {n: Path(n[5:]).stem if n.startswith("file:") else n.partition("@")[0] for n in names}
-    labels = list(short.values())
-    return {n: label if labels.count(label) == 1 else n for n, label in short.items()}
 
 
 def _extracted(name: str, role: str, config: CsiConfig, extractor: Extractor | None, out: Path) -> Extracted:

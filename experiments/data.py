@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
 from jaxatoms.data import download, statistics
 from jaxatoms.data.convert import available_cores
 from jaxatoms.data.downstream import ForceData, ScalarData, downstream
@@ -24,8 +23,8 @@ from jaxatoms.data.labels import label_hint, missing_labels
 from jaxatoms.data.physics import physics_findings
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.registry import DATASETS, DatasetSpec, find_spec
-from jaxatoms.data.remote import remote
 from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 COMMANDS = ("list", "info", "download", "prepare", "check")
@@ -97,8 +96,7 @@ def print_list() -> None:
         variants = [spec.name.partition(":")[2] for spec in specs]
         shown = family if variants == [""] else f"{family}:{{{variants[0]}, ... {len(variants)}}}"
         size, licence = "-", "part of the package" if family == "demo" else "your own"
-        if family not in ("demo", "file"):
-            source = remote(specs[0].name)
+        if (source := specs[0].remote) is not None:
             size, licence = f"{source.parts[''].size / 1e9:.1f} GB", source.licence
         targets = "one scalar" if specs[0].target else "energy, forces"
         print(f"{shown:42s} {size:>10s}  {licence:32s} {targets}")
@@ -107,7 +105,9 @@ def print_list() -> None:
 def fetch(config: DownloadConfig) -> int:
     """Download and unpack the original files."""
     spec = find_spec(config.name)
-    source = remote(config.name)
+    source = spec.remote
+    if source is None:
+        raise InputError(f"'{spec.name}' is not downloaded; it is part of the package or a file of your own")
     if config.part not in source.parts:
         parts = ", ".join(part for part in source.parts if part) or "none"
         raise InputError(f"'{spec.name}' has no part '{config.part}'; parts are: {parts}")
@@ -261,7 +261,7 @@ def _mean_of_target(facts: ScalarData, found: statistics.Statistics) -> list[sta
 
 def info(config: InfoConfig) -> int:
     """Print what a user checks first and draw it."""
-    from experiments.data_plots import draw
+    from experiments.report.data_plots import draw
 
     result = report(config)
     print_report(result)

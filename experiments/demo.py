@@ -14,8 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments import cli, study, study_report
-from experiments.chain import Step, start_process
+from experiments.report import study_report
+from jaxatoms.runs import study
+from jaxatoms.runs.chain import Step, run_chain, start_process
+from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 SETTINGS = {
@@ -54,15 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     out = cli.resolve_run_dir(config.out)
     labels = {name: ", ".join(map(study.label_of, getattr(config, name))) for name in ("upstream", "downstream")}
     print(START.format(**labels, model=config.model, n_train=config.n_train), flush=True)
-    results = _run(config, out)
+    _run(config, out)
+    results, name = study.collect(config, out), study.result_name(config)
+    study_report.write(out, name, results)
     print(study_report.tell(results))
     print(f"\n{study_report.verdict(results)}".rstrip())
-    print(f"picture: {out / study.result_name(config)}.png\ntables and runs: {out}")
+    print(f"picture: {out / name}.png\ntables and runs: {out}")
     return 0
 
 
-def _run(config: study.StudyConfig, out: Path) -> dict:
-    """The study behind one line of progress; what the commands say goes to log.txt."""
+def _run(config: study.StudyConfig, out: Path):
+    """The commands of the study behind one line of progress; what the commands say goes to log.txt."""
     steps, console = study.make_steps(config, out), Console()
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (out / "log.txt").open("a") as log, Progress(*columns, console=console, transient=True) as progress:
@@ -75,7 +79,7 @@ def _run(config: study.StudyConfig, out: Path) -> dict:
 
         start = functools.partial(start_process, output=log)
         try:
-            return study.run(config, out, start=start, say=lambda _: None, ended=ended)
+            run_chain(steps, out, jobs=config.jobs, start=start, say=lambda _: None, ended=ended)
         except InputError as error:
             raise InputError(f"{error} (what the commands said is in {out / 'log.txt'})") from None
 

@@ -14,22 +14,25 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
-from experiments import cli, evaluation
-from experiments.finetune import FinetuneConfig, open_data
-from experiments.passes import plan_pass
-from experiments.pretrain import PretrainConfig, loss_scales_of, physical, prepare_data
-from experiments.provenance import provenance
-from experiments.runtime import prepare_process
-from experiments.session import write_record
-from experiments.tasks import make_corpus
 from jaxatoms.data.corpus import Samples, samples_of
+from jaxatoms.data.passes import plan_pass
 from jaxatoms.data.subset import parse_count
+from jaxatoms.data.tasks import make_corpus
+from jaxatoms.inference import evaluation
+from jaxatoms.inference.model import restore_model
+from jaxatoms.io import write_json
 from jaxatoms.models import registry
-from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.architecture import Config
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.finetuning import open_data
+from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.runs.pretraining import loss_scales_of, physical, prepare_data
+from jaxatoms.tools import cli
+from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.training import loop
-from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint, restore
+from jaxatoms.training.losses.pretraining import pretraining_terms
 from jaxatoms.training.step import make_eval_step
 from jaxatoms.types import InputError
 
@@ -68,14 +71,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
-    model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
-    corpus, split = open_data(settings, model_config, run_dir / "data")
+    models, model_config = averaged_weights(run_dir)
+    task, split = open_data(settings, model_config, run_dir / "data")
+    graphs = registry.architecture_of(model_config).graphs
     whole = getattr(split, config.split)
     records = evaluation.draw(whole, parse_count(config.samples))
-    models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
     forwards = {name: functools.partial(apply, m.params, m.constants) for name, m in models.items()}
-    result = evaluation.assess(run_dir, config.split, records, len(whole), forwards, corpus, [], config.batch_edges)
+    result = evaluation.assess(
+        run_dir, config.split, records, len(whole), forwards, task, graphs, [], config.batch_edges
+    )
     print(evaluation.describe(result))
     print(f"-> {run_dir}/{config.split}.json and {config.split}_*.png")
 
@@ -87,17 +92,16 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     chosen = [evaluation.draw(part, parse_count(config.samples)) for part in parts]
     if not sum(map(len, chosen)):
         raise InputError(f"{run_dir}: the run's split has no {config.split} structures")
-    models = {f"{name}_ema": load(run_dir / "checkpoints" / name) for name in ("last", "best")}
-    scales, apply = loss_scales_of(settings, data), models["last_ema"].apply
-    model_config = registry.config_from_record(read_meta(resolve_checkpoint(run_dir / "checkpoints" / "last"))["model"])
+    models, model_config = averaged_weights(run_dir)
+    terms = pretraining_terms(loss_scales_of(settings, data), settings.force_atoms == "free")
     corpus, *_ = make_corpus(data, registry.architecture_of(model_config).graphs)
     samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
     stream = plan_pass(corpus, samples, config.batch_edges, [])
-    step = make_eval_step(apply, scales, free_only=settings.force_atoms == "free")
+    step = make_eval_step(models["last_ema"].apply, terms, len(data))
     result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
     for name, model in models.items():
-        result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), data)
-    write_record(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
+        result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), terms, data)
+    write_json(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
     on = f"{result['n_structure']:,} of {result['of']:,} {config.split} structures"
     for name in models:
         found = result[name]
@@ -128,15 +132,11 @@ def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig | Pretrain
     return settings
 
 
-def load(checkpoint: Path) -> registry.PureModel:
-    """The averaged weights of a checkpoint as a pure model."""
-    folder = resolve_checkpoint(checkpoint)
-    meta = read_meta(folder)
-    registry.check_layout(meta, str(folder))
-    policy = Precision(matmul=meta["precision"])
-    model = registry.split_model(nnx.eval_shape(lambda: registry.build_recorded(meta, policy)))
-    arrays, _ = restore(folder, {"ema": model.params, "constants": model.constants})
-    return model._replace(params=arrays["ema"], constants=arrays["constants"])
+def averaged_weights(run_dir: Path) -> tuple[dict[str, registry.PureModel], Config]:
+    """The averaged weights of a run's last and best checkpoint as pure models, and their dimensions."""
+    loaded = {f"{name}_ema": restore_model(str(run_dir / "checkpoints" / name)) for name in ("last", "best")}
+    models = {name: registry.split_model(model.module) for name, model in loaded.items()}
+    return models, loaded["last_ema"].config
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-from experiments.difficulty import Losses, measure_losses, save_losses
-from experiments.extraction import (
+from jaxatoms.data.subset import parse_count
+from jaxatoms.features.difficulty import Losses, measure_losses, save_losses
+from jaxatoms.features.extraction import (
     BATCH_EDGES,
     N_STRUCTURES,
     Extracted,
@@ -22,9 +22,9 @@ from experiments.extraction import (
     reusable,
     sample_for,
 )
-from experiments.extractors import Extractor, load_extractor
-from experiments.runtime import prepare_process
-from jaxatoms.data.subset import parse_count
+from jaxatoms.features.extractors import Extractor, load_extractor
+from jaxatoms.tools import cli
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 

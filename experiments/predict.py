@@ -20,14 +20,15 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 
-from experiments import cli, inputs, lock
-from experiments.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
-from experiments.prediction import Prediction, Predictor, Record, chunks
-from experiments.runtime import prepare_process
-from jaxatoms import inference
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.data.readers.extxyz import writable_info
+from jaxatoms.inference import inputs
+from jaxatoms.inference import model as inference
+from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks
+from jaxatoms.tools import cli, lock
+from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
@@ -114,7 +115,7 @@ def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
     settings = {
         "--checkpoint": f"{predictor.model.path} ({inputs.weights(predictor.model.path)})",
         "--structures": f"{source.absolute()} ({file.st_size} bytes, changed {file.st_mtime_ns})",
-        "--task": predictor.record["name"],
+        "--task": predictor.record.name,
         "--raw-weights": config.raw_weights,
         "--features": config.features and str(Path(config.features).absolute()),
     }
@@ -128,8 +129,8 @@ def feature_dtype(width: int) -> np.dtype:
 
 def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     """One line about what was written."""
-    unit = predictor.record.get("property")
-    learnt = inference.labels_of(predictor.record)
+    unit = predictor.record.target
+    learnt = predictor.record.labels
     labels = [text for label, text in (("energy", "energies in eV"), ("forces", "forces in eV/A")) if label in learnt]
     what = ", ".join(labels) if unit in (None, "forces", "energy") else f"{unit} in its data set's unit"
     more = f"; node features -> {config.features}" if config.features else ""

@@ -17,13 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import cli
-from experiments.chain import Step, is_done, print_chain, run_chain
-from experiments.grouping import make_cells
 from experiments.paper.cost import Cost
 from experiments.paper.names import DOWNSTREAM, UPSTREAM, base_name, short_count
 from experiments.paper.published import Column
-from experiments.paper.recipes import (
+from experiments.paper.rows import (
     TABLES,
     PaperRow,
     find_row,
@@ -35,8 +32,11 @@ from experiments.paper.recipes import (
     slug,
     structures_to_train,
 )
-from experiments.results import find_results
-from experiments.tables import write_table
+from experiments.report.grouping import make_cells
+from experiments.report.results import find_results
+from experiments.report.tables import write_table
+from jaxatoms.runs.chain import Step, is_done, print_chain, run_chain
+from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 CSI_STRUCTURES, MIN_CSI_STRUCTURES = 10_000, 400

@@ -16,12 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-from experiments.difficulty import load_losses
-from experiments.drafts import save_npz
-from experiments.extraction import Extracted, Request, extract_for, sample_for
-from experiments.extractors import load_extractor
-from experiments.runtime import prepare_process
 from jaxatoms.csi.features import FeatureSet
 from jaxatoms.csi.moments import Moments, moments_of_rows
 from jaxatoms.csi.sampling import DIFFICULTIES, sample, sample_difficulty
@@ -29,6 +23,12 @@ from jaxatoms.csi.score import csi_matrix
 from jaxatoms.csi.selection import prepare_candidates, select_structures
 from jaxatoms.data.store import open_dataset
 from jaxatoms.data.subset import parse_count
+from jaxatoms.features.difficulty import load_losses
+from jaxatoms.features.extraction import Extracted, Request, extract_for, sample_for
+from jaxatoms.features.extractors import load_extractor
+from jaxatoms.io import save_npz
+from jaxatoms.tools import cli
+from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 N_DIRECTIONS, N_STEPS = 32, 100

@@ -19,14 +19,15 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
-from jaxatoms import inference
-from jaxatoms.compiled import CompiledShapes
 from jaxatoms.data import packing
 from jaxatoms.data.concatenate import MOLECULE_TAG
 from jaxatoms.data.tags import surface_tags
+from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.graphs.batch import GraphBatch, check_atoms
 from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
+from jaxatoms.inference import model as inference
+from jaxatoms.inference.compiled import CompiledShapes
 from jaxatoms.types import Edges, InputError, SystemBatch, naming
 
 
@@ -74,8 +75,8 @@ class JaxAtomsCalculator(Calculator):
         self._model = inference.restore_model(str(checkpoint), raw_weights=raw_weights)
         self._task, self._record = inference.choose_task(self._model, head)
         self._dtype = np.dtype(dtype)
-        self._limit = max_neighbors or self._record["max_neighbors"]
-        self._skin = SkinList(cutoff or self._record["cutoff"], skin)
+        self._limit = max_neighbors or self._record.max_neighbors
+        self._skin = SkinList(cutoff or self._record.cutoff, skin)
         self._settings = dict(checkpoint=str(Path(self._model.path).absolute()), head=head, dtype=dtype, skin=skin,
                               cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights)  # fmt: skip
         self._warned = False
@@ -142,7 +143,7 @@ class JaxAtomsCalculator(Calculator):
         if n == 0:
             raise InputError("a structure without atoms has no energy; add atoms")
         check_atoms(np.array([n]))
-        inference.check_elements(self._record, atoms.numbers, self._model.path)
+        self._record.check_elements(atoms.numbers, self._model.path)
         if not np.isfinite(atoms.positions).all():
             raise InputError("positions hold NaN or infinity; the simulation has failed before")
         tags = surface_tags(atoms.get_chemical_formula(), atoms.get_tags(), atoms.positions, atoms.cell.array)
@@ -173,7 +174,7 @@ class JaxAtomsCalculator(Calculator):
             )
 
     def _warn_of_open_zero(self, systems: SystemBatch):
-        if not self._warned_of_zero and not inference.knows_energy(self._record, systems).all():
+        if not self._warned_of_zero and not self._record.knows_energy(systems).all():
             self._warned_of_zero = True
             warnings.warn(
                 f"the training data of {self._model.path} do not fix the zero of the energy of "
@@ -211,24 +212,24 @@ class JaxAtomsCalculator(Calculator):
         gradient, n = self._model.has_gradient_forces, len(systems.positions)
         if not all(np.isfinite(array).all() for array in out.values()):
             raise InputError(f"{self._model.path} gives energies or forces that are not finite; check the structure")
-        forces = inference.physical_forces(out["forces"][:n], self._record, gradient=gradient)
+        forces = self._record.forces(out["forces"][:n], gradient=gradient)
         self.results = {"forces": forces} if "forces" in self.implemented_properties else {}
         if "energy" in out and "energy" in self.implemented_properties:
             self._warn_of_open_zero(systems)
-            energy = float(inference.physical_energy(out["energy"][None], self._record, systems)[0])
+            energy = float(self._record.energies(out["energy"][None], systems)[0])
             self.results |= {"energy": energy, "free_energy": energy}
         if self._has_stress():
-            virial = np.asarray(out["virial"], np.float64) * self._record["energy_std"]
+            virial = np.asarray(out["virial"], np.float64) * self._record.energy_std
             self.results["stress"] = full_3x3_to_voigt_6_stress(virial / self.atoms.get_volume())
         for array in self.results.values():
             np.asarray(array).setflags(write=False)  # ASE hands out copies; the kept ones must not change
 
 
-def _properties(model: inference.LoadedModel, record: dict) -> list[str]:
+def _properties(model: inference.LoadedModel, record: TaskRecord) -> list[str]:
     """What a head was trained to predict, and what follows from it."""
     if model.has_gradient_forces:
         return ["energy", "free_energy", "forces", "stress"]
-    learnt = ("forces",) if model.kind == "direct" else inference.labels_of(record)
+    learnt = ("forces",) if model.kind == "direct" else record.labels
     return [*(("energy", "free_energy") if "energy" in learnt else ()), *(("forces",) if "forces" in learnt else ())]
 
 

@@ -14,19 +14,25 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "types": set(),
     "units": set(),
+    "io": {"types"},
+    "plots": {"types", "io"},
+    "tools": {"types", "io"},
     "ops": {"kernels"},
     "pickles": set(),
     "graphs": {"types"},
-    "data": {"types", "units", "graphs", "pickles"},
+    "data": {"types", "units", "io", "graphs", "pickles"},
     "models": {"types", "graphs", "ops"},
     "csi": {"types"},
-    "training": {"types", "graphs"},
+    "training": {"types", "io", "plots", "graphs"},
     "interop": {"types", "units", "graphs", "models", "pickles"},
-    "inference": {"types", "data", "graphs", "models", "training"},
-    "compiled": {"data", "graphs"},
-    "ase": {"types", "data", "graphs", "models", "inference", "compiled"},
+    "inference": {"types", "io", "plots", "tools", "data", "graphs", "models", "training"},
+    "features": {"types", "io", "data", "graphs", "models", "csi", "interop", "training", "inference"},
+    "runs": {"types", "io", "tools", "ops", "data", "graphs", "models", "csi", "training", "inference"},
+    "ase": {"types", "data", "graphs", "models", "inference"},
 }
-OURS = ("jaxatoms", "kernels", "experiments", "benchmarks", "tests")
+# What commands import: the library, and of their own folder what is no command.
+COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
+OURS = ("jaxatoms", "kernels", "experiments", "benchmarks", "scripts", "tests")
 ACCELERATOR = ("jax", "jaxlib", "flax", "optax", "orbax", "e3nn_jax", "jraph")
 FILES = sorted((ROOT / "jaxatoms").rglob("*.py"))
 
@@ -66,7 +72,32 @@ def test_kernels_import_nothing_of_ours(path):
     assert not any(n.split(".")[0] in OURS and not n.startswith("kernels") for n in _imports(path))
 
 
-@pytest.mark.parametrize("room", ["types", "units", "pickles", "graphs", "data"])
+def _commands_in(path) -> set[str]:
+    """Commands that a file imports."""
+    found = [name.split(".") for name in _imports(path) if name.startswith("experiments.")]
+    return {parts[1] for parts in found} & COMMANDS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda p: p.name)
+def test_commands_do_not_import_each_other(path):
+    assert not _commands_in(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda p: p.name)
+def test_benchmarks_import_the_library_alone(path):
+    assert not any(name.split(".")[0] == "experiments" for name in _imports(path))
+
+
+_LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "models", "pickles", "runs", "tools", "training"]
+
+
+@pytest.mark.parametrize("room", _LIBRARY_TESTS)
+def test_tests_of_the_library_run_no_command(room):
+    for path in (ROOT / "tests" / room).rglob("*.py"):
+        assert not _commands_in(path), path
+
+
+@pytest.mark.parametrize("room", ["types", "units", "io", "pickles", "graphs", "data"])
 def test_rooms_for_data_workers_do_not_mention_jax(room):
     files = [path for path in FILES if _room(path) == room]
     assert files
@@ -74,8 +105,11 @@ def test_rooms_for_data_workers_do_not_mention_jax(room):
         assert not any(name.split(".")[0] in ACCELERATOR for name in _imports(path)), path
 
 
-@pytest.mark.parametrize("module", ["jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store",
-                                    "jaxatoms.csi.distances.registry"])  # fmt: skip
+@pytest.mark.parametrize("module", [
+    "jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store", "jaxatoms.training.checkpoint_files",
+    "jaxatoms.csi.distances.registry",
+    "experiments.tables", "experiments.reproduce", "experiments.study", "experiments.data",
+])  # fmt: skip
 def test_importing_it_does_not_load_jax(module):
     code = f"import sys, {module}; assert 'jax' not in sys.modules, 'jax was loaded'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import turns
-from experiments.provenance import provenance
+from jaxatoms.tools.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 PARITY = ("tests/parity", "tests/models/test_precision.py", "tests/models/test_full_precision.py",

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxatoms.data.mixing import split_names
-from jaxatoms.data.registry import find_spec
+from jaxatoms.data.registry import DATASETS, find_spec
 from jaxatoms.models.gemnet_oc.config import PRESETS
 from jaxatoms.types import InputError
 
-UPSTREAM = {"ani1x": "ANI-1x", "transition1x": "Transition-1x", "oc20": "OC20", "oc22": "OC22"}
+UPSTREAM = {spec.name: spec.title for spec in DATASETS.values() if spec.paper_millions}
 # Dataset and metric of a column; its unit is what the run reports.
 DOWNSTREAM = {
     "rmd17:aspirin": ("rMD17", "force_mae"),
@@ -56,7 +56,7 @@ def upstream_label(upstream: str, mix: str = "balanced", counts: Mapping[str, in
         return SCRATCH
     names = split_names(upstream)
     bases = [base_name(name) for name in names]
-    labels = [UPSTREAM.get(base, base) for base in bases]
+    labels = [_title(base) for base in bases]
     if len(labels) == 1:
         return labels[0]
     if set(bases) == set(UPSTREAM) and mix in ("balanced", "temperature"):
@@ -64,6 +64,10 @@ def upstream_label(upstream: str, mix: str = "balanced", counts: Mapping[str, in
     if counts and ":" in mix:
         return " + ".join(f"{label} ({short_count(counts.get(name))})" for label, name in zip(labels, names))
     return f"{' + '.join(labels)} ({mix})"
+
+
+def _title(base: str) -> str:
+    return DATASETS[base].title or base if base in DATASETS else base
 
 
 def short_count(n: int | None) -> str:

@@ -5,7 +5,9 @@ Arrays `features [n_row, d]`, `structure [n_row]`, optional `class [n_row]` (lab
 here; any extractor can write the file.
 """
 
+import json
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -134,3 +136,12 @@ def _check_columns(data: FeatureSet) -> None:
             )
     if data.structure.dtype.kind not in "iu":
         raise InputError(f"{data.name}: structure ids are {data.structure.dtype}, expected integers")
+
+
+def feature_info(path: Path) -> dict:
+    """How a feature file was made; {} where it does not say."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(str(archive["info"]))
+    except (OSError, ValueError, KeyError):
+        return {}

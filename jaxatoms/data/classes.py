@@ -13,7 +13,6 @@ from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store
 from jaxatoms.types import InputError
 
-MAPPINGS = {"oc20": "oc20_data_mapping.pkl", "oc22": "oc22_metadata.pkl"}
 _RECORDS_PER_CHUNK = 16_384
 
 
@@ -38,13 +37,13 @@ def structure_classes(
       >>> spec, store = open_dataset("demo:organic"); structure_classes(spec, store, np.arange(3))
     """
     records = np.arange(len(store)) if records is None else np.asarray(records)
-    if spec.family in MAPPINGS:
+    if spec.classes == "catalyst":
         found = Path(mapping) if mapping else find_mapping(spec, store)
         return _catalysts(found, np.asarray(store.column("sid"))[records])
-    if spec.family == "omat24":
+    if spec.classes == "composition":
         return compositions(store, records)
     codes, names = store.groups
-    if spec.family == "transition1x":
+    if spec.classes == "reaction":
         names = [name.partition("_rxn")[0] for name in names]
     return np.array(names)[codes[records]]
 
@@ -95,7 +94,7 @@ def find_mapping(spec: DatasetSpec, store: Store) -> Path:
     Raises:
       InputError: it is not there.
     """
-    name, source = MAPPINGS[spec.family], Path(store.manifest["source"].get("path", ""))
+    name, source = spec.mapping, Path(store.manifest["source"].get("path", ""))
     for folder in [source, *list(source.parents)[:5]]:
         if (folder / name).is_file():
             return folder / name

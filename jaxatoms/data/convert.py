@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from jaxatoms.data.columns import read_manifest
 from jaxatoms.data.registry import READERS, DatasetSpec
 from jaxatoms.data.writer import join_columns, write_columns
+from jaxatoms.io import write_json
 from jaxatoms.types import InputError, System
 
 _log = logging.getLogger(__name__)
@@ -129,9 +130,7 @@ def _open_folder(folder: Path, identity: dict) -> None:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}); choose another cache folder with JAXATOMS_CACHE"
         ) from None
-    draft = note.with_suffix(".tmp")
-    draft.write_text(json.dumps(identity))
-    os.replace(draft, note)
+    write_json(note, identity)
 
 
 def _is_done(piece: Path) -> bool:
@@ -173,6 +172,7 @@ def _end_with_parent() -> None:
 
 
 def _convert_part(reader: str, part: tuple, piece: Path) -> Path:
-    systems = _named_errors(READERS[reader].read_part(part), part[0])
+    known: Any = READERS[reader]  # one with `parts`
+    systems = _named_errors(known.read_part(part), part[0])
     write_columns(systems, piece, {"part": [str(item) for item in part[:2]]})
     return piece

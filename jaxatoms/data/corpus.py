@@ -1,14 +1,16 @@
 """Labelled structures of one or several tasks -> concatenated structures, graphs and normalised targets.
 
-A task is one upstream data set with its own reference energies, normalisation, cutoff and head. A sample is a
-(task, record) pair; a batch may mix tasks freely.
+A task is one data set with its own normalisation, cutoff and head: upstream (`UpstreamTask` here), downstream
+(`downstream_task.DownstreamTask`) or structures without labels (`inference.prediction`). A sample is a (task, record)
+pair; a batch may mix tasks freely.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store
 from jaxatoms.graphs.batch import Targets
@@ -17,9 +19,28 @@ from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, SystemBatch, naming
 
 
+class Task(Protocol):
+    """One data set, and what is learnt of it.
+
+    Attributes:
+      store: a `Store`, or anything with its `n_node`, `take`, `where` and `column`.
+      graph: cutoff and rule of neighbours.
+    """
+
+    @property
+    def store(self) -> Any: ...
+
+    @property
+    def graph(self) -> Graph: ...
+
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised ([n_graph] energies or scalars, [n_node, 3] forces) of `records`; float32, NaN where missing."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One data set as a training task."""
+class UpstreamTask:
+    """One data set to pretrain on."""
 
     name: str
     store: Store
@@ -28,6 +49,22 @@ class Task:
     cutoff: float  # A
     max_neighbors: int = 30  # K of the main graph; the other graphs follow in fixed proportions
     labels: tuple[str, ...] = ("energy", "forces")  # kinds that any training structure has; the others are not learnt
+
+    @property
+    def graph(self) -> Graph:
+        """Cutoff and rule of neighbours."""
+        return Graph(self.cutoff, self.max_neighbors)
+
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Normalised energies, less their reference, and forces.
+
+        Raises:
+          UnusableStructure: an element without a reference energy.
+        """
+        # float64 until the reference is subtracted: total energies near -1e4 eV would lose 1e-3 eV in float32.
+        residual = self.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node)
+        energy = (residual / self.normalization.energy_std).astype(np.float32)
+        return energy, systems.forces / np.float32(self.normalization.force_std)
 
 
 class Samples(NamedTuple):
@@ -81,7 +118,7 @@ class Corpus:
             own = samples.task == i
             for values, name in zip(out, ("cell", "pbc"), strict=True):
                 values[own] = task.store.column(name)[samples.record[own]]
-        return *out, np.array([task.cutoff for task in self.tasks])[samples.task]
+        return *out, np.array([task.graph.cutoff for task in self.tasks])[samples.task]
 
     def place(self, samples: Samples, i: int) -> str:
         """File and number of the i-th sample."""
@@ -100,8 +137,9 @@ class Corpus:
         parts = [self._take(i, samples.record[samples.task == i]) for i in np.unique(samples.task)]
         systems = SystemBatch(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
         targets = Targets(*(np.concatenate(column) for column in zip(*(p[1] for p in parts), strict=True)))
-        cutoff = np.array([t.cutoff for t in self.tasks])[targets.task]
-        max_neighbors = np.array([t.max_neighbors for t in self.tasks])[targets.task]
+        cutoff = np.array([task.graph.cutoff for task in self.tasks])[targets.task]
+        neighbors = [task.graph.neighbors(systems.n_node) for task in self.tasks]
+        max_neighbors = np.stack(neighbors)[targets.task, np.arange(len(targets.task))]
         ordered = samples.at(np.argsort(samples.task, kind="stable"))
         with naming(lambda i: self.place(ordered, i)):
             graphs = self.graphs.build_batch(systems, cutoff, max_neighbors, rng, edge_dropout)
@@ -110,9 +148,6 @@ class Corpus:
     def _take(self, index: int, records: np.ndarray) -> tuple[SystemBatch, Targets]:
         task = self.tasks[index]
         systems = task.store.take(records)
-        # float64 until the reference is subtracted: total energies near -1e4 eV would lose 1e-3 eV in float32.
         with naming(lambda i: task.store.where(int(records[i]))):
-            residual = task.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node)
-        energy = (residual / task.normalization.energy_std).astype(np.float32)
-        forces = systems.forces / np.float32(task.normalization.force_std)
+            energy, forces = task.targets(systems, records)
         return systems, Targets(energy, forces, np.full(len(records), index, np.int32))

@@ -17,6 +17,7 @@ import pooch
 import requests
 
 from jaxatoms.data.remote import RemoteFile
+from jaxatoms.io import replacing, write_json
 from jaxatoms.types import InputError
 
 RECORDS = "downloads.json"  # in the data set's folder: name -> sha256 of what was fetched
@@ -97,14 +98,12 @@ def _check_space(file: RemoteFile, folder: Path) -> None:
 def _place_copy(source: Path, path: Path, known: str) -> None:
     if not source.is_file():
         raise InputError(f"{source}: no such file; check --from-file")
-    draft = path.with_name(f".{path.name}.copy")
-    shutil.copyfile(source, draft)
-    try:
-        _verify(draft, known, "it is another file than the data set's")
-    except InputError as error:
-        draft.unlink()
-        raise InputError(str(error).replace(str(draft), str(source))) from None
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        shutil.copyfile(source, draft)
+        try:
+            _verify(draft, known, "it is another file than the data set's")
+        except InputError as error:
+            raise InputError(str(error).replace(str(draft), str(source))) from None
 
 
 def _download(file: RemoteFile, path: Path, known: str, progress: Progress | None) -> None:
@@ -219,9 +218,7 @@ def _record(folder: Path, path: Path) -> None:
     if path.name in records:
         return
     records[path.name] = {"sha256": pooch.file_hash(str(path)), "size": path.stat().st_size}
-    draft = folder / f".{RECORDS}.tmp"
-    draft.write_text(json.dumps(records, indent=1) + "\n")
-    os.replace(draft, folder / RECORDS)
+    write_json(folder / RECORDS, records)
 
 
 def _verify(path: Path, known: str, remedy: str) -> None:

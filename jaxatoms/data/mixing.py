@@ -9,8 +9,6 @@ import numpy as np
 from jaxatoms.data.registry import DATASETS
 from jaxatoms.types import InputError
 
-# Millions of structures, as the paper's temperature mixing counts them (ANI-1x as 2, though its train split has 4).
-PAPER_SIZES = {"ani1x": 2, "transition1x": 10, "oc20": 100, "oc22": 8}
 _RATIO = re.compile(r"\d+(:\d+)+")
 
 
@@ -84,6 +82,12 @@ def mix_counts(families: Sequence[str], available: Sequence[int], n: int | str, 
     return list(counts)
 
 
+def _millions(family: str, available: int) -> float:
+    """Structures as the paper counts them where it does."""
+    published = DATASETS[family].paper_millions if family in DATASETS else None
+    return available / 1e6 if published is None else published
+
+
 def _counts(families: list[str], available: list[int], n: int, mix: str) -> list[int]:
     if mix == "balanced":
         return [n // len(families)] * len(families)
@@ -93,7 +97,7 @@ def _counts(families: list[str], available: list[int], n: int, mix: str) -> list
             raise InputError(f"--mix {mix} has {len(parts)} parts for {len(families)} data sets; give one each")
         return [int(n * Fraction(part, sum(parts))) for part in parts]
     if mix == "temperature":
-        roots = np.sqrt([PAPER_SIZES.get(name, size / 1e6) for name, size in zip(families, available, strict=True)])
+        roots = np.sqrt([_millions(name, size) for name, size in zip(families, available, strict=True)])
         counts = [int(ratio * n) for ratio in roots / roots.sum()]
         rest_to = families.index("ani1x") if "ani1x" in families else 0
     elif mix == "natural":

@@ -3,7 +3,7 @@
 A data set is named `NAME` or `FAMILY:VARIANT` (its files lie under `<data root>/NAME/` or `<data root>/FAMILY/`),
 `NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key]` (anything ASE reads: a file, a folder, a pattern
 such as `runs/*/vasprun.xml`, or several with commas between) or `demo:NAME` (inside this package). A new data set is
-one row of `_ROWS`.
+one reader and one row of `_ROWS`, or a call of `register`.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import difflib
 import glob
 from pathlib import Path
 
+from jaxatoms.data import remote
 from jaxatoms.data.readers import (
     ani1x,
     ase_file,
@@ -25,9 +26,11 @@ from jaxatoms.data.readers import (
     spice,
     transition1x,
 )
+from jaxatoms.data.readers.protocol import Reader
+from jaxatoms.data.remote import Remote
 from jaxatoms.types import InputError
 
-READERS = {
+READERS: dict[str, Reader] = {
     "ani1x": ani1x,
     "transition1x": transition1x,
     "oc20": oc20,
@@ -41,6 +44,7 @@ READERS = {
     "ase_file": ase_file,
     "demo": demo,
 }
+CLASSES = ("group", "composition", "reaction", "catalyst")
 MOLECULE_CUTOFF = 8.0  # A; docs/reference/pretraining.md, Normalisation
 PERIODIC_CUTOFF = 12.0  # A
 _DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -68,6 +72,11 @@ class DatasetSpec:
 
     name: str
     reader: str  # key of READERS
+    title: str = ""  # in tables; default `name`
+    remote: Remote | None = None  # where its files are downloaded from; None: it is part of the package, or the user's
+    classes: str = "group"  # what class-balanced sampling draws evenly: group, composition, reaction or catalyst
+    mapping: str = ""  # file with the catalyst of every system, where classes are those
+    paper_millions: int | None = None  # structures as the paper's temperature mixing counts them
     files: tuple[str, ...] = ()  # patterns below the data set's folder; the first that matches is the source
     is_folder: bool = False  # the reader takes a folder of files
     periodic: bool | None = None  # None: decided by the records
@@ -78,8 +87,7 @@ class DatasetSpec:
     raw_energy_std: float | None = None
     energy_scale: float = 1.0  # loss scales of the efficient-pretraining recipe
     force_scale: float = 10.0
-    jmp_energy_scale: float = 1.0  # loss scales of JMP
-    jmp_force_scale: float = 10.0
+    jmp_force_scale: float = 10.0  # loss scale of JMP, whose scale of energies is 1
     split_rule: str = "group"  # see `splits.make_split`
     held_out: int | None = None  # records in each of val and test of the whole data set; None: a tenth
     validation: tuple[str, ...] = ()  # names of the folder, beside the source, of an official validation set
@@ -88,8 +96,8 @@ class DatasetSpec:
     options: tuple[tuple[str, str], ...] = ()  # keyword arguments of the reader
 
     def __post_init__(self):
-        if self.reader not in READERS:
-            raise ValueError(f"{self.name}: reader must be one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.classes not in CLASSES:
+            raise ValueError(f"{self.name}: classes must be {', '.join(CLASSES)}, got {self.classes!r}")
         if self.split_rule not in ("group", "official", "record"):
             raise ValueError(f"{self.name}: split_rule must be group, official or record, got {self.split_rule!r}")
 
@@ -107,7 +115,10 @@ class DatasetSpec:
 _ROWS = (
     DatasetSpec(
         name="ani1x",
+        title="ANI-1x",
         reader="ani1x",
+        remote=remote.ANI1X,
+        paper_millions=2,  # though its train split has 4
         files=("ani1x-release.h5", "*.h5"),
         periodic=False,
         energy_std=2.8700712783472118,
@@ -119,7 +130,11 @@ _ROWS = (
     ),
     DatasetSpec(
         name="transition1x",
+        title="Transition-1x",
         reader="transition1x",
+        remote=remote.TRANSITION1X,
+        classes="reaction",
+        paper_millions=10,
         files=("Transition1x.h5", "*.h5"),
         periodic=False,
         energy_std=1.787466168382901,
@@ -131,7 +146,12 @@ _ROWS = (
     ),
     DatasetSpec(
         name="oc20",
+        title="OC20",
         reader="oc20",
+        remote=remote.OC20,
+        classes="catalyst",
+        mapping="oc20_data_mapping.pkl",
+        paper_millions=100,
         files=("s2ef_train_2M", "s2ef_train_200K", "2M/train", "train", "."),
         is_folder=True,
         periodic=True,
@@ -145,7 +165,12 @@ _ROWS = (
     ),
     DatasetSpec(
         name="oc22",
+        title="OC22",
         reader="oc22",
+        remote=remote.OC22,
+        classes="catalyst",
+        mapping="oc22_metadata.pkl",
+        paper_millions=8,
         files=("s2ef_total_train_val_test_lmdbs/data/oc22/s2ef-total/train", "s2ef-total/train", "train", "."),
         is_folder=True,
         periodic=True,
@@ -160,6 +185,8 @@ _ROWS = (
     DatasetSpec(
         name="omat24",
         reader="omat24",
+        remote=remote.OMAT24,
+        classes="composition",
         files=("rattled-300-subsampled", "train/rattled-300-subsampled", "."),
         is_folder=True,
         periodic=True,
@@ -192,6 +219,7 @@ _ROWS = (
     *(
         DatasetSpec(
             name=f"rmd17:{molecule}",
+            remote=remote.RMD17,
             reader="npz_trajectory",
             files=tuple(f"{folder}rmd17_{molecule}.npz" for folder in ("", "npz_data/", "rmd17/npz_data/")),
             periodic=False,
@@ -201,6 +229,7 @@ _ROWS = (
     *(
         DatasetSpec(
             name=f"md22:{molecule}",
+            remote=remote.md22(molecule),
             reader="npz_trajectory",
             files=(f"md22_{molecule}.npz", f"md22_{molecule.replace('double-walled', 'dw')}.npz"),
             periodic=False,
@@ -210,6 +239,7 @@ _ROWS = (
     *(
         DatasetSpec(
             name=f"spice:{subset}",
+            remote=remote.spice(subset),
             reader="spice",
             files=(f"{subset}.h5", f"{subset}.hdf5"),
             periodic=False,
@@ -220,6 +250,7 @@ _ROWS = (
     *(
         DatasetSpec(
             name=f"qm9:{target}",
+            remote=remote.QM9,
             reader="qm9",
             files=("qm9_v3.pt", "raw/qm9_v3.pt", "dsgdb9nsd.xyz.tar.bz2", "*.xyz.tar.*"),
             periodic=False,
@@ -231,6 +262,7 @@ _ROWS = (
     DatasetSpec(
         name="qmof",
         reader="qmof",
+        remote=remote.QMOF,
         files=("qmof_database", "qmof_database.zip", "."),
         is_folder=True,
         periodic=True,
@@ -239,6 +271,7 @@ _ROWS = (
     *(
         DatasetSpec(
             name=f"matbench:{task}/{fold}",
+            remote=remote.matbench(task),
             reader="matbench",
             files=(f"matbench_{task}.json.gz", f"{task}.json.gz"),
             periodic=True,
@@ -257,6 +290,22 @@ _ALIASES = {
         ("U0", "U_0"), ("R2", "R_2_Abs"), ("zpve", "ZPVE"), ("Cv", "c_v"),
     )
 } | {"qmof:bandgap": "qmof", "qmof:y": "qmof"}  # fmt: skip
+
+
+def register(spec: DatasetSpec, reader: Reader | None = None):
+    """Make a data set known by its name; docs/how-to/dataset.md follows one from its file to a trained model.
+
+    Args:
+      reader: registered as `spec.reader`; None: that is a known one.
+
+    Raises:
+      ValueError: the name of the data set or of the reader is taken.
+    """
+    if spec.name in DATASETS or (reader is not None and READERS.get(spec.reader, reader) is not reader):
+        raise ValueError(f"{spec.name} or its reader {spec.reader} is known already")
+    if reader is not None:
+        READERS[spec.reader] = reader
+    DATASETS[spec.name] = spec
 
 
 def resolve(name: str, data_root: Path | str | None = None) -> tuple[DatasetSpec, Path]:
@@ -311,7 +360,7 @@ def _hint(base: str) -> str:
 def families() -> list[str]:
     """Every known name, variants gathered: "rmd17:<10 names>"."""
     count: dict[str, int] = {}
-    for row in _ROWS:
+    for row in DATASETS.values():
         count[row.family] = count.get(row.family, 0) + (":" in row.name)
     return [f"{family}:<{n} names>" if n else family for family, n in count.items()]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint, read_manifest
 from jaxatoms.data.concatenate import concatenate
+from jaxatoms.io import is_running
 from jaxatoms.types import DISK_REFUSALS, InputError, System
 
 _SYSTEMS_PER_FLUSH = 1024
@@ -91,17 +92,6 @@ def _remove_stale(path: Path) -> None:
         pid = folder.name.rsplit("-", 2)[1]
         if pid.isdecimal() and not is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this host has the number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _move_into_place(scratch: Path, path: Path) -> None:

@@ -126,7 +126,8 @@ class Architecture:
       finetuning: changes of the recipes.
       identity: config -> what beside the weights decides what the features are, for their identity.
       mark: what its records hold to be told from others; None: {"architecture": name}.
-      check_record: (record, source) refuses, by an InputError, weights of an earlier layout.
+      check_record: (record of the dimensions, head or None, source) refuses, by an InputError, weights of an earlier
+        layout.
     """
 
     name: str
@@ -147,7 +148,7 @@ class Architecture:
     finetuning: Finetuning = Finetuning()
     identity: Callable[[Config], str] = lambda config: ""
     mark: Mapping[str, Any] | None = None
-    check_record: Callable[[Mapping[str, Any], str], None] = lambda record, source: None
+    check_record: Callable[[Mapping[str, Any], HeadSpec | None, str], None] = lambda record, head, source: None
 
     def reductions(self, n_task: int) -> tuple[str, ...]:
         """How atoms' energies combine for `n_task` tasks."""

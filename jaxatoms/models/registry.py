@@ -105,16 +105,17 @@ def model_record(config: Config) -> dict:
     return dict(own.mark or {"architecture": own.name}) | dataclasses.asdict(config)
 
 
-def check_layout(record: Mapping[str, Any], source: str):
+def check_layout(model: Mapping[str, Any], head: HeadSpec | None, source: str):
     """Refuse weights that an earlier version saved of a network which is another one now.
 
     Args:
-      record: of a checkpoint or run: `model` and, where it was fine-tuned, `head`.
+      model: record of the dimensions.
+      head: of a fine-tuned model.
 
     Raises:
       InputError: saying what has changed, and what to do.
     """
-    architecture_in(record["model"]).check_record(record, source)
+    architecture_in(model).check_record(model, head, source)
 
 
 def build_model(
@@ -133,17 +134,13 @@ def build_finetuned(config: Config, head: HeadSpec, rngs: nnx.Rngs, precision=Pr
     return architecture_of(config).build_finetuned(config, head, rngs, precision)
 
 
-def build_recorded(meta: Mapping[str, Any], precision: Precision) -> nnx.Module:
-    """The model, freshly initialised, that a checkpoint's record describes: fine-tuned or multi-task.
-
-    Raises:
-      KeyError, TypeError, ValueError: not such a record.
-    """
-    config = config_from_record(meta["model"])
-    if "head" in meta:
-        return build_finetuned(config, HeadSpec(**meta["head"]), nnx.Rngs(0), precision)
-    reductions = tuple(meta.get("reductions") or architecture_of(config).reductions(len(meta["tasks"])))
-    return build_model(config, reductions, nnx.Rngs(0), precision)
+def build_recorded(
+    config: Config, head: HeadSpec | None, reductions: tuple[str, ...] | None, n_task: int, precision: Precision
+) -> nnx.Module:
+    """The model, freshly initialised, that a checkpoint's record describes: fine-tuned, or of `n_task` tasks."""
+    if head is not None:
+        return build_finetuned(config, head, nnx.Rngs(0), precision)
+    return build_model(config, reductions or architecture_of(config).reductions(n_task), nnx.Rngs(0), precision)
 
 
 def make_model(config: Config, n_task: int, seed: int, precision: Precision) -> nnx.Module:

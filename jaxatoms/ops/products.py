@@ -15,6 +15,11 @@ from jaxatoms.ops.target import platform
 FEW_COLUMNS = 16  # channels of angular sums in narrow networks; variant S has 32 and 64, and would lose by it
 
 
+def widened(x: jax.Array) -> jax.Array:
+    """x in at least float32, for sums and activations of what is stored in less."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def product(x: jax.Array, w: jax.Array, how: str, dtype, turned: bool = False) -> jax.Array:
     """[..., n, i] x [..., i, o] -> [..., n, o] in `dtype`; where `turned`, w is [..., o, i]. Leading axes are equal.

@@ -1,7 +1,6 @@
 """The platform that a program is traced for: the default backend, or another one that it is only compiled for."""
 
 import contextlib
-import contextvars
 import functools
 from collections.abc import Callable, Iterator
 
@@ -13,22 +12,19 @@ _QUICKLY = {
     "xla_llvm_disable_expensive_passes": True,
 }
 
-_other: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_other = jax.make_user_context()  # name of the platform; JAX traces a program again where it is another one
 
 
 def platform() -> str:
     """cpu, gpu or tpu."""
-    return _other.get() or jax.default_backend()
+    return _other.value or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compiling_for(name: str) -> Iterator[None]:
     """Programs traced in the block are for this platform, whatever runs here."""
-    token = _other.set(name)
-    try:
+    with _other(name):
         yield
-    finally:
-        _other.reset(token)
 
 
 def jit_for_few_runs(function: Callable, **options) -> Callable:

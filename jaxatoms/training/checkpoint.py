@@ -13,7 +13,6 @@ What goes into the arrays and the record is not decided here.
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -30,14 +29,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxatoms.io import sync, write_text
 from jaxatoms.training import flat as flat_params
+from jaxatoms.training.checkpoint_files import (
+    ARRAYS,
+    MARKER,
+    META,
+    POINTERS,
+    file_digest,
+    find_damage,
+    one_line,
+    read_meta,
+    read_pointer,
+    resolve_checkpoint,
+    step_dirs,
+)
 from jaxatoms.types import InputError
 
-MARKER = "complete.json"
-META = "meta.json"
-ARRAYS = "arrays"
-POINTERS = ("best", "last")
-_STEP_NAME = re.compile(r"step_(\d{8,})")
 _ECHO = 1.0  # s in which the threads of a failed write have reported
 _LOGGER = logging.getLogger(__name__)
 
@@ -137,7 +145,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps that have a directory here, ascending; damaged ones included."""
-        return sorted(_step_dirs(self.directory))
+        return sorted(step_dirs(self.directory))
 
     def restore_latest(self, abstract_tree: Any = None) -> tuple[Any, dict] | None:
         """Restores the newest complete checkpoint; passes over damaged ones and says so through `notify`.
@@ -153,7 +161,7 @@ class CheckpointStore:
         """
         self.wait()
         _put_back_replaced(self.directory)
-        found = _step_dirs(self.directory)
+        found = step_dirs(self.directory)
         problems = []
         for step in sorted(found, reverse=True):
             problem = find_damage(found[step])
@@ -168,13 +176,6 @@ class CheckpointStore:
             )
         return None
 
-    @staticmethod
-    def restore(
-        path: str | Path, abstract_tree: Any = None, only: Collection[str] | None = None
-    ) -> tuple[Any, dict]:
-        """See the module's `restore`."""
-        return restore(path, abstract_tree, only)
-
     def _write(self, target: Path, flat: dict[str, np.ndarray], meta_text: str, kind: str) -> None:
         """Builds the step directory, moves it into place, then the pointers, then removes old steps."""
         try:
@@ -184,7 +185,7 @@ class CheckpointStore:
             _put_in_place(_build(target, flat, meta_text), target)
             _set_aside_later(self.directory, target)
             for name in ("last", "best") if kind == "best" else ("last",):
-                _write_text(self.directory / name, target.name + "\n")
+                write_text(self.directory / name, target.name + "\n")
             self._prune()
         except (OSError, ValueError) as error:
             _clear_drafts(self.directory)
@@ -195,9 +196,9 @@ class CheckpointStore:
             ) from error
 
     def _prune(self) -> None:
-        found = _step_dirs(self.directory)
+        found = step_dirs(self.directory)
         kept: set[str | None] = {found[step].name for step in sorted(found)[-self._keep :]}
-        kept |= {_read_pointer(self.directory / name) for name in POINTERS}
+        kept |= {read_pointer(self.directory / name) for name in POINTERS}
         for path in found.values():
             if path.name not in kept:
                 _remove(path)
@@ -233,79 +234,6 @@ def restore(
             f"checkpoint {directory} is damaged: {problem}; use another step directory beside it"
         )
     return _read(directory, abstract_tree, only)
-
-
-def read_meta(path: str | Path) -> dict[str, Any]:
-    """The JSON record alone, e.g. to build the model whose abstract tree `restore` needs.
-
-    Raises:
-      InputError: no such checkpoint, or its record is unreadable.
-    """
-    directory = resolve_checkpoint(path)
-    try:
-        return json.loads((directory / META).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {directory} is damaged: {META}: {_one_line(error)}") from error
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """The step directory meant by a step directory, `best`/`last`, a `checkpoints` or a run directory.
-
-    The last two mean `best` (on validation), or `last` where no best was saved, or else the newest step; `RUN@last`
-    and `RUN@best` name one of them.
-
-    Raises:
-      InputError: nothing there, or a pointer names a directory that is gone.
-
-    Example:
-      >>> resolve_checkpoint("runs/ani1x@last")
-    """
-    path = Path(path)
-    run, _, pointer = str(path).rpartition("@")
-    if pointer in POINTERS and not path.exists():
-        return _named(Path(run), pointer)
-    if path.is_file() and path.name in POINTERS:
-        target = path.parent / (_read_pointer(path) or "?")
-        if not target.is_dir():
-            raise InputError(f"{path} names {target.name}, which is not there; give a step directory")
-        return target
-    if path.is_dir() and ((path / META).exists() or (path / MARKER).exists() or _STEP_NAME.search(path.name)):
-        return path
-    for folder in (path / "checkpoints", path):
-        for name in POINTERS:
-            if (folder / name).is_file():
-                return resolve_checkpoint(folder / name)
-        found = _step_dirs(folder)
-        if found:
-            return found[max(found)]
-    raise InputError(f"no checkpoint at {path}; give a run directory, RUN@last or a step directory")
-
-
-def _named(run: Path, pointer: str) -> Path:
-    for folder in (run / "checkpoints", run):
-        if (folder / pointer).is_file():
-            return resolve_checkpoint(folder / pointer)
-    raise InputError(f"{run} has no checkpoint named {pointer!r}; give a run directory or a step directory")
-
-
-def find_damage(directory: Path) -> str | None:
-    """What is wrong with a step directory (missing, short or altered files), or None if it is whole."""
-    try:
-        listing = json.loads((directory / MARKER).read_text())["files"]
-    except FileNotFoundError:
-        return f"incomplete, it has no {MARKER}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MARKER} is unreadable: {_one_line(error)}"
-    for name, (size, digest) in listing.items():
-        file = directory / name
-        try:
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes, expected {size}"
-            if _digest(file) != digest:
-                return f"the content of {name} has changed"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-    return None
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -431,7 +359,7 @@ def _read_checked(directory: Path, table: dict[str, list], paths: Iterable[str])
     try:
         return _read_arrays(directory, table, paths)
     except Exception as error:  # orbax and tensorstore raise many types; the user needs the place
-        raise InputError(f"checkpoint {directory} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"checkpoint {directory} cannot be read: {one_line(error)}") from error
 
 
 def _check_fit(directory: Path, table: dict[str, list], target: dict[str, Any]) -> None:
@@ -481,17 +409,17 @@ def _build(target: Path, flat: dict[str, np.ndarray], meta_text: str) -> Path:
     draft = target.with_name(f".{target.name}.tmp")
     draft.mkdir()
     _write_arrays(draft / ARRAYS, flat)
-    _write_text(draft / META, meta_text)
+    write_text(draft / META, meta_text)
     files = sorted(path for path in draft.rglob("*") if path.is_file())
     for path in files:
-        _sync(path)
+        sync(path)
     marker = {
-        "files": {str(path.relative_to(draft)): [path.stat().st_size, _digest(path)] for path in files},
+        "files": {str(path.relative_to(draft)): [path.stat().st_size, file_digest(path)] for path in files},
         "arrays": {path: [array.dtype.name, list(array.shape)] for path, array in flat.items()},
     }
-    _write_text(draft / MARKER, json.dumps(marker, indent=1))
+    write_text(draft / MARKER, json.dumps(marker, indent=1))
     for path in [*(path for path in draft.rglob("*") if path.is_dir()), draft]:
-        _sync(path)
+        sync(path)
     return draft
 
 
@@ -501,7 +429,7 @@ def _put_in_place(draft: Path, target: Path) -> None:
     if target.exists():
         target.rename(replaced)
     draft.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -531,16 +459,16 @@ def _clear_leftovers(directory: Path) -> None:
 
 def _set_aside_later(directory: Path, target: Path) -> None:
     """Renames steps after `target` to superseded_step_...; a pointer to one follows it."""
-    found = _step_dirs(directory)
+    found = step_dirs(directory)
     current = int(target.name.removeprefix("step_"))
     for step in sorted(step for step in found if step > current):
         aside = directory / f"superseded_{found[step].name}"
         if aside.exists():
             shutil.rmtree(aside)
-        was_best = _read_pointer(directory / "best") == found[step].name
+        was_best = read_pointer(directory / "best") == found[step].name
         found[step].rename(aside)
         if was_best:
-            _write_text(directory / "best", aside.name + "\n")
+            write_text(directory / "best", aside.name + "\n")
 
 
 def _remove(path: Path) -> None:
@@ -548,43 +476,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.tmp")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _step_dirs(directory: Path) -> dict[int, Path]:
-    """{step: directory} of everything named like a checkpoint."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        matches = ((_STEP_NAME.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir())
-        return {int(match[1]): path for match, path in matches if match}
-    return {}
-
-
-def _read_pointer(path: Path) -> str | None:
-    try:
-        return path.read_text().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text)
-    _sync(draft)
-    draft.replace(path)
-
-
-def _sync(path: Path) -> None:
-    """Asks the disk to keep a file or directory through a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode_meta(meta: Mapping[str, Any]) -> str:
@@ -616,8 +507,4 @@ def _plain(value: Any) -> Any:
 def _reason(error: Exception) -> str:
     """What the system said, also where orbax wraps it in a page of its own."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return os.strerror(int(number[1])) if number else getattr(error, "strerror", None) or one_line(error)

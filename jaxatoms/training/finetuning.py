@@ -1,39 +1,14 @@
-"""Losses, errors and rates of fine-tuning. Source: docs/reference/finetuning.md, Heads and losses, Optimisation."""
+"""Optimiser and learning rates of fine-tuning. Source: docs/reference/finetuning.md, Optimisation."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.training.flat import per_parameter
-from jaxatoms.training.losses import FORCE_EPS
 from jaxatoms.training.optim import divide_by
-
-
-def force_loss(forces: jax.Array, batch: GraphBatch, coefficient: float) -> jax.Array:
-    """coefficient x the mean over labelled atoms of ||F - F_ref + 1e-6||; `forces` [n_node, 3] normalised."""
-    # Mask before the norm: a missing label must not reach the square root.
-    difference = jnp.where(batch.force_mask[:, None], forces - batch.forces + FORCE_EPS, 1.0)
-    norms = jnp.where(batch.force_mask, jnp.sqrt(jnp.sum(difference**2, axis=-1)), 0)
-    return coefficient * jnp.sum(norms) / jnp.maximum(jnp.sum(batch.force_mask), 1)
-
-
-def scalar_loss(values: jax.Array, batch: GraphBatch) -> jax.Array:
-    """Mean absolute error of `values` [n_graph], normalised."""
-    error = jnp.where(batch.energy_mask, jnp.abs(values - batch.energy), 0)
-    return jnp.sum(error) / jnp.maximum(jnp.sum(batch.energy_mask), 1)
-
-
-def class_loss(logits: jax.Array, batch: GraphBatch, weights: tuple[float, ...]) -> jax.Array:
-    """Weighted cross entropy of `logits` [n_graph, n_class], summed over the batch; classes lie in `batch.energy`."""
-    label = jax.nn.one_hot(batch.energy.astype(jnp.int32), logits.shape[-1])
-    per_graph = -jnp.sum(label * jax.nn.log_softmax(logits) * jnp.asarray(weights), axis=-1)
-    return jnp.sum(jnp.where(batch.energy_mask, per_graph, 0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,23 +91,3 @@ class Plateau(NamedTuple):
         if self.bad_epochs + 1 > patience:
             return Plateau(self.factor * decay, self.best, 0)
         return Plateau(self.factor, self.best, self.bad_epochs + 1)
-
-
-def error_sums(out: Any, batch: GraphBatch) -> Mapping[str, jax.Array]:
-    """Sums over a batch of the errors of a `ModelOutput`, in normalised units: free atoms only for forces."""
-    sums = {}
-    if out.forces is not None:
-        mask = (batch.force_mask & batch.free)[:, None]
-        sums["force_error"] = jnp.sum(jnp.where(mask, jnp.abs(out.forces - batch.forces), 0))
-        sums["force_count"] = 3 * jnp.sum(mask)
-    if out.energy is not None:
-        mask = batch.energy_mask
-        if out.energy.ndim == 1:
-            difference = jnp.where(mask, out.energy - batch.energy, 0)
-            sums["scalar_error"] = jnp.sum(jnp.abs(difference))
-        else:
-            right = jnp.argmax(out.energy, axis=-1) == batch.energy.astype(jnp.int32)
-            label = jax.nn.one_hot(batch.energy.astype(jnp.int32), out.energy.shape[-1]) * mask[:, None]
-            sums["class_right"], sums["class_count"] = jnp.sum(label * right[:, None], axis=0), jnp.sum(label, axis=0)
-        sums["scalar_count"] = jnp.sum(mask)
-    return sums

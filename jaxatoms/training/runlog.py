@@ -13,13 +13,14 @@ imported: hand over floats, which is also where a caller should think about wait
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from jaxatoms.io import replacing, write_json
+from jaxatoms.plots import drawing
 from jaxatoms.types import InputError
 
 _now = time.monotonic
@@ -76,9 +77,7 @@ class RunLog:
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replaces summary.json in one step and returns its path."""
         path = self.run_dir / "summary.json"
-        draft = path.with_name(".summary.json.tmp")
-        draft.write_text(json.dumps(_finite(summary), indent=1) + "\n")
-        os.replace(draft, path)
+        write_json(path, _finite(summary))
         return path
 
     def write_curves(self) -> Path:
@@ -114,20 +113,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def draw_curves(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """Draws loss, validation force and energy MAE and the learning rate against the step; returns `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    records = list(records)
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, want) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for (split, name), (steps, values) in sorted(_series(records, want).items()):
-            axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
-        _finish_panel(axes, title)
-    path = Path(path)
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=120, format="png")
-    os.replace(draft, path)
+    records, path = list(records), Path(path)
+    with drawing(path, len(_PANELS), panel=(4.5, 3.25), columns=2) as (_, panels):
+        for axes, (title, want) in zip(panels, _PANELS.items(), strict=True):
+            for (split, name), (steps, values) in sorted(_series(records, want).items()):
+                axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
+            _finish_panel(axes, title)
     return path
 
 
@@ -153,12 +144,10 @@ def _truncate(path: Path, resume_step: int | None) -> None:
         raise InputError(
             f"{path} has records of an earlier run; resume that run or choose another run directory"
         )
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w") as file:
+    with replacing(path) as draft, draft.open("w") as file:
         for record in _records(path):
             if resume_step > 0 and record["step"] <= resume_step:
                 file.write(json.dumps(record) + "\n")
-    os.replace(draft, path)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxatoms.training.losses import LabelCounts, LossScales, error_sums, label_counts, pretraining_loss
+from jaxatoms.training.losses.errors import error_sums
+from jaxatoms.training.losses.terms import Terms, combined, label_counts, label_sums
 from jaxatoms.training.parallel import global_gradient, global_sums, replicated
 
 ApplyFn = Callable[..., Any]  # (params, constants, batch, edge_dropout) -> ModelOutput
@@ -31,18 +32,17 @@ def init_state(params, optimizer: optax.GradientTransformation) -> TrainState:
 def make_train_step(
     apply: ApplyFn,
     optimizer,
-    scales: LossScales,
+    terms: Terms,
     *,
     ema_decay: float,
-    edge_dropout: float,
+    edge_dropout: float = 0.0,
     dropout_seed: int | None = None,
-    free_only: bool = False,
     mesh=None,
     shardings=None,
     accumulate: int = 1,
     steps_per_call: int = 1,
 ):
-    """`make_update` with the pretraining loss: train_step(state, constants, batch) -> (state, metrics).
+    """`make_update` with a loss of terms: train_step(state, constants, batch, **extra) -> (state, metrics).
 
     Args:
       dropout_seed: for models with dropout: `apply` is given a key that follows from it and the step.
@@ -52,7 +52,7 @@ def make_train_step(
         # The key depends on the step alone, so that a resumed run draws the same numbers.
         random = {} if dropout_seed is None else {"key": jax.random.fold_in(jax.random.key(dropout_seed), step)}
         out = apply(params, constants, batch, edge_dropout, **random)
-        return pretraining_loss(out.energy, out.forces, batch, scales, counts, free_only)
+        return combined(terms, out, batch, counts)
 
     return make_update(
         loss_fn,
@@ -60,7 +60,7 @@ def make_train_step(
         ema_decay=ema_decay,
         mesh=mesh,
         shardings=shardings,
-        count_fn=lambda batch: label_counts(batch, free_only),
+        count_fn=lambda batch: label_counts(terms, batch),
         accumulate=accumulate,
         steps_per_call=steps_per_call,
     )
@@ -119,23 +119,11 @@ def make_update(
     return jax.jit(call, donate_argnums=0, out_shardings=(kept, replicated(mesh)))
 
 
-def make_eval_step(apply: ApplyFn, scales: LossScales, mesh=None, free_only: bool = False):
-    """eval_step(params, constants, batch) -> sums from which loss (`mean_loss`) and MAEs of a whole set follow."""
-    n_task = len(scales.energy)
+def make_eval_step(apply: ApplyFn, terms: Terms, n_task: int = 1, mesh=None, n_class: int = 0):
+    """eval_step(params, constants, batch) -> sums from which loss (`terms.mean_loss`) and MAEs of a set follow."""
 
     def eval_step(params, constants, batch):
         out = apply(params, constants, batch, 0.0)
-        # With counts of 1 the terms are sums: batches differ in how many of their structures are labelled.
-        one = LabelCounts(jnp.ones(()), jnp.ones(()))
-        _, terms = pretraining_loss(out.energy, out.forces, batch, scales, one, free_only)
-        counts = label_counts(batch, free_only)
-        terms |= {"energy_labels": counts.energy, "force_labels": counts.forces}
-        return terms | error_sums(out.energy, out.forces, batch, n_task)
+        return label_sums(terms, out, batch) | error_sums(out, batch, n_task, n_class)
 
     return jax.jit(global_sums(eval_step, mesh))
-
-
-def mean_loss(sums) -> float:
-    """The loss of a whole set from the sums of `make_eval_step`: each term is the mean over its labelled structures."""
-    terms = ((sums[f"{name}_loss"], sums[f"{name}_labels"]) for name in ("energy", "force"))
-    return float(sum(total / max(count, 1) for total, count in terms))

@@ -9,7 +9,7 @@ from benchmarks import train_throughput
 from benchmarks.train_throughput import direct_model, gradient_model, load_structures, make_workload
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -18,7 +18,7 @@ from jaxatoms.training.step import init_state, make_train_step
 def test_a_training_step_of_the_benchmark_traces(make_model):
     model, work = make_model(GemNetOCConfig(**NANO), Precision()), make_workload(load_structures("aspirin4", 1))
     optimizer, scales = make_optimizer(OptimConfig(), 100), LossScales(jnp.ones(1), jnp.ones(1))
-    step = make_train_step(model.apply, optimizer, scales, ema_decay=0.9, edge_dropout=0.0)
+    step = make_train_step(model.apply, optimizer, pretraining_terms(scales), ema_decay=0.9, edge_dropout=0.0)
     _, metrics = jax.eval_shape(step, init_state(model.params, optimizer), model.constants, work.batch)
     assert metrics["loss"].shape == ()
 

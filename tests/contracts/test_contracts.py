@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import golden
+from fixtures.losses import pretraining_loss
 from fixtures.structures import BUDGET, GALLERY, LINEAR, ROOMY, concatenate, graphs_of, pad
 from flax import nnx
 from twins.gemnet_oc_enumerated import forward, heads
 
-from jaxatoms.training.losses import LossScales, pretraining_loss
+from jaxatoms.training.losses.pretraining import LossScales
 
 MODELS = {"direct": "tiny", "gradient": "tiny_gradient"}
 TOLERANCE = 1e-10  # float64, relative to the largest value

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import budget_of
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxatoms.data import loader
-from jaxatoms.data.corpus import Corpus, Samples, Task, draw_over_tasks, samples_of
+from jaxatoms.data.corpus import Corpus, Samples, UpstreamTask, draw_over_tasks, samples_of
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import write_store
 from jaxatoms.types import InputError, System
@@ -38,8 +38,8 @@ def corpus(tmp_path):
     second = _reference({1: -1.0, 6: -5.0, 8: -9.0})
     return Corpus(
         (
-            Task("one", one, first, Normalization(2.0, 0.5), cutoff=8.0),
-            Task("two", two, second, Normalization(4.0, 3.0), cutoff=2.0, max_neighbors=15),
+            UpstreamTask("one", one, first, Normalization(2.0, 0.5), cutoff=8.0),
+            UpstreamTask("two", two, second, Normalization(4.0, 3.0), cutoff=2.0, max_neighbors=15),
         )
     )
 
@@ -95,7 +95,7 @@ def test_edge_dropout_follows_the_generator(corpus):
 def test_an_element_without_reference_names_the_record(corpus, tmp_path):
     odd = System(np.array([8, 1, 1, 79], np.uint8), np.eye(4, 3), energy=-1.0)
     store = write_store(iter([odd]), tmp_path / "odd", {})
-    task = Task("odd", store, corpus.tasks[0].reference, Normalization(1.0, 1.0), cutoff=8.0)
+    task = UpstreamTask("odd", store, corpus.tasks[0].reference, Normalization(1.0, 1.0), cutoff=8.0)
     with pytest.raises(InputError, match="odd: structure 0: element Au"):
         Corpus((task,)).build(samples_of(0, np.array([0])))
 
@@ -127,7 +127,7 @@ def test_a_cell_that_reaches_too_far_is_found_before_the_first_step(tmp_path):
 
     store = write_store(systems(), tmp_path / "flat", {"path": "made.xyz"})
     everything = LinearReference(np.zeros(121), np.ones(121, bool))
-    corpus = Corpus((Task("flat", store, everything, Normalization(1.0, 1.0), cutoff=6.0),))
+    corpus = Corpus((UpstreamTask("flat", store, everything, Normalization(1.0, 1.0), cutoff=6.0),))
     assert loader.largest_structure(corpus, samples_of(0, np.arange(31))) == 4
     with pytest.raises(InputError, match="made.xyz: structure 31: neighbours within 6 A lie .* cells away"):
         loader.largest_structure(corpus, samples_of(0, np.arange(40)))

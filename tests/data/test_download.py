@@ -12,7 +12,7 @@ from fixtures import native
 
 from jaxatoms.data import download
 from jaxatoms.data.registry import DATASETS
-from jaxatoms.data.remote import RemoteFile, remote
+from jaxatoms.data.remote import RemoteFile
 from jaxatoms.types import InputError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -171,6 +171,5 @@ def test_an_archive_cannot_write_outside(tmp_path):
 def test_every_data_set_of_the_paper_has_an_address():
     for name, spec in DATASETS.items():
         if spec.family not in ("file", "demo"):
-            assert all(file.urls and file.size for file in remote(name).parts.values())
-    with pytest.raises(InputError, match="not downloaded"):
-        remote("demo:organic")
+            assert all(file.urls and file.size for file in spec.remote.parts.values()), name
+    assert DATASETS["demo:organic"].remote is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures import native
 
-from experiments import mixture, tasks
+from jaxatoms.data import mixture, tasks
 from jaxatoms.data.joined import JoinedStore, open_upstream
 from jaxatoms.data.store import open_dataset
 from jaxatoms.data.task_split import task_split

@@ -5,9 +5,9 @@ import ase.io
 import numpy as np
 import pytest
 
-from experiments.tasks import prepare_task
 from jaxatoms.data.labels import label_hint, missing_labels
 from jaxatoms.data.store import open_dataset
+from jaxatoms.data.tasks import prepare_task
 from jaxatoms.types import InputError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import BudgetOverflow, collate
 from jaxatoms.types import InputError
 

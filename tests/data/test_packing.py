@@ -8,8 +8,8 @@ import ase.build
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import BudgetOverflow
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS, neighbor_limits
 from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import budget_of, collate, empty_structures
 from jaxatoms.types import InputError
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from jaxatoms.data.downstream_corpus import open_downstream
+from jaxatoms.data.downstream_task import open_downstream
 from jaxatoms.data.registry import DATASETS
 from jaxatoms.data.splits import Split, downstream_split, make_split
 from jaxatoms.data.store import open_dataset, write_store

@@ -12,11 +12,11 @@ from fixtures.native_downstream import write_qm9
 from fixtures.torch_models import TINY_EQUIFORMER
 
 from experiments import extract, predict, pretrain
-from experiments.extraction import load_extracted, opened
-from experiments.extractors import load_extractor
 from jaxatoms.data import task_split
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.features.extraction import load_extracted, opened
+from jaxatoms.features.extractors import load_extractor
 from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
 from jaxatoms.models.registry import model_record
@@ -71,7 +71,7 @@ def test_qm9_is_extracted_with_the_graph_of_the_paper(tmp_path, monkeypatch, arc
     name, cache = f"qm9:U_0@{file}", str(tmp_path / "cache")
     spec, store = open_dataset(name, None, cache)
     rules = architecture.finetuning.extraction_graphs
-    graph = opened(name, spec, store, architecture.graphs, rules, None, cache)[0].facts.graph
+    graph = opened(name, spec, store, architecture.graphs, rules, None, cache)[0].tasks[0].graph
     assert (graph.cutoff, graph.max_neighbors) == expected
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from fixtures import checkpoints
 
-from experiments import cli, evaluate, finetune, predict
-from experiments.recipes import find_recipe
+from experiments import evaluate, finetune, predict
 from jaxatoms.ase import JaxAtomsCalculator
 from jaxatoms.data.downstream import downstream
 from jaxatoms.models.common.output import HeadSpec
@@ -18,6 +17,10 @@ from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.equiformer_v2.config import TINY
 from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
 from jaxatoms.models.registry import build_finetuned
+from jaxatoms.runs import finetuning
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.recipes import find_recipe
+from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.types import InputError
 
@@ -74,8 +77,8 @@ def test_the_loss_falls_and_the_test_split_is_reported(kind, request):
 
 @pytest.mark.slow
 def test_the_backbone_is_the_pretrained_one_and_the_head_is_new(pretrained):
-    config = finetune.FinetuneConfig(downstream="demo:gap", init=str(pretrained), quiet=True, max_neighbors=8)
-    setup = finetune.prepare(config, None)
+    config = FinetuneConfig(downstream="demo:gap", init=str(pretrained), quiet=True, max_neighbors=8)
+    setup = finetuning.prepare(config, None)
     source = restore(pretrained / "checkpoints" / "best", None, only=("ema",))[0]
     table = setup.model.params["backbone"]["sphere_embedding"]["kernel"]
     np.testing.assert_array_equal(table[...], source["ema/backbone/sphere_embedding/kernel/value"])

@@ -11,7 +11,7 @@ import pytest
 from fixtures import equiformer
 from fixtures.structures import GALLERY, concatenate
 
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.models.equiformer_v2.config import M31, TINY, EquiformerV2Config
 from jaxatoms.models.equiformer_v2.irreps import node_irreps, to_irreps_array
 
@@ -30,7 +30,7 @@ def batch_of(turn: np.ndarray):
     """Two structures turned as a whole, in float64."""
     turned = [GALLERY[name]._replace(positions=GALLERY[name].positions @ turn.T) for name in NAMES]
     systems = concatenate([s if s.cell is None else s._replace(cell=s.cell @ turn.T) for s in turned])
-    edges = build_nearest_graphs(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
+    edges = NEAREST_GRAPH.build(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
                                  np.full(2, 5.0), np.full(2, 12)).main  # fmt: skip
     return equiformer.padded(systems, edges, np.float64, 0.3)
 

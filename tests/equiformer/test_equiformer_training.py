@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import loader, packing
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.equiformer_v2.config import TINY
 from jaxatoms.models.registry import make_model, split_model
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
@@ -32,7 +32,7 @@ def batches(tmp_path_factory):
 def make_step(model, optimizer, dropout_seed):
     scales = LossScales(jax.numpy.ones(1), jax.numpy.full(1, 10.0))
     return make_train_step(
-        model.apply, optimizer, scales, ema_decay=0.9, edge_dropout=0.1, dropout_seed=dropout_seed
+        model.apply, optimizer, pretraining_terms(scales), ema_decay=0.9, edge_dropout=0.1, dropout_seed=dropout_seed
     )
 
 

@@ -4,10 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from experiments.finetune import FinetuneConfig
-from experiments.pretrain import PretrainConfig
 from jaxatoms.models.gemnet_oc.config import PRESETS
 from jaxatoms.models.registry import model_record
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.pretrain_config import PretrainConfig
 
 PROVENANCE = {
     "version": "0.1.0", "commit": "0123456789abcdef", "dirty": False, "device": {"kind": "cpu"},

@@ -12,16 +12,19 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from fixtures import extractors
 
-from experiments import csi, csi_report, extract, extraction, pretrain, select, tasks
-from experiments.extraction import load_extracted
+from experiments import csi, extract, pretrain, select
+from experiments.report import csi_report
 from jaxatoms.csi.aggregation import aggregate
 from jaxatoms.csi.distances import registry
 from jaxatoms.csi.distances.distance import Distance
 from jaxatoms.csi.distances.registry import DISTANCES
 from jaxatoms.csi.features import load_features
 from jaxatoms.csi.score import csi_matrix, feature_moments
+from jaxatoms.data import tasks
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
+from jaxatoms.features import extraction
+from jaxatoms.features.extraction import load_extracted
 
 FAST = ["--batch-edges", "1024", "--quiet"]
 
@@ -243,7 +246,7 @@ def test_the_value_of_a_distance_is_that_of_the_library(small, plain, name, how,
     record, said = json.loads((plain / "out" / "csi.json").read_text()), capsys.readouterr().out
     assert record["distance"] == record["config"]["distance"] == name
     assert record["estimate"] == record["config"]["estimate"] == distance.default_estimate
-    columns = csi_report.columns(distance.title)
+    columns = distance.columns
     for row in record["rows"]:
         expected = _value(distance, f"{row['Upstream']}.npz", "task.npz", how)
         assert row[columns["plain"][0]] == pytest.approx(expected, rel=1e-6)

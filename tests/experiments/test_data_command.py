@@ -1,5 +1,6 @@
 """`python -m experiments.data`: a data set from a local server to a checked store, and every refusal in one line."""
 
+import dataclasses
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from ase.constraints import FixCartesian
 from fixtures import native
 
 from experiments import data
-from jaxatoms.data import remote
+from jaxatoms.data import registry
 from jaxatoms.data.remote import Remote, RemoteFile
 
 ASPIRIN = [6] * 9 + [8] * 4 + [1] * 8
@@ -61,7 +62,8 @@ def test_from_a_server_to_a_checked_store(tmp_path, monkeypatch, capsys, options
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/rmd17_aspirin.npz"
         file = RemoteFile("rmd17_aspirin.npz", (url,), 1000)
-        monkeypatch.setitem(remote._REMOTES, "rmd17", Remote({"": file}, "CC0"))
+        spec = dataclasses.replace(registry.DATASETS["rmd17:aspirin"], remote=Remote({"": file}, "CC0"))
+        monkeypatch.setitem(registry.DATASETS, "rmd17:aspirin", spec)
         assert data.main(["download", "rmd17:aspirin", *options]) == 0
         server.shutdown()
     assert "hash recorded on first use" in capsys.readouterr().out

@@ -8,8 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, finetune, finetune_model, predict
-from jaxatoms.training.checkpoint import read_meta, restore
+from experiments import evaluate, finetune, predict
+from jaxatoms.runs import finetuning, start
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.tools import cli
+from jaxatoms.training.checkpoint import restore
+from jaxatoms.training.checkpoint_files import read_meta
 
 FAST = ["--max-steps", "4", "--batch-size", "4", "--batch-shapes", "1", "--val-samples", "8", "--test-samples", "12",
         "--budget", "small", "--lr", "1e-3", "--quiet"]  # fmt: skip
@@ -68,7 +72,7 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
     name = "backbone/bases/mlp_rbf_aint/kernel/value"
     base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
     for mode, source in (("ema", averaged), ("reference", raw)):
-        params = finetune.prepare(finetune.FinetuneConfig(init_mode=mode, **base), None).model.params
+        params = finetuning.prepare(FinetuneConfig(init_mode=mode, **base), None).model.params
         flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in jax.tree.leaves_with_path(params)}
         np.testing.assert_array_equal(flat[name], source[f"{'ema' if mode == 'ema' else 'params'}/{name}"])
         own, theirs = (n + "kernel/value" for n in ("embedding/", "embedding/atom_embedding/"))
@@ -77,12 +81,12 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
 
 
 def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):
-    best, last = (finetune_model.find_init(f"{nano_run}{word}") for word in ("", "@last"))
+    best, last = (start.find_init(f"{nano_run}{word}") for word in ("", "@last"))
     assert best.origin["named"][0] == "best" and last.origin["step"] == 8 and "last" in last.origin["named"]
     assert best.origin["weights"] and len(best.origin["weights"]) == 16
-    words = finetune_model.describe_origin(last.origin)
+    words = start.describe_origin(last.origin)
     assert "@last: step 8 of 8 (" in words and "80 of 80 samples" in words
-    assert finetune_model.find_init("scratch").origin == {"upstream": "scratch"}
+    assert start.find_init("scratch").origin == {"upstream": "scratch"}
 
 
 def test_scale_factors_stay_with_their_weights_unless_they_are_refitted(nano_run):
@@ -90,7 +94,7 @@ def test_scale_factors_stay_with_their_weights_unless_they_are_refitted(nano_run
     base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
     changed = {}
     for refit in (False, True):
-        model = finetune.prepare(finetune.FinetuneConfig(refit_scales=refit, **base), None).model
+        model = finetuning.prepare(FinetuneConfig(refit_scales=refit, **base), None).model
         flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v
                 for k, v in jax.tree.leaves_with_path(model.constants)}  # fmt: skip
         factors = [name for name in flat if "scale_factor" in name]

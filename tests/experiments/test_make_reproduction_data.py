@@ -10,10 +10,10 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from experiments import make_reproduction_data as made
 from jaxatoms.data.readers import ani1x, ase_file, transition1x
 from jaxatoms.data.readers.checks import FREE_ATOM_ENERGY
 from jaxatoms.units import HARTREE, KCAL_PER_MOL
+from scripts import make_reproduction_data as made
 
 ANI = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
 TRANSITION1X = ("positions", "wB97x_6-31G(d).energy", "wB97x_6-31G(d).forces")

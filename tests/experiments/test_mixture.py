@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fixtures.nano import NANO
 
-from experiments import mixture, pretrain, tasks
+from experiments import pretrain
+from jaxatoms.data import mixture, tasks
 from jaxatoms.types import InputError
 
 OPTIONS = {"val_samples": 40, "save_to": None, "data_root": None}

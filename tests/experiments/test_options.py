@@ -15,11 +15,13 @@ from fixtures.nano import NANO
 from flax import nnx
 
 from experiments import csi, extract, predict, select
-from experiments.difficulty import Losses, save_losses
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
-from jaxatoms.inference import LoadedModel
-from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.data.task_record import TaskRecord
+from jaxatoms.features.difficulty import Losses, save_losses
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
+from jaxatoms.inference.model import LoadedModel
+from jaxatoms.models.common.output import HeadSpec, ModelOutput
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 
 A, R = "applied", "refused"
@@ -246,14 +248,15 @@ def test_select(kind, name, select_inputs, calls, folder, capsys):
 class Toy(nnx.Module):
     """Heads without a network: energies that count atoms."""
 
+    gradient_forces = False
+
     def __init__(self, scale: float, n_head: int):
         self.scale, self.n_head = nnx.Param(np.float32(scale)), n_head
 
-    def features(self, batch):
-        rows = self.scale[...] * batch.positions[:, :1] * np.ones((1, NANO["emb_size_atom"]), np.float32)
-        return Node(rows)
+    def node_features(self, batch):
+        return self.scale[...] * batch.positions[:, :1] * np.ones((1, NANO["emb_size_atom"]), np.float32)
 
-    def __call__(self, batch):
+    def __call__(self, batch, *, edge_dropout=0.0, key=None):
         energy = self.scale[...] * (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
         if not self.n_head:
             return ModelOutput(energy, None)
@@ -261,17 +264,12 @@ class Toy(nnx.Module):
         return ModelOutput(energy[:, None] * heads, batch.positions[..., None] * heads)
 
 
-class Node:
-    def __init__(self, node):
-        self.node = node
-
-
 def _toy(kind):
     record = {"energy_std": 1.0, "force_std": 1.0, "cutoff": 5.0, "max_neighbors": 30, "property": "gap",
               "reference": {str(z): 0.0 for z in range(1, 20)}}  # fmt: skip
     names = {"heads": ("one", "two"), "scalar": ("tuned",)}[kind]
-    meta = {"tasks": [record | {"name": name} for name in names], "head": {"kind": "scalar"}}
-    meta = meta if kind == "scalar" else {"tasks": meta["tasks"]}
+    tasks = tuple(TaskRecord.from_json(record | {"name": name}, "here") for name in names)
+    meta = CheckpointMeta(model={}, tasks=tasks, head=HeadSpec(kind="scalar") if kind == "scalar" else None)
     return lambda path, raw_weights: LoadedModel(
         Toy(2.0 if raw_weights else 1.0, len(names) if kind == "heads" else 0), GemNetOCConfig(**NANO), meta, path
     )

@@ -9,8 +9,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import evaluate, finetune, predict, pretrain
-from jaxatoms.data.downstream_corpus import open_downstream
-from jaxatoms.training.checkpoint import read_meta, resolve_checkpoint
+from jaxatoms.data.downstream_task import open_downstream
+from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.runs.pretraining import prepare_data
+from jaxatoms.training.checkpoint_files import read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 
 FREE = {"C": -1030.0, "H": -13.6}
@@ -70,18 +72,18 @@ def test_data_that_changed_under_a_run_are_refused_and_both_fingerprints_named(o
 def test_pretraining_takes_its_own_split_and_references_again(tmp_path):
     file = tmp_path / "own.extxyz"
     ase.io.write(file, list(_frames(60)))
-    config = pretrain.PretrainConfig(upstream=f"file:{file}", n="all", cache_dir=str(tmp_path / "cache"))
-    (first,) = pretrain.prepare_data(config, tmp_path / "run", resumed=False)
+    config = PretrainConfig(upstream=f"file:{file}", n="all", cache_dir=str(tmp_path / "cache"))
+    (first,) = prepare_data(config, tmp_path / "run", resumed=False)
     constants = tmp_path / "run" / "data" / "constants.json"
     constants.write_text(json.dumps({"energy_std": 7.0, "force_std": 3.0}))
-    (again,) = pretrain.prepare_data(config, tmp_path / "run", resumed=True)
+    (again,) = prepare_data(config, tmp_path / "run", resumed=True)
     for name in ("train", "val", "test"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert again.task.normalization.energy_std == 7.0
     np.testing.assert_array_equal(first.task.reference.coeff, again.task.reference.coeff)
     ase.io.write(file, list(_frames(100)))
     with pytest.raises(InputError, match="belongs to data with fingerprint"):
-        pretrain.prepare_data(config, tmp_path / "run", resumed=True)
+        prepare_data(config, tmp_path / "run", resumed=True)
 
 
 @pytest.mark.parametrize("labels", [("energy",), ("forces",)])
@@ -103,10 +105,10 @@ def test_a_target_is_found_by_its_own_name(tmp_path):
     ase.io.write(tmp_path / "a.extxyz", list(_frames(60)))
     name, cache = f"file:{tmp_path / 'a.extxyz'}", {"cache_dir": str(tmp_path / "cache")}
     for target, column, unit in (("gap", "target_gap", ""), ("energy", "energy", "eV")):
-        corpus, split = open_downstream(name, target=target, **cache)
-        assert corpus.facts.column == column and corpus.facts.unit == unit and np.isfinite(corpus.std)
-    assert corpus.facts.references[6] == pytest.approx(FREE["C"], abs=30)
-    values = corpus.store.energy[split.train] - corpus.facts.reference(*_atoms(corpus.store, split.train))
+        task, split = open_downstream(name, target=target, **cache)
+        assert task.facts.column == column and task.facts.unit == unit and np.isfinite(task.std)
+    assert task.facts.references[6] == pytest.approx(FREE["C"], abs=30)
+    values = task.store.energy[split.train] - task.facts.reference(*_atoms(task.store, split.train))
     assert np.abs(values).max() < 3
 
 
@@ -119,8 +121,8 @@ def test_forces_come_first_then_energies(tmp_path):
     for labels, column in ((("energy", "forces"), "forces"), (("forces",), "forces"), (("energy",), "energy")):
         file = tmp_path / f"{'-'.join(labels)}.extxyz"
         ase.io.write(file, list(_frames(60, labels)))
-        corpus, _ = open_downstream(f"file:{file}", cache_dir=str(tmp_path / "cache"))
-        assert getattr(corpus.facts, "column", "forces") == column
+        task, _ = open_downstream(f"file:{file}", cache_dir=str(tmp_path / "cache"))
+        assert getattr(task.facts, "column", "forces") == column
 
 
 def test_evaluate_reads_a_pretraining_run_too(nano_run, capsys):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import ase.build
 import ase.db
@@ -13,16 +14,18 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from fixtures import checkpoints
 from fixtures.nano import NANO
 
-from experiments import predict, prediction
-from experiments.drafts import BytesDraft, DatabaseDraft, Journal
-from jaxatoms.compiled import CompiledShapes
+from experiments import predict
 from jaxatoms.csi.features import load_features
 from jaxatoms.data.readers import ase_file
 from jaxatoms.data.readers.structures import system_from_atoms
-from jaxatoms.inference import restore_model
+from jaxatoms.inference import prediction
+from jaxatoms.inference.compiled import CompiledShapes
+from jaxatoms.inference.model import restore_model
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.registry import split_model
+from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Journal
+from jaxatoms.training.checkpoint import CheckpointStore
 from jaxatoms.types import InputError
 
 NAMES = ("CH3OH", "H2O", "C6H6", "N2", "CH3CH2OH", "CO2", "NH3")
@@ -400,3 +403,20 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, full_dis
     again.finish()
     assert (tmp_path / "out.xyz").read_bytes() == b"x" * 50_000 + b"y" * 90_000
     assert [path.name for path in tmp_path.iterdir()] == ["out.xyz"]
+
+
+def test_a_killed_prediction_does_not_go_on_with_other_weights(tmp_path):
+    def save(value):
+        with CheckpointStore(tmp_path / "run" / "checkpoints") as store:
+            store.save(1, {"w": np.full(3, value)}, {"made": value}, "best")
+
+    save(1.0)
+    xyz = tmp_path / "in.extxyz"
+    xyz.write_text("1\n\nH 0 0 0\n")
+    predictor = SimpleNamespace(model=SimpleNamespace(path=str(tmp_path / "run")), record={"name": "only"})
+    config = predict.PredictConfig(checkpoint="run", structures=str(xyz), out=str(tmp_path / "out.extxyz"))
+    predict.open_outputs(config, predictor).commit(1, {"out": b"1"})
+    assert predict.open_outputs(config, predictor).done == 1
+    save(2.0)
+    with pytest.raises(InputError, match="begun with --checkpoint"):
+        predict.open_outputs(config, predictor)

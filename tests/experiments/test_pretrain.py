@@ -15,7 +15,9 @@ import pytest
 from ase import Atoms
 from fixtures.nano import NANO
 
-from experiments import cli, pretrain
+from experiments import pretrain
+from jaxatoms.runs.pretrain_config import RESUMABLE, PretrainConfig
+from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.types import InputError
 
@@ -164,7 +166,7 @@ def test_no_step_saves_the_untrained_network_with_fitted_scale_factors(settings,
     assert factors and all(np.array_equal(untrained[name], trained[name]) for name in factors)
     assert any(not np.array_equal(untrained[name], trained[name]) for name in trained)
     with pytest.raises(InputError, match="--max-steps must be at least 0"):
-        pretrain.PretrainConfig(upstream="demo:organic", max_steps=-1)
+        PretrainConfig(upstream="demo:organic", max_steps=-1)
 
 
 def test_resuming_a_finished_run_says_so_and_keeps_its_numbers(settings, whole, tmp_path, capsys):
@@ -231,9 +233,9 @@ def test_resuming_with_another_setting_names_it_with_both_values(settings, whole
 
 
 def test_settings_that_do_not_enter_the_result_may_change_on_resume():
-    assert set(pretrain.RESUMABLE) <= set(pretrain.PretrainConfig.__dataclass_fields__)
+    assert set(RESUMABLE) <= set(PretrainConfig.__dataclass_fields__)
     for name in ("upstream", "n", "epochs", "lr", "seed", "edge_dropout", "ema_decay", "batch_size", "precision"):
-        assert name not in pretrain.RESUMABLE
+        assert name not in RESUMABLE
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, refusal, ch
 @pytest.mark.parametrize("option", ["--lr", "--val-every"])
 def test_a_setting_that_is_not_a_number_is_refused(option):
     with pytest.raises(InputError):
-        pretrain.PretrainConfig(upstream="demo:organic", **{option[2:].replace("-", "_"): float("nan")})
+        PretrainConfig(upstream="demo:organic", **{option[2:].replace("-", "_"): float("nan")})
 
 
 @pytest.mark.parametrize(

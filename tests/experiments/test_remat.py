@@ -1,12 +1,18 @@
 """`--remat`: decided by the settings, by a resumed run's record, or by the memory that a step needs."""
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import cli, finetune, pretrain, remat
+from experiments import pretrain
+from jaxatoms.runs import finetuning, remat
+from jaxatoms.runs.compile_for import report_for
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.pretrain_config import PretrainConfig
+from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.types import InputError
 
@@ -73,13 +79,13 @@ def test_fine_tuning_decides_by_memory_too(nano_run, tmp_path, memory):
         "--val-samples": "4", "--run-dir": str(tmp_path / "run"), "--remat": "auto",
     }  # fmt: skip
     memory(1)
-    config = cli.parse(finetune.FinetuneConfig, [word for pair in options.items() for word in pair])
+    config = cli.parse(FinetuneConfig, [word for pair in options.items() for word in pair])
 
-    assert finetune.prepare(config, None).model_config.remat
+    assert finetuning.prepare(config, None).model_config.remat
     memory(2**40)
-    assert not finetune.prepare(config, None).model_config.remat
+    assert not finetuning.prepare(config, None).model_config.remat
 
 
 def test_a_topology_has_no_memory_to_ask_for(nano, tmp_path):
     with pytest.raises(InputError, match="--remat yes or no"):
-        pretrain.report_for(pretrain.PretrainConfig(upstream="demo:organic", remat="auto", compile_for="v5e:2x2"))
+        report_for(PretrainConfig(upstream="demo:organic", remat="auto", compile_for="v5e:2x2"), sys.stdout)

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from run_folders import comparison, finetuning, pretraining
 
-from experiments import chain, reproduce
-from experiments.chain import Step, run_chain
-from experiments.finetune import FinetuneConfig
+from experiments import reproduce
 from experiments.paper.published import RowKey, published
-from experiments.paper.recipes import TABLES, UPSTREAM_TRAIN, finetune_steps, paper_rows, pretrain_cost, upstream_of
-from experiments.pretrain import PretrainConfig
+from experiments.paper.rows import TABLES, UPSTREAM_TRAIN, finetune_steps, paper_rows, pretrain_cost, upstream_of
+from jaxatoms.runs import chain
+from jaxatoms.runs.chain import Step, run_chain
+from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.types import InputError
 
 

@@ -10,7 +10,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from fixtures.nano import NANO
 
-from experiments import cli, predict, pretrain
+from experiments import predict, pretrain
+from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 
 

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
-from experiments import demo, study, study_report
-from experiments.study import StudyConfig
+from experiments import demo
+from experiments import study as study_command
+from experiments.report import study_report
+from jaxatoms.runs import study
+from jaxatoms.runs.study import StudyConfig
 from jaxatoms.types import InputError
 
 
@@ -57,8 +60,8 @@ def test_the_control_keeps_its_results_apart(tmp_path, monkeypatch):
             step.proof.parent.mkdir(parents=True, exist_ok=True)
             step.proof.write_text('{"last_ema": {"mae": 1.0, "unit": "meV/A", "mean_baseline_mae": 2.0}}')
 
-    monkeypatch.setattr(study, "run_chain", run_chain)
-    study.main(["--upstream", "a=demo:organic", "--downstream", "t=demo:aspirin", "--control", "scales",
+    monkeypatch.setattr(study_command, "run_chain", run_chain)
+    study_command.main(["--upstream", "a=demo:organic", "--downstream", "t=demo:aspirin", "--control", "scales",
                 "--out", str(tmp_path)])
     assert "| scales-own | 1 |" in (tmp_path / "results-scales.md").read_text()
     assert not (tmp_path / "results.md").exists()
@@ -104,15 +107,18 @@ def test_without_a_selection_there_is_no_verdict():
 def test_the_demo_takes_the_options_of_a_study(tmp_path, monkeypatch, capsys, options):
     steps = []
 
-    def run(config, out, ended, **how):
-        steps[:] = study.make_steps(config, out)
+    def run_chain(chain, out, ended, **how):
+        steps[:] = chain
         for step in steps:
             ended(step)
+
+    def collect(config, out):
         results = _outcome(**{study.label_of(name): [2.0] for name in config.upstream})
         results["tasks"]["t"] |= {} if config.csi else {"csi": {}}
         return results
 
-    monkeypatch.setattr(study, "run", run)
+    monkeypatch.setattr(demo, "run_chain", run_chain)
+    monkeypatch.setattr(study, "collect", collect)
     assert demo.main(["--out", str(tmp_path), *options]) == 0
     text = capsys.readouterr().out
     assert f"{len(steps)}/{len(steps)} {steps[-1].name}" in text and str(tmp_path / "results.png") in text

@@ -8,12 +8,14 @@ import shutil
 import pytest
 from run_folders import comparison, finetuning, pretraining, write
 
-from experiments import figures, tables
-from experiments.csi_records import find_comparisons
-from experiments.grouping import make_cells
+from experiments import tables
 from experiments.paper.names import backbone_label, base_name, upstream_label
 from experiments.paper.published import RowKey, columns_of, published, rows_of
-from experiments.results import find_results
+from experiments.report import figures
+from experiments.report import tables as report_tables
+from experiments.report.csi_records import find_comparisons
+from experiments.report.grouping import make_cells
+from experiments.report.results import find_results
 from jaxatoms.models.gemnet_oc.config import LARGE, TINY
 from jaxatoms.models.registry import model_record
 from jaxatoms.types import InputError
@@ -155,7 +157,7 @@ def test_the_row_is_what_the_run_noted_when_it_started_whatever_the_folder_holds
 def test_a_checkpoint_in_the_middle_is_marked_in_its_cell(tmp_path):
     pre = pretraining(tmp_path / "pre")
     finetuning(tmp_path / "ft", f"{pre}/checkpoints/step_00001000", "rmd17:aspirin", 30.0, step=1000)
-    text, (_, table) = tables.write_table("1", find_results(tmp_path), tmp_path)
+    text, (_, table) = report_tables.write_table("1", find_results(tmp_path), tmp_path)
     assert "| 10M | 2M | 5 | ANI-1x | GemNet-OC-S | 5.4 | 30.00 (1) [1] |" in text
     assert "- [1] starts from pretraining step 1,000 of 500,000, about 20,000 of 10,000,000 samples" in text
     assert "step 1,000 of 500,000" in csv_cells(table)["ANI-1x", "2000000", "rMD17", "", ""]["notes"]
@@ -210,7 +212,7 @@ def test_what_departs_from_the_paper_is_kept_apart(tmp_path):
     finetuning(tmp_path / "probe", pre, "rmd17:aspirin", 80.0, freeze_backbone=True)
     other = pretraining(tmp_path / "other", lr=1e-3, seed=1)
     finetuning(tmp_path / "lr", other, "rmd17:aspirin", 9.0)
-    made = tables.make_table("1", find_results(tmp_path))
+    made = report_tables.make_table("1", find_results(tmp_path))
     rows, columns = made.others()
     assert [r.variant for r in rows] == ["", "freeze_backbone=True", "lr=0.001"]
     assert [c.recipe for c in columns] == ["", "max_steps=10"]
@@ -248,7 +250,7 @@ def test_budgets_fill_their_own_rows_of_table_2(tmp_path):
     for n in (1_000_000, 3_000_000):
         pre = pretraining(tmp_path / f"pre{n}", n=n, upstream="oc22")
         finetuning(tmp_path / f"ft{n}", pre, "qm9:U_0", n / 1e6, "meV", upstream="oc22")
-    text, _ = tables.write_table("2", find_results(tmp_path), tmp_path)
+    text, _ = report_tables.write_table("2", find_results(tmp_path), tmp_path)
     assert "| 5M | 1M | 5 | OC22 | GemNet-OC-S | 18.1 | - | 5.44 | - | 11.22 | - | 5.5 | 1.00 (1) |" in text
     assert "| 15M | 3M | 5 | OC22 | GemNet-OC-S | 17.4 | - | 5.15 | - | 11 | - | 5.8 | 3.00 (1) |" in text
     assert "other settings" not in text
@@ -259,12 +261,12 @@ def test_a_table_shows_its_own_backbone_and_whatever_the_paper_lacks(tmp_path):
     finetuning(tmp_path / "large", pre, "rmd17:aspirin", 4.0, model="gemnet_oc_l")
     finetuning(tmp_path / "tiny", pre, "demo:aspirin", 100.0, model="gemnet_oc_tiny")
     found = find_results(tmp_path)
-    shown = {t: {r.folder for r in tables.make_table(t, found).results} for t in "13"}
+    shown = {t: {r.folder for r in report_tables.make_table(t, found).results} for t in "13"}
     assert shown == {"1": {"tiny"}, "3": {"large", "tiny"}}
 
 
 def test_no_runs_at_all_is_a_table_of_published_numbers(tmp_path):
-    text, _ = tables.write_table("4", find_results(tmp_path), tmp_path)
+    text, _ = report_tables.write_table("4", find_results(tmp_path), tmp_path)
     assert "None found." in text
     assert text.count("| - |") >= 8
 

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxatoms.compiled import CompiledShapes
 from jaxatoms.graphs.batch import BatchBudget, collate, empty_structures
+from jaxatoms.inference.compiled import CompiledShapes
 
 BUDGET = BatchBudget(n_graph=2, n_node=8, n_main=64, n_a2ee2a=64, n_qint=64, n_a2a=64, n_per_graph=4, k_main=4,
                      k_a2ee2a=4, k_a2ee2a_out=4, k_qint=4, k_qint_out=4)  # fmt: skip

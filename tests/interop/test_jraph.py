@@ -11,7 +11,7 @@ from fixtures.structures import BUDGET, GALLERY, ROOMY, concatenate, graphs_of, 
 from jaxatoms.data.packing import whole_size
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.graphs.batch import BatchBudget, Targets, collate, empty_structures
-from jaxatoms.graphs.nearest_graphs import build_nearest_graphs
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.interop.jraph import from_graphs_tuple, to_graphs_tuple, with_predictions
 from jaxatoms.types import InputError
 
@@ -25,7 +25,7 @@ def _batches():
     graphs = graphs_of(systems)
     targets = Targets(np.zeros(3), np.zeros((len(systems.positions), 3)), np.zeros(3, int))
     tight = BatchBudget(**{k: v + (k in ("n_graph", "n_node")) for k, v in whole_size(systems, graphs).items()})
-    nearest = build_nearest_graphs(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
+    nearest = NEAREST_GRAPH.build(systems.positions, systems.n_node, systems.cell, systems.pbc, None,
                                    np.full(3, 5.0), np.full(3, 8)).main  # fmt: skip
     return {
         "full": pad(list(GALLERY.values())),

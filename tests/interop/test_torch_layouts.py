@@ -1,7 +1,6 @@
 """Checkpoints in the public layouts: dimensions from shapes, averages with the alias trap, every key accounted for."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,8 @@ import pytest
 from fixtures import torch_recipe
 from fixtures.nano import NANO
 from fixtures.torch_models import TINY_EQUIFORMER, TINY_GEMNET, shapes_of
-from safetensors.numpy import load_file
 
-from experiments.convert import main
-from jaxatoms.inference import restore_model
-from jaxatoms.interop.arrays import export_arrays, model_from_arrays
+from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL, TINY, GemNetOCConfig
@@ -141,55 +137,6 @@ def test_missing_and_unknown_arrays_are_refused(key):
 def _load(file: TorchFile):
     result = convert(file, "raw")
     return model_from_arrays(result.config, result.n_task, result.arrays, source="x")
-
-
-def run(*args) -> int:
-    return main([str(arg) for arg in args])
-
-
-@pytest.mark.parametrize("name,n_array", [("jmp", 136), ("equiformer_v2", 124), ("fairchem_gemnet_oc", 100)])
-def test_command_and_safetensors_round_trip(tmp_path, capsys, name, n_array):
-    """PyTorch -> directory -> safetensors -> directory, bit for bit."""
-    run("--torch", FILES / f"{name}.pt", "--out", tmp_path / "a")
-    assert f"{n_array} arrays" in capsys.readouterr().out
-    run("--checkpoint", tmp_path / "a", "--safetensors", tmp_path / "w.safetensors")
-    run("--from-safetensors", tmp_path / "w.safetensors", "--out", tmp_path / "b")
-    first, again = restore_model(str(tmp_path / "a")), restore_model(str(tmp_path / "b"))
-    assert first.config == again.config
-    assert first.meta["tasks"] == again.meta["tasks"]
-    expected = convert(opened(name)).arrays
-    for model in (first, again):
-        arrays = export_arrays(model.module, model.config)
-        assert set(arrays) == set(expected)
-        assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
-    stored = load_file(tmp_path / "w.safetensors")
-    assert {key: array.shape for key, array in stored.items()} == {key: a.shape for key, a in expected.items()}
-
-
-def test_card(tmp_path):
-    run("--torch", FILES / "jmp.pt", "--out", tmp_path, "--tasks", "ani1x,oc22", "--quiet")
-    card = json.loads((tmp_path / "card.json").read_text())
-    assert [head["name"] for head in card["heads"]] == ["ani1x", "oc22"]
-    assert card["heads"][0]["force_std"] == pytest.approx(2.131422996520996)
-    assert card["converted_from"]["weights"] == "ema"
-    assert "Licence of the weights" in (tmp_path / "README.md").read_text()
-
-
-@pytest.mark.parametrize("args,words", [
-    (["--torch", "none.pt", "--out", "x"], "No such file"),
-    (["--torch", str(FILES / "jmp.pt")], "needs --out"),
-    ([], "exactly one"),
-    (["--torch", str(FILES / "equiformer_v2.pt"), "--out", "x", "--weights", "ema"], "--weights raw"),
-    (["--torch", str(FILES / "jmp.pt"), "--out", "x", "--tasks", "a"], "2 different names"),
-])  # fmt: skip
-def test_command_refuses_in_one_line(args, words, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(args)
-    error = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert words in error
-    assert error.count("\n") == 1
 
 
 def test_a_storage_is_not_a_tensor():

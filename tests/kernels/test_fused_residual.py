@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.gemnet_oc.dense_chain import residual_pair
+from jaxatoms.ops import dispatch
+from jaxatoms.ops.residual import residual_pair
 from kernels.fused_residual import CASES, Case, fused_residual, residual_gradients, residual_reference
 
 BF16 = Precision(matmul="bfloat16")
@@ -84,14 +85,18 @@ def test_the_model_takes_the_kernel_only_where_it_is_asked_to():
 
     from jaxatoms.models.gemnet_oc.layers import Residual
 
-    x = _arrays(40)[0]
-    plain, fused = (
-        Residual(8, nnx.Rngs(0), Precision(matmul="bfloat16", fused_residual=on)) for on in (False, True)
-    )
-    assert "pallas_call" not in str(jax.make_jaxpr(plain)(x)) and "pallas_call" in str(jax.make_jaxpr(fused)(x))
-    _close(fused(x), plain(x))
-    with pytest.raises(ValueError, match="bfloat16"):
-        Precision(fused_residual=True)
+    x, layer = _arrays(40)[0], Residual(8, nnx.Rngs(0), Precision(matmul="bfloat16"))
+    plain = layer(x)
+    assert "pallas_call" not in str(jax.make_jaxpr(layer)(x))
+    with dispatch.using(residual_pair="pallas_tpu"):
+        assert "pallas_call" in str(jax.make_jaxpr(layer)(x))
+        _close(layer(x), plain)
+        with pytest.raises(ValueError, match="bfloat16"):
+            Residual(8, nnx.Rngs(0), Precision())(x)
+    assert dispatch.implementations("residual_pair") == ["xla", "pallas_tpu"]
+    unknown = "residual_pair has no implementation 'triton'; known are xla, pallas_tpu"
+    with pytest.raises(ValueError, match=unknown), dispatch.using(residual_pair="triton"):
+        pass
 
 
 def test_the_named_cases_have_distinct_shapes():

@@ -21,7 +21,7 @@ from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.registry import abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.step import init_state, make_eval_step, make_train_step
 
 SCALES = LossScales(jnp.ones(1), jnp.ones(1))
@@ -38,9 +38,9 @@ def _programs(kind: str) -> list:
     """The lowered training and evaluation steps of a small model."""
     model, batch = _equiformer() if kind == "equiformer_v2" else _gemnet(kind)
     optimizer = optax.adamw(1e-3)
-    step = make_train_step(model.apply, optimizer, SCALES, ema_decay=0.99, edge_dropout=0.0)
+    step = make_train_step(model.apply, optimizer, pretraining_terms(SCALES), ema_decay=0.99, edge_dropout=0.0)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), model.params)
-    evaluation = make_eval_step(model.apply, SCALES)
+    evaluation = make_eval_step(model.apply, pretraining_terms(SCALES))
     return [step.lower(state, model.constants, batch), evaluation.lower(model.params, model.constants, batch)]
 
 

@@ -9,7 +9,6 @@ from fixtures.nano import NANO
 from fixtures.structures import GALLERY, pad
 from flax import nnx
 
-from experiments.recipes import find_recipe
 from jaxatoms.data.downstream import downstream
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.common.reductions import reduce_atoms, squared_distances
@@ -18,6 +17,7 @@ from jaxatoms.models.gemnet_oc.heads import HeadMLP
 from jaxatoms.models.gemnet_oc.model import ScalarModel
 from jaxatoms.models.gemnet_oc.names import checkpoint_name
 from jaxatoms.models.gemnet_oc.network import Features
+from jaxatoms.runs.recipes import find_recipe
 
 CONFIG = GemNetOCConfig(**NANO, direct_forces=False)
 
@@ -87,7 +87,7 @@ def test_heads_of_fine_tuning(padded, monkeypatch, reduction, options, n_layer, 
     """Layers, biases and reduction against NumPy (docs/reference/gemnet_oc.md, Fine-tuning heads)."""
     systems, batch = padded
     model, weights, x = _filled(reduction, batch, **options)
-    monkeypatch.setattr(ScalarModel, "features", lambda self, batch: Features(jnp.asarray(x), None, None))
+    monkeypatch.setattr(ScalarModel, "features", lambda self, batch, **_: Features(jnp.asarray(x), None, None))
     assert set(weights) == _names(n_layer, biases)
     found = model(batch).energy
     per_atom = _evaluate(weights, x, n_layer)

@@ -12,7 +12,7 @@ from fixtures.structures import GALLERY, pad
 from flax import nnx
 
 from jaxatoms.models.common import indexing
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.step import init_state, make_train_step
 
 # index, and its inverse, with "none" on both sides
@@ -98,7 +98,7 @@ def _step(kind):
 
     optimizer = optax.adamw(1e-3)
     scales = LossScales(jnp.ones(2), jnp.ones(2)) if kind == "direct" else LossScales(jnp.ones(1), jnp.ones(1))
-    step = make_train_step(apply, optimizer, scales, ema_decay=0.99, edge_dropout=0.1)
+    step = make_train_step(apply, optimizer, pretraining_terms(scales), ema_decay=0.99, edge_dropout=0.1)
     batch = pad(list(GALLERY.values()), np.float32)
     batch = batch if kind == "direct" else batch._replace(task=np.zeros_like(batch.task))
     return step.lower(init_state(params, optimizer), rest, batch)

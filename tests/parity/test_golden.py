@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import golden
+from fixtures.losses import pretraining_loss
 from flax import nnx
 
 from jaxatoms.models.gemnet_oc.indices import derive
 from jaxatoms.models.gemnet_oc.names import checkpoint_name, to_theirs
 from jaxatoms.models.gemnet_oc.per_parameter import gradient_divisors
-from jaxatoms.training.losses import FORCE_EPS, LossScales, pretraining_loss
+from jaxatoms.training.losses.forces import FORCE_EPS
+from jaxatoms.training.losses.pretraining import LossScales
 
 FILES = ("tiny", "tiny_gradient", "tiny_gradient_linear")
 TOLERANCE = {np.float64: 1e-9, np.float32: 2e-5}

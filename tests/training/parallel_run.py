@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import fleet
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.registry import make_model, split_model
+from jaxatoms.runs import fleet
 from jaxatoms.training import parallel
-from jaxatoms.training.losses import LossScales
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_eval_step, make_train_step
 
@@ -70,8 +70,8 @@ def run(args: dict) -> dict:
         state = parallel.place_state(state, shardings)
         constants = parallel.place_state(constants, parallel.replicated(mesh))
     step = make_train_step(
-        pure.apply, optimizer, scales, ema_decay=0.99, edge_dropout=0.1, mesh=mesh, shardings=shardings,
-        accumulate=args.get("accumulate", 1), steps_per_call=per_call,
+        pure.apply, optimizer, pretraining_terms(scales), ema_decay=0.99, edge_dropout=0.1, mesh=mesh,
+        shardings=shardings, accumulate=args.get("accumulate", 1), steps_per_call=per_call,
     )  # fmt: skip
     build = calls.StackedBatches(batches).batch if per_call > 1 else lambda call: batches.batch(call.first)
     losses = []
@@ -79,7 +79,7 @@ def run(args: dict) -> dict:
         state, metrics = step(state, constants, place(build(call)))
         values = {name: np.atleast_1d(value) for name, value in metrics.items()}
         losses += [{name: float(value[i]) for name, value in values.items()} for i in range(call.length)]
-    evaluate = make_eval_step(pure.apply, scales, mesh)
+    evaluate = make_eval_step(pure.apply, pretraining_terms(scales), 1, mesh)
     groups = loader.grouped(evaluation, mesh.size, parallel.own_parts(mesh)) if mesh else evaluation
     ema = parallel.gather(state, mesh).ema
     sums = [evaluate(ema, constants, devices.place(group)) for group in groups]

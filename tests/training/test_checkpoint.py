@@ -13,14 +13,8 @@ import optax
 import pytest
 
 from jaxatoms.training import checkpoint
-from jaxatoms.training.checkpoint import (
-    CheckpointStore,
-    find_damage,
-    nest,
-    read_meta,
-    resolve_checkpoint,
-    restore,
-)
+from jaxatoms.training.checkpoint import CheckpointStore, nest, restore
+from jaxatoms.training.checkpoint_files import find_damage, read_meta, resolve_checkpoint
 from jaxatoms.types import InputError
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
@@ -155,7 +149,7 @@ def test_all_damaged_is_an_error_and_nothing_saved_is_none(store):
         store.restore_latest()
 
 
-@pytest.mark.parametrize("stage", ["_write_arrays", "_sync", "_digest", "_put_in_place"])
+@pytest.mark.parametrize("stage", ["_write_arrays", "sync", "file_digest", "_put_in_place"])
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path, stage):
     """The process is really gone: os._exit runs no handlers, like SIGKILL."""
     program = f"""
@@ -293,7 +287,7 @@ def test_a_pointer_that_cannot_be_written_leaves_no_draft(store, monkeypatch):
         path.with_name(f".{path.name}.tmp").write_text(text[:2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_text", full)
+    monkeypatch.setattr(checkpoint, "write_text", full)
     with pytest.raises(InputError, match="No space left on device; earlier"):
         store.save(2, {"w": np.ones(3)}, {})
     assert not list(store.directory.glob(".*"))

@@ -11,6 +11,10 @@ from jaxatoms.models.gemnet_oc.config import SMALL
 from jaxatoms.models.gemnet_oc.per_parameter import block_multipliers, rate_multipliers
 from jaxatoms.training import finetuning
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau
+from jaxatoms.training.losses.energy import absolute_error, cross_entropy
+from jaxatoms.training.losses.errors import error_sums
+from jaxatoms.training.losses.forces import norm_by_atom
+from jaxatoms.training.losses.terms import combined
 
 
 class _Batch:
@@ -21,28 +25,36 @@ class _Batch:
     free = jnp.array([True, False, True, True, False])
     energy = jnp.array([1.0, 0.0, 0.0])
     energy_mask = jnp.array([True, True, False])
+    task = jnp.zeros(3, int)
+    node_graph = jnp.array([0, 0, 1, 1, 2])
+
+
+def _loss(term, energy) -> float:
+    """Of predictions per structure."""
+    return float(combined((term,), ModelOutput(energy, None), _Batch)[0])
 
 
 def test_the_force_loss_is_the_plain_mean_of_atom_norms():
     predicted = _Batch.forces.at[0].add(jnp.array([3.0, 4.0, 0.0])).at[3].set(jnp.nan)
-    loss, grad = jax.value_and_grad(lambda f: finetuning.force_loss(f, _Batch, 10.0))(predicted)
+    terms = (norm_by_atom(10.0),)
+    loss, grad = jax.value_and_grad(lambda f: combined(terms, ModelOutput(None, f), _Batch)[0])(predicted)
     assert float(loss) == pytest.approx(10 * (5.0 + 2 * np.sqrt(3) * 1e-6) / 3, rel=1e-5)
     assert np.isfinite(grad).all() and (grad[3:] == 0).all()
 
 
 def test_scalar_and_class_losses():
-    assert float(finetuning.scalar_loss(jnp.array([3.0, -1.0, jnp.inf]), _Batch)) == pytest.approx(1.5)
+    assert _loss(absolute_error(), jnp.array([3.0, -1.0, jnp.inf])) == pytest.approx(1.5)
     logits = jnp.array([[0.0, np.log(3)], [np.log(3), 0.0], [5.0, 1.0]])
     expected = -(2.0 * np.log(0.75) + 1.0 * np.log(0.75))  # summed, weighted by class, padding left out
-    assert float(finetuning.class_loss(logits, _Batch, (1.0, 2.0))) == pytest.approx(expected)
+    assert _loss(cross_entropy((1.0, 2.0)), logits) == pytest.approx(expected)
 
 
 def test_errors_count_free_labelled_atoms_and_real_structures_only():
     out = ModelOutput(jnp.array([2.0, 0.5, 7.0]), _Batch.forces + 1.0)
-    sums = finetuning.error_sums(out, _Batch)
-    assert float(sums["force_error"]) == 6 and int(sums["force_count"]) == 6
-    assert float(sums["scalar_error"]) == 1.5 and int(sums["scalar_count"]) == 2
-    classes = finetuning.error_sums(ModelOutput(jnp.array([[0.0, 1], [1, 0], [0, 1]]), None), _Batch)
+    sums = error_sums(out, _Batch)
+    assert sums["force_error"].tolist() == [6] and sums["force_count"].tolist() == [6]
+    assert sums["energy_error"].tolist() == [1.5] and sums["energy_count"].tolist() == [2]
+    classes = error_sums(ModelOutput(jnp.array([[0.0, 1], [1, 0], [0, 1]]), None), _Batch, n_class=2)
     assert classes["class_right"].tolist() == [1, 1] and classes["class_count"].tolist() == [1, 1]
 
 

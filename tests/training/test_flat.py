@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from jaxatoms.training import flat
-from jaxatoms.training.checkpoint import MARKER, CheckpointStore, restore
+from jaxatoms.training.checkpoint import CheckpointStore, restore
+from jaxatoms.training.checkpoint_files import MARKER
 from jaxatoms.training.finetuning import FinetuneOptim, make_finetune_optimizer
 from jaxatoms.training.flat import MULTIPLE, flattened, packed, per_parameter, unpacked
 from jaxatoms.training.optim import OptimConfig, make_optimizer

@@ -1,12 +1,20 @@
 """The loss is the published equation on what is labelled, and blind to padding."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures.losses import pretraining_loss
 
 from jaxatoms.graphs.batch import BatchBudget, Targets, collate
-from jaxatoms.training.losses import LossScales, atom_weights, error_sums, own_task, pretraining_loss, structure_losses
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.training.losses.errors import error_sums
+from jaxatoms.training.losses.forces import atom_weights, norm_by_structure
+from jaxatoms.training.losses.pretraining import LossScales, structure_losses
+from jaxatoms.training.losses.tasks import of_structures, own_task
+from jaxatoms.training.losses.terms import Term, combined, label_sums, mean_loss
 from jaxatoms.types import Edges, Graphs, SystemBatch
 
 COUNTS = np.array([3, 1, 4, 2], np.int32)
@@ -95,7 +103,7 @@ def test_fixed_atoms_count_in_the_loss_but_not_in_the_reported_errors():
     batch = _batch(np.zeros(4), forces, np.arange(N) == 5)
     e_hat, f_hat = np.zeros((5, 2), np.float32), np.zeros((11, 3, 2), np.float32)
     assert float(pretraining_loss(e_hat, f_hat, batch, SCALES)[1]["force_loss"]) > 1
-    sums = error_sums(e_hat, f_hat, batch, 2)
+    sums = error_sums(ModelOutput(e_hat, f_hat), batch, 2)
     np.testing.assert_array_equal(sums["force_error"], [0, 0])
     np.testing.assert_array_equal(sums["force_count"], [3 * 6, 3 * 3])
     np.testing.assert_allclose(sums["all_force_error"], [3, 0])
@@ -166,7 +174,7 @@ def test_atom_weights_average_over_masked_atoms_and_leave_out_empty_graphs():
 
 def test_error_sums_give_the_mean_absolute_errors_of_each_task():
     e_hat, f_hat, batch, energy, forces = _case(3)
-    sums = {k: np.asarray(v) for k, v in error_sums(e_hat, f_hat, batch, 2).items()}
+    sums = {k: np.asarray(v) for k, v in error_sums(ModelOutput(e_hat, f_hat), batch, 2).items()}
     node_task = np.repeat(TASK, COUNTS)
     for t in range(2):
         own = (t == TASK) & np.isfinite(energy)
@@ -180,9 +188,33 @@ def test_error_sums_give_the_mean_absolute_errors_of_each_task():
 
 def test_losses_of_structures_are_the_terms_of_the_pretraining_loss_before_the_means():
     e_hat, f_hat, batch, *_ = _case()
-    energy, forces = map(np.asarray, structure_losses(e_hat, f_hat, batch, SCALES))
+    energy, forces = map(np.asarray, structure_losses(ModelOutput(e_hat, f_hat), batch, SCALES))
     _, parts = pretraining_loss(e_hat, f_hat, batch, SCALES)
     assert np.isnan(energy).tolist() == [False, False, True, False, True]  # structure 2 has no energy; padding
     assert np.isnan(forces).tolist() == [False, True, False, False, True]
     np.testing.assert_allclose(np.nanmean(energy), parts["energy_loss"], rtol=1e-5)
     np.testing.assert_allclose(np.nanmean(forces), parts["force_loss"], rtol=1e-5)
+
+
+def squared_error() -> Term:
+    """Mean over labelled structures of (E - y)^2; docs/how-to/loss.md."""
+
+    def total(output, batch):
+        difference = jnp.where(batch.energy_mask, of_structures(output.energy, batch) - batch.energy, 0)
+        return jnp.sum(difference**2)
+
+    return Term("energy", total, lambda batch: jnp.sum(batch.energy_mask))
+
+
+def test_a_new_term_is_divided_by_its_labels_and_ignores_missing_ones():
+    e_hat, f_hat, batch, _, _ = _case()
+    terms = (squared_error(), dataclasses.replace(norm_by_structure(jnp.ones(2)), weight=0.0))
+    loss, parts = combined(terms, ModelOutput(e_hat, f_hat), batch)
+    mask, first = np.asarray(batch.energy_mask), np.arange(len(batch.task)) < 2
+    own = e_hat[np.arange(len(batch.task)), batch.task] - batch.energy
+    expected = float(np.mean(own[mask] ** 2))
+    assert float(loss) == pytest.approx(expected, rel=1e-5) and float(parts["force_loss"]) == 0
+    parts = (batch._replace(energy_mask=mask & own) for own in (first, ~first))
+    halves = [label_sums(terms, ModelOutput(e_hat, f_hat), part) for part in parts]
+    both = {name: halves[0][name] + halves[1][name] for name in halves[0]}
+    assert mean_loss(terms, both) == pytest.approx(expected, rel=1e-5)

@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fixtures.losses import pretraining_loss
 
-from experiments.tasks import make_corpus, prepare_task
 from jaxatoms.data import calls, loader, packing, shards
+from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.registry import make_model, split_model
-from jaxatoms.training.losses import LossScales, pretraining_loss
+from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
+from jaxatoms.training.losses.terms import mean_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer
-from jaxatoms.training.step import init_state, make_eval_step, make_train_step, mean_loss
+from jaxatoms.training.step import init_state, make_eval_step, make_train_step
 
 NANO = GemNetOCConfig(
     num_blocks=1, emb_size_atom=8, emb_size_edge=8, emb_size_trip_in=4, emb_size_trip_out=4, emb_size_quad_in=4,
@@ -27,6 +29,7 @@ NANO = GemNetOCConfig(
     num_output_afteratom=0, num_atom_emb_layers=0, num_global_out_layers=0,
 )  # fmt: skip
 SCALES = LossScales(jnp.ones(1), 10 * jnp.ones(1))
+TERMS = pretraining_terms(SCALES)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def _toy(params, constants, batch: GraphBatch, edge_dropout=0.0):
 def _toy_state(config=OptimConfig(lr=0.01, warmup_steps=0), **options):
     params = {"energy": jnp.zeros(121), "force": jnp.zeros(3)}
     optimizer = make_optimizer(config, 100)
-    step = make_train_step(_toy, optimizer, SCALES, ema_decay=0.9, edge_dropout=0.0, **options)
+    step = make_train_step(_toy, optimizer, TERMS, ema_decay=0.9, edge_dropout=0.0, **options)
     return init_state(params, optimizer), {"scale": jnp.ones(())}, step
 
 
@@ -89,10 +92,10 @@ def test_the_old_state_is_donated_and_the_constants_are_not(batches):
 
 def test_metrics_are_those_of_the_parameters_before_the_update(batches):
     state, constants, step = _toy_state()
-    before = make_eval_step(_toy, SCALES)(state.params, constants, batches.batch(0))
+    before = make_eval_step(_toy, TERMS)(state.params, constants, batches.batch(0))
     _, metrics = step(state, constants, batches.batch(0))
     assert set(metrics) == {"loss", "energy_loss", "force_loss", "grad_norm"}
-    assert float(metrics["loss"]) == pytest.approx(mean_loss(before), rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(mean_loss(TERMS, before), rel=1e-6)
     assert float(metrics["loss"]) == pytest.approx(float(metrics["energy_loss"] + metrics["force_loss"]), rel=1e-6)
 
 
@@ -222,7 +225,7 @@ def test_evaluation_does_not_depend_on_how_structures_are_batched(organic):
     corpus, samples = organic
     some = samples.at(np.arange(24))
     state, constants, _ = _toy_state()
-    evaluate = make_eval_step(_toy, SCALES)
+    evaluate = make_eval_step(_toy, TERMS)
     totals = []
     for size in (3, 8, 24):
         batches = [_without_labels(batch) for batch in loader.eval_batches(corpus, some, size)]
@@ -231,10 +234,10 @@ def test_evaluation_does_not_depend_on_how_structures_are_batched(organic):
     for other in totals[1:]:
         for name, value in totals[0].items():
             np.testing.assert_allclose(other[name], value, rtol=1e-5, err_msg=name)
-        assert mean_loss(other) == pytest.approx(mean_loss(totals[0]), rel=1e-5)
+        assert mean_loss(TERMS, other) == pytest.approx(mean_loss(TERMS, totals[0]), rel=1e-5)
     whole = jax.device_put(_without_labels(loader.eval_batches(corpus, some, 24)[0]))
     out = _toy(state.params, constants, whole)
-    assert mean_loss(totals[0]) == pytest.approx(float(pretraining_loss(*out, whole, SCALES)[0]), rel=1e-5)
+    assert mean_loss(TERMS, totals[0]) == pytest.approx(float(pretraining_loss(*out, whole, SCALES)[0]), rel=1e-5)
     assert totals[0]["energy_labels"] < 24 == len(some.record)
 
 
@@ -255,7 +258,7 @@ def test_gemnet_overfits_four_structures_with_one_compilation(organic):
     fit_scale_factors(model, [batch], lambda _: None)
     pure = split_model(model)
     optimizer = make_optimizer(OptimConfig(lr=1e-2, warmup_steps=0, weight_decay=0.0), 300)
-    step = make_train_step(pure.apply, optimizer, SCALES, ema_decay=0.99, edge_dropout=0.0)
+    step = make_train_step(pure.apply, optimizer, TERMS, ema_decay=0.99, edge_dropout=0.0)
     state, losses = init_state(pure.params, optimizer), []
     for _ in range(300):
         state, metrics = step(state, pure.constants, batch)

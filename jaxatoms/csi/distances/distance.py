@@ -60,6 +60,15 @@ class Distance:
         return ("plain", *corrected, *(("extrapolated",) if self.needs == "moments" else ()))
 
     @property
+    def columns(self) -> dict[str, tuple[str, str, str]]:
+        """Kind of value -> its columns in tables: the value, and the ends of its interval."""
+        return {
+            "plain": (f"{self.title} Score", "low", "high"),
+            "corrected": (f"{self.title} corrected", "corrected low", "corrected high"),
+            "extrapolated": (f"{self.title} extrapolated", "extrapolated low", "extrapolated high"),
+        }
+
+    @property
     def default_estimate(self) -> str:
         """The kind of value that sets are ranked by."""
         return "corrected" if self.corrects else "plain"

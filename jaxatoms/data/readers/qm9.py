@@ -19,7 +19,6 @@ TARGETS = (
     "U_0_ATOM", "U_ATOM", "H_ATOM", "G_ATOM", "A", "B", "C",
 )  # fmt: skip
 N_ORIGINAL = 133_885
-N_UNCHARACTERIZED = 3_054
 _LIST = "uncharacterized.txt"
 _XYZ_ORDER = ("A", "B", "C", "mu", "alpha", "eps_HOMO", "eps_LUMO", "delta_eps", "R_2_Abs", "ZPVE", "U_0", "U", "H",
               "G", "c_v")  # fmt: skip

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxatoms.models.common.precision import widened
+from jaxatoms.ops.products import widened
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:

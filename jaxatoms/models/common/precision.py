@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.ops import products
+from jaxatoms.ops.products import widened
 from jaxatoms.ops.target import platform
-
-
-def widened(x: jax.Array) -> jax.Array:
-    """x in at least float32, for sums and activations of what is stored in less."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +21,8 @@ class Precision:
     """
 
     matmul: str = "float32"
-    fused_residual: bool = False  # residual layers by one kernel, in bfloat16; not measured on hardware yet
 
     def __post_init__(self):
-        if self.fused_residual and self.matmul != "bfloat16":
-            raise ValueError("fused_residual multiplies in bfloat16; choose matmul precision bfloat16")
         if self.matmul not in ("float32", "tf32", "bfloat16"):
             raise ValueError(f"matmul precision must be float32, tf32 or bfloat16, got {self.matmul!r}")
 

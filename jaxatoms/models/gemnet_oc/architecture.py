@@ -46,21 +46,21 @@ def finetuned_dimensions(config: GemNetOCConfig, head: HeadSpec) -> GemNetOCConf
     return dataclasses.replace(config, remat=False, direct_forces=head.kind == "direct")
 
 
-def check_layout(record: Mapping[str, Any], source: str):
+def check_layout(model: Mapping[str, Any], head: HeadSpec | None, source: str):
     """Refuse weights that an earlier version saved of a network which is another one now.
 
     Args:
-      record: of a checkpoint or run: `model` and, where it was fine-tuned, `head`.
+      model: record of the dimensions.
+      head: of a fine-tuned model.
 
     Raises:
       InputError: atoms and edges of one width, or a head for classes or the spatial extent, saved before these became
         the reference's.
     """
-    model, head = record["model"], record.get("head", {})
     if model.get("layout", 1) >= LAYOUT:
         return
     if GemNetOCConfig(**model).edge_sum_dense:
-        if not head.get("n_class") and head.get("reduction") != "extent":
+        if head is None or not (head.n_class or head.reduction == "extent"):
             return
         change = "the head for classes and that for R_2_Abs are the reference's now; fine-tune again"
     else:

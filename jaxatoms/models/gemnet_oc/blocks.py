@@ -5,13 +5,14 @@ from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.indexing import sum_rows, take_many, take_rows
-from jaxatoms.models.common.precision import Precision, widened
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.bases import BasisOutput, QuadBasis, TripletBasis
 from jaxatoms.models.gemnet_oc.concat import ConcatLayer
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
-from jaxatoms.models.gemnet_oc.dense_chain import settled
 from jaxatoms.models.gemnet_oc.indices import Indices
 from jaxatoms.models.gemnet_oc.layers import Dense, ScaleFactor, apply_all, residuals
+from jaxatoms.ops.dense_chain import settled
+from jaxatoms.ops.products import widened
 
 INV_SQRT_2, INV_SQRT_3 = 0.5**0.5, 3**-0.5
 

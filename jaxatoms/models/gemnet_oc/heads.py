@@ -10,8 +10,9 @@ from flax import nnx
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.indexing import sum_rows
 from jaxatoms.models.common.initializers import uniform_fan_in
-from jaxatoms.models.common.precision import Precision, widened
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.layers import Dense, apply_all
+from jaxatoms.ops.products import widened
 
 NUM_LAYERS = 5
 NUM_EXTENT_LAYERS = 6  # of the head for the electronic spatial extent

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.models.common.initializers import uniform_fan_in
-from jaxatoms.models.common.precision import Precision, widened
-from jaxatoms.models.gemnet_oc.dense_chain import residual_pair, scaled_silu
+from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.initializers import he_orthogonal
-from jaxatoms.ops.residual import fused_residual
+from jaxatoms.ops.dense_chain import scaled_silu
+from jaxatoms.ops.products import widened
+from jaxatoms.ops.residual import residual_pair
 
 
 class ScaleFactorVar(nnx.Variable):
@@ -41,8 +42,6 @@ class Residual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         first, second = self.dense_mlp
-        if first.precision.fused_residual:
-            return fused_residual(x, first.kernel[...], second.kernel[...])
         return residual_pair(first.precision, x, first.kernel[...], second.kernel[...])
 
 

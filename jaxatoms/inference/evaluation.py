@@ -1,0 +1,177 @@
+"""Errors of a fine-tuned model on a split, in the paper's units: overall, per component, element and size."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ase.data import chemical_symbols
+
+from jaxatoms.data.corpus import Corpus, samples_of
+from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream_task import DownstreamTask
+from jaxatoms.data.passes import plan_pass
+from jaxatoms.graphs.spec import GraphSpec
+from jaxatoms.io import write_json
+from jaxatoms.plots import drawing
+from jaxatoms.tools.provenance import provenance
+
+BATCH_EDGES = 4096  # of a validation or test batch
+SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
+
+
+class Predictions(NamedTuple):
+    """Physical predictions beside the labels, one row per label; only labelled, free atoms for forces."""
+
+    predicted: np.ndarray  # [n, 3] eV/A, [n] in the target's unit, or [n] classes
+    label: np.ndarray  # the same
+    size: np.ndarray  # [n] atoms of the structure
+    element: np.ndarray | None  # [n] atomic numbers, for forces
+
+
+def assess(
+    run_dir: Path,
+    split: str,
+    records: np.ndarray,
+    of: int,
+    forwards: Mapping[str, Callable],
+    task: DownstreamTask,
+    graphs: GraphSpec,
+    shapes: list,
+    batch_edges: int = BATCH_EDGES,
+) -> dict:
+    """Errors of each of `forwards` (by name) on the records; written to <split>.json, and plots beside it.
+
+    Args:
+      of: number of records in the whole split.
+      forwards: batch -> ModelOutput, jitted.
+      task, graphs: whose records they are, and the graphs that the model reads.
+      shapes: budgets that they were compiled for, to be used again; grows.
+    """
+    facts = task.facts
+    result: dict = {"split": split, "n_structure": len(records), "of": of}
+    for name, forward in forwards.items():
+        data = predict_split(forward, task, graphs, records, shapes, batch_edges)
+        result[name] = report(data, facts)
+        plot(run_dir, data, facts, f"{split}_{{}}_{name}.png", f"{facts.name}, {split}, {name}")
+    write_json(run_dir / f"{split}.json", result | {"provenance": provenance()})
+    return result
+
+
+def predict_split(
+    forward: Callable, task: DownstreamTask, graphs: GraphSpec, records: np.ndarray, shapes: list, batch_edges: int
+) -> Predictions:
+    """Predictions for the records of a data set, padding left out; arguments as in `assess`."""
+    plan = plan_pass(Corpus((task,), graphs), samples_of(0, records), batch_edges, shapes)
+    rows = []
+    for batch in plan.batches():
+        out = jax.device_get(forward(batch))
+        size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
+        rows.append(_force_rows(out, batch, size, task) if out.forces is not None
+                    else _scalar_rows(out, batch, size, task))
+    columns = list(zip(*rows, strict=True))
+    element = None if columns[3][0] is None else np.concatenate(columns[3])
+    predicted, label, sizes = (np.concatenate(column) for column in columns[:3])
+    return Predictions(predicted, label, sizes, element)
+
+
+def _force_rows(out, batch, size, task):
+    facts, keep = task.facts, batch.force_mask & batch.free
+    predicted, label = (np.asarray(f, np.float64)[keep] * facts.force_std + facts.force_mean
+                        for f in (out.forces, batch.forces))
+    return predicted, label, size[batch.node_graph[keep]], batch.atomic_numbers[keep]
+
+
+def _scalar_rows(out, batch, size, task):
+    keep = batch.energy_mask
+    if task.facts.n_class:
+        return out.energy[keep].argmax(axis=-1), batch.energy[keep].astype(int), size[keep], None
+    predicted, label = (np.asarray(e, np.float64)[keep] * task.std + task.mean for e in (out.energy, batch.energy))
+    return predicted, label, size[keep], None  # both after the atom references, which cancel
+
+
+def unit_of(facts: ForceData | ScalarData) -> tuple[str, float]:
+    """(unit of the paper's tables, factor from ours)."""
+    if isinstance(facts, ForceData):
+        return facts.unit, facts.table_scale
+    return facts.table_unit or facts.unit, facts.table_scale
+
+
+def draw(records: np.ndarray, n: int | str) -> np.ndarray:
+    """At most `n` of the records, at random with seed 0, ascending; all of them for "all"."""
+    if n == "all" or int(n) >= len(records):
+        return records
+    return np.sort(np.random.RandomState(0).choice(records, int(n), replace=False))
+
+
+def describe(result: dict) -> str:
+    """One line per set of weights of what `experiments.evaluate` found."""
+    lines, on = [], f"{result['n_structure']:,} of {result['of']:,} {result['split']} structures"
+    for name in ("last_ema", "best_ema"):
+        r = result[name]
+        what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else (
+            f"MAE {r['mae']:.4g} {r['unit']} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})")
+        lines.append(f"{name}: {what} on {on}")
+    return "\n".join(lines)
+
+
+def report(data: Predictions, facts: ForceData | ScalarData) -> dict:
+    """Errors as JSON values."""
+    unit, scale = unit_of(facts)
+    if isinstance(facts, ScalarData) and facts.n_class:
+        return _class_report(data)
+    error = (data.predicted - data.label) * scale
+    out: dict = {"unit": unit} | _errors(error)
+    out["mean_baseline_mae"] = _errors((data.label - data.label.mean(axis=0)) * scale)["mae"]
+    out["by_size"] = _by_size(error, data.size)
+    if data.element is not None:
+        out["by_component"] = {axis: _errors(error[:, i]) for i, axis in enumerate("xyz")}
+        elements = np.unique(data.element)
+        out["by_element"] = {chemical_symbols[z]: _errors(error[data.element == z]) for z in elements}
+    return out
+
+
+def _errors(error: np.ndarray) -> dict:
+    return {"n": len(error), "mae": float(np.abs(error).mean()), "rmse": float(np.sqrt(np.mean(error**2)))}
+
+
+def _by_size(error: np.ndarray, size: np.ndarray) -> dict:
+    out = {}
+    for low, high in itertools.pairwise(SIZE_BINS):
+        own = (size > low) & (size <= high)
+        if own.any():
+            out[f"{low + 1}-{high}"] = _errors(error[own])
+    return out
+
+
+def _class_report(data: Predictions) -> dict:
+    classes = np.unique(data.label)
+    recall = [float((data.predicted[data.label == c] == c).mean()) for c in classes]
+    return {
+        "n": len(data.label),
+        "unit": "",
+        "balanced_accuracy": float(np.mean(recall)),
+        "accuracy": float((data.predicted == data.label).mean()),
+        "recall": dict(zip(map(str, classes.tolist()), recall, strict=True)),
+    }
+
+
+def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, names: str, title: str):
+    """A parity plot and a histogram of errors, into `names` with "parity" and "errors" put in."""
+    unit, scale = unit_of(facts)
+    predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
+    some = np.random.default_rng(0).permutation(len(label))[:20_000]
+    with drawing(folder / names.format("parity"), panel=(4, 4)) as (_, (axis,)):
+        axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
+        ends = [label.min(), label.max()]
+        axis.plot(ends, ends, "k-", linewidth=0.5)
+        axis.set_xlabel(f"reference ({unit})")
+        axis.set_ylabel(f"predicted ({unit})")
+        axis.set_title(title, fontsize=8)
+    with drawing(folder / names.format("errors")) as (_, (axis,)):
+        axis.hist(predicted - label, bins=100)
+        axis.set_xlabel(f"error ({unit})")
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=8)

@@ -1,0 +1,73 @@
+"""Small files that appear whole or not at all: written beside their place, synced, then renamed."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxatoms.types import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden neighbour of `path` to write; it takes the place of `path` when the block ends well, and goes if not."""
+    draft = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield draft
+        sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str):
+    """Replace a text file in one step."""
+    with replacing(path) as draft:
+        draft.write_text(text)
+
+
+def write_json(path: Path, record: Any, default: Callable[[Any], Any] | None = None):
+    """Replace a JSON file in one step.
+
+    Args:
+      default: turns what JSON cannot hold into what it can, as in `json.dumps`.
+    """
+    write_text(path, json.dumps(record, indent=1, default=default) + "\n")
+
+
+def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz, its folder where that is missing.
+
+    Raises:
+      InputError: the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            np.savez(draft, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep a file or folder through a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this host has the number: the one that a draft or a lock names."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,1 @@
+"""What every command needs around its work: command lines, locks, drafts, provenance, compiled programs."""

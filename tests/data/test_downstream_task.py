@@ -1,0 +1,82 @@
+"""Downstream sets as training data: published constants and graphs, or constants of their own train split."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxatoms.data import loader
+from jaxatoms.data.corpus import Corpus, samples_of
+from jaxatoms.data.downstream import Graph, downstream
+from jaxatoms.data.downstream_task import _check_labels, open_downstream
+from jaxatoms.data.splits import Split
+from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.types import InputError
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def test_a_set_without_a_recipe_is_normalised_by_its_train_split(cache):
+    task, split = open_downstream("demo:aspirin", cache_dir=cache)
+    assert len(np.unique(np.concatenate(split))) == len(task.store) == sum(map(len, split))
+    _, graphs, targets = Corpus((task,)).build(samples_of(0, split.train))
+    assert targets.forces.std() == pytest.approx(1, rel=1e-3)
+    assert abs(targets.energy.mean()) < 1e-3 and targets.energy.std() == pytest.approx(1, rel=1e-3)
+    assert len(graphs.main.senders) > 0
+
+
+def test_a_scalar_set_gives_its_column_and_no_forces(cache):
+    task, split = open_downstream("demo:gap", cache_dir=cache)
+    records = split.train[:9]
+    targets = Corpus((task,)).build(samples_of(0, records))[2]
+    values = task.store.column("target_gap")[records]
+    np.testing.assert_allclose(targets.energy * task.std + task.mean, values, rtol=1e-5)
+    assert np.isnan(targets.forces).all()
+
+
+def test_sizes_make_a_split_and_too_large_ones_are_refused(cache):
+    _, split = open_downstream("demo:aspirin", cache_dir=cache, sizes=(95, 5))
+    assert [len(part) for part in split][:2] == [95, 5]
+    with pytest.raises(InputError, match="asked for 990 training structures, but the training part .* has 800"):
+        open_downstream("demo:aspirin", cache_dir=cache, sizes=(990, 10))
+
+
+def test_a_missing_target_names_what_there_is(cache):
+    with pytest.raises(InputError, match="no column 'target_dipole'; it has target_gap"):
+        open_downstream("demo:gap", cache_dir=cache, target="target_dipole")
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_without_labels_is_refused(part):
+    """Published constants do not need the labels, training does."""
+    split = Split(*np.arange(9).reshape(3, 3))
+    values = np.arange(9.0)
+    values[getattr(split, part)] = np.nan
+    values[0 if part != "train" else 3] = np.nan  # single gaps are fine
+    store = SimpleNamespace(column=lambda name: values)
+    with pytest.raises(InputError, match=f"qm9:U_0: no structure of the {part} split has a value of target_U_0"):
+        _check_labels("qm9:U_0", downstream("qm9:U_0"), store, split)
+
+
+def test_a_published_set_has_no_other_target(cache):
+    with pytest.raises(InputError, match="names its own target"):
+        open_downstream("qm9:U_0", cache_dir=cache, target="target_mu", data_root="nowhere")
+
+
+def test_large_structures_get_fewer_neighbours(cache):
+    task, split = open_downstream("demo:peptide", cache_dir=cache)
+    systems = task.store.take(split.train[:3])
+    assert Graph(12.0, conditional=True).neighbors([200, 201, 301]).tolist() == [30, 10, 5]
+    few, many = (len(GEMNET_GRAPHS.build_batch(systems, 12.0, k).main.senders) for k in (5, 30))
+    assert few < many
+
+
+def test_steps_per_epoch_are_rounded_up_as_in_the_reference(cache):
+    task, split = open_downstream("demo:aspirin", cache_dir=cache)
+    batches = loader.TrainBatches(Corpus((task,)), samples_of(0, split.train[:10]), [], 3, 0, 0.0, 4, round_up=True)
+    assert batches.total_steps == 9
+    seen = np.concatenate([batches.indices(s) for s in range(9)])
+    assert np.bincount(seen[:30]).tolist() == [3] * 10

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxatoms.interop.torch_file import TorchFile
-from jaxatoms.interop.torch_pickle import TensorRef
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.equiformer_v2.shapes import equiformer_config
 from jaxatoms.models.gemnet_oc.shapes import gemnet_config
+from jaxatoms.pickles.unpickler import TensorRef
 from jaxatoms.types import InputError
 
 WEIGHTS = ("ema", "raw", "reference")

@@ -12,7 +12,7 @@ import pytest
 from fixtures import torch_recipe
 
 from jaxatoms.interop.torch_file import TorchFile, tensors_of
-from jaxatoms.interop.torch_pickle import Opaque
+from jaxatoms.pickles.unpickler import Opaque
 from jaxatoms.types import InputError
 
 FILES = Path(__file__).parents[1] / "fixtures" / "torch"

@@ -12,9 +12,9 @@ from fixtures.torch_models import TINY_EQUIFORMER, TINY_GEMNET, shapes_of
 from jaxatoms.interop.arrays import model_from_arrays
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
-from jaxatoms.interop.torch_pickle import StorageRef, TensorRef
 from jaxatoms.models.gemnet_oc.config import LARGE, SMALL, TINY, GemNetOCConfig
 from jaxatoms.models.gemnet_oc.shapes import gemnet_config
+from jaxatoms.pickles.unpickler import StorageRef, TensorRef
 from jaxatoms.types import InputError
 
 FILES = Path(__file__).parents[1] / "fixtures" / "torch"

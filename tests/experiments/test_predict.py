@@ -413,7 +413,7 @@ def test_a_killed_prediction_does_not_go_on_with_other_weights(tmp_path):
     save(1.0)
     xyz = tmp_path / "in.extxyz"
     xyz.write_text("1\n\nH 0 0 0\n")
-    predictor = SimpleNamespace(model=SimpleNamespace(path=str(tmp_path / "run")), record={"name": "only"})
+    predictor = SimpleNamespace(model=SimpleNamespace(path=str(tmp_path / "run")), record=SimpleNamespace(name="only"))
     config = predict.PredictConfig(checkpoint="run", structures=str(xyz), out=str(tmp_path / "out.extxyz"))
     predict.open_outputs(config, predictor).commit(1, {"out": b"1"})
     assert predict.open_outputs(config, predictor).done == 1

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow check check-tpu dist format bench clean
+.PHONY: demo test test-slow lint check check-tpu dist format bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -20,11 +20,12 @@ test: .venv/installed  ## the behaviour of the whole library, on CPU
 test-slow: .venv/installed  ## what is slow by nature: variants S and L, several processes, the tutorials (CONTRIBUTING.md)
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
-check: .venv/installed  ## lint, types, import rules, fast tests
+lint: .venv/installed  ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy jaxatoms experiments
 	$(BIN)/python -m pytest tests/test_imports.py
-	$(BIN)/python -m pytest -m "not slow"
+
+check: lint test  ## what a commit has to pass
 
 format: .venv/installed  ## what ruff mends by itself
 	$(BIN)/ruff check --fix .

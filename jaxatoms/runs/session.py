@@ -87,6 +87,7 @@ class Session:
                 validate_every=validate_every,
                 save=lambda step, state: self.save(step, state, "last"),
                 save_every=self.save_every,
+                compiling=lambda: self.log.announce("compiling a training step (kept for later starts) ..."),
             )
             state, done, meter = train(
                 state, self.constants, batches, train_step, hooks, first_step=first, total_steps=total,

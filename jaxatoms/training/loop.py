@@ -63,6 +63,7 @@ class Hooks:
     validate_every: int = 1000
     save: Callable[[int, TrainState], None] = lambda step, state: None
     save_every: int = 0
+    compiling: Callable[[], None] = lambda: None  # the next call compiles a step, or reads it from the cache
 
 
 def train(
@@ -99,6 +100,8 @@ def train(
         parts = batch if isinstance(batch, list) else [batch]
         fresh = parts[0].main.senders.shape not in shapes
         shapes.add(parts[0].main.senders.shape)
+        if fresh:
+            hooks.compiling()
         state, metrics = train_step(state, constants, place(batch))
         before, done = done, done + max(1, metrics["loss"].size)
         meter.add_call(parts, done - before)

@@ -74,6 +74,10 @@ class RunLog:
         """Records validation numbers; names with "force" or "energy" and "mae" are shown and drawn."""
         self._record(step, "val", metrics)
 
+    def announce(self, text: str) -> None:
+        """Shows a line of text that is not recorded."""
+        self._display.announce(text)
+
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replaces summary.json in one step and returns its path."""
         path = self.run_dir / "summary.json"
@@ -217,24 +221,40 @@ def _finish_panel(axes: Any, title: str) -> None:
 def _make_display(total_steps: int, start: int, quiet: bool) -> "_Silent":
     if quiet:
         return _Silent()
-    return _Bar(total_steps, start) if sys.stdout.isatty() else _Lines(total_steps, start)
+    return _Bar(total_steps, start) if sys.stdout.isatty() else _Lines(total_steps)
 
 
 class _Silent:
     """Shows nothing; the interface of the displays below."""
+
+    def announce(self, text: str) -> None: ...
 
     def update(self, step: int, split: str, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
 
+class _Remaining:
+    """The time that is left, from the measured rate of steps: compiling and validating are not in that rate."""
+
+    def __init__(self, total_steps: int):
+        self._total, self._rate = total_steps, 0.0  # steps, steps per second
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> str:
+        self._rate = metrics.get("steps_per_second", 0.0) or self._rate
+        return f"  ETA {_clock((self._total - step) / self._rate)}" if self._rate else ""
+
+
 class _Lines(_Silent):
     """A plain line every ~10 s, for files and pipes; validation and the last step always."""
 
-    def __init__(self, total_steps: int, start: int):
-        self._total, self._start = total_steps, start
-        self._begin = _now()
+    def __init__(self, total_steps: int):
+        self._total = total_steps
+        self._remaining = _Remaining(total_steps)
         self._last = -math.inf
+
+    def announce(self, text: str) -> None:
+        print(text, flush=True)
 
     def update(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         now = _now()
@@ -242,9 +262,7 @@ class _Lines(_Silent):
             return
         self._last = now if split == "train" else self._last
         text = _validation_text(metrics) if split == "val" else _training_text(metrics)
-        done = max(step - self._start, 1)
-        remaining = (now - self._begin) / done * max(self._total - step, 0)
-        print(f"step {step}/{self._total}  {text}  ETA {_clock(remaining)}", flush=True)
+        print(f"step {step}/{self._total}  {text}{self._remaining(step, metrics)}", flush=True)
 
 
 class _Bar(_Silent):
@@ -254,16 +272,20 @@ class _Bar(_Silent):
         from rich import progress
 
         columns = ("step {task.completed:.0f}/{task.total:.0f}", progress.BarColumn(bar_width=20))
-        numbers = ("{task.fields[train]}", "{task.fields[val]}", "ETA", progress.TimeRemainingColumn())
-        self._progress = progress.Progress(
-            *columns, *numbers, refresh_per_second=4, speed_estimate_period=120
-        )
-        self._task = self._progress.add_task("", total=total_steps, completed=start, train="", val="")
+        numbers = ("{task.fields[train]}", "{task.fields[val]}", "{task.fields[remaining]}")
+        self._remaining = _Remaining(total_steps)
+        self._progress = progress.Progress(*columns, *numbers, refresh_per_second=4)
+        empty = {"train": "", "val": "", "remaining": ""}
+        self._task = self._progress.add_task("", total=total_steps, completed=start, **empty)
         self._progress.start()
+
+    def announce(self, text: str) -> None:
+        self._progress.console.print(text)
 
     def update(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         text = _validation_text(metrics) if split == "val" else _training_text(metrics)
-        self._progress.update(self._task, completed=step, **{split: text})
+        fields = {split: text, "remaining": self._remaining(step, metrics).strip()}
+        self._progress.update(self._task, completed=step, **fields)
 
     def close(self) -> None:
         self._progress.stop()
@@ -279,7 +301,14 @@ def _training_text(metrics: Mapping[str, float]) -> str:
 def _validation_text(metrics: Mapping[str, float]) -> str:
     known = {name: value for name, value in metrics.items() if math.isfinite(value)}  # NaN: nothing is labelled
     shown = {name: value for name, value in known.items() if "mae" in name} or known
-    return "val  " + "  ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:3])
+    return "validation  " + "  ".join(_with_unit(name, value) for name, value in list(shown.items())[:3])
+
+
+def _with_unit(name: str, value: float) -> str:
+    """`force_mae_mev_per_angstrom` and 48.36 as "force MAE 48.36 meV/A"; other names as they are."""
+    quantity, mae, unit = name.partition("_mae_")
+    unit = {"mev": " meV", "mev_per_angstrom": " meV/A"}.get(unit)
+    return f"{quantity.replace('_', ' ')} MAE {value:.4g}{unit}" if mae and unit else f"{name} {value:.4g}"
 
 
 def _clock(seconds: float) -> str:

@@ -89,6 +89,8 @@ def options_of(path: Path, config: str) -> tuple[Option, ...]:
                 group=groups.get(field.target.id, ""),
             )
         )
+    titles = ["", *dict.fromkeys(groups.values())]
+    own.sort(key=lambda option: titles.index(option.group))  # stable: the order of --help
     return tuple(itertools.chain(*inherited, own))
 
 
@@ -101,9 +103,9 @@ def page(title: str, members: list[Command]) -> str:
     for command in members:
         if len(members) > 1:
             lines += [f"## `{command.name}`", ""]
-        for group, options in itertools.groupby(sorted(command.options, key=_by_group(command)), lambda o: o.group):
+        for group, options in itertools.groupby(command.options, lambda option: option.group):
             level = "###" if len(members) > 1 else "##"
-            lines += [f"{level} {group.capitalize() + ' options' if group else 'Options'}", ""]
+            lines += [f"{level} {f'Options: {group}' if group else 'Options'}", ""]
             lines += ["| option | value | default | meaning |", "|---|---|---|---|"]
             for o in options:
                 shown = f"`{o.default}`" if o.default and o.default != NO_DEFAULT else o.default
@@ -231,11 +233,6 @@ def _groups(body: ast.ClassDef) -> dict[str, str]:
 
 
 # --- writing pages ------------------------------------------------------------------------------------
-
-
-def _by_group(command: Command):
-    order = list(dict.fromkeys(["", *(o.group for o in command.options)]))
-    return lambda option: order.index(option.group)
 
 
 def _value(kind: str) -> str:

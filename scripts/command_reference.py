@@ -59,12 +59,17 @@ def commands() -> list[Command]:
             for word, config in SUBCOMMANDS[path.stem].items():
                 found.append(Command(f"{name} {word}", description, options_of(path, config)))
         else:
-            options = options_of(path, _parsed_class(path, tree))
+            options = module_options(path)
             settings = _assigned(path, "SETTINGS")  # of the demo: other defaults than those of the study
             values = {} if settings is None else {k: " ".join(v) for k, v in ast.literal_eval(settings).items()}
             own = (dataclasses.replace(o, default=values.get(o.name, o.default)) for o in options)
             found.append(Command(name, description, tuple(own)))
     return found
+
+
+def module_options(path: Path) -> tuple[Option, ...]:
+    """The options of the dataclass that a module gives to `cli.parse`."""
+    return options_of(path, _parsed_class(path, _parsed(path)))
 
 
 def options_of(path: Path, config: str) -> tuple[Option, ...]:

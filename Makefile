@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow check check-tpu bench docs clean
+.PHONY: demo test test-slow check check-tpu dist format bench docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,9 +22,20 @@ test-slow: .venv/installed  ## what is slow by nature: variants S and L, several
 
 check: .venv/installed  ## lint, types, import rules, fast tests
 	$(BIN)/ruff check .
-	$(BIN)/mypy jaxatoms
+	$(BIN)/mypy jaxatoms experiments
 	$(BIN)/python -m pytest tests/test_imports.py
 	$(BIN)/python -m pytest -m "not slow"
+
+format: .venv/installed  ## what ruff mends by itself
+	$(BIN)/ruff check --fix .
+
+dist: .venv/installed  ## wheel and sdist, installed into an empty environment and tried from another folder
+	$(BIN)/python -m pip install --quiet build
+	rm -rf dist .venv-dist
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet dist/*.whl
+	cd / && $(CURDIR)/.venv-dist/bin/python -P $(CURDIR)/scripts/try_installed.py
 
 TPU ?= v5e:4x4
 check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libtpu, no TPU; an hour or two on 2 cores); make check-tpu TPU=v6e:4x4
@@ -42,4 +53,4 @@ bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl
 
 clean:
-	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-dist dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info

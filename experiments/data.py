@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,9 +83,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if rest and not rest[0].startswith("-"):
         rest = ["--name", *rest]
-    kind = {"info": InfoConfig, "check": InfoConfig, "download": DownloadConfig}.get(command, DataConfig)
+    kind: Any = {"info": InfoConfig, "check": InfoConfig, "download": DownloadConfig}.get(command, DataConfig)
     config = cli.parse(kind, rest, description=__doc__, prog=f"python -m experiments.data {command}")
-    return {"info": info, "download": fetch, "prepare": prepare, "check": check}[command](config)
+    run: Any = {"info": info, "download": fetch, "prepare": prepare, "check": check}[command]
+    return run(config)
 
 
 def print_list() -> None:

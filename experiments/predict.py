@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import ase
@@ -160,7 +160,7 @@ def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
     return atoms
 
 
-def _records(source: Path, first: int) -> Iterator[Record]:
+def _records(source: Path, first: int) -> Generator[Record, None, None]:
     for i, (atoms, system) in enumerate(read_atoms(source, first=first), start=first):
         yield Record(i, atoms, system)
 

@@ -113,8 +113,10 @@ def by_distance(config: SelectConfig) -> None:
     """The structures that, together, lie closest to the task."""
     n = int(parse_count(config.n))
     upstream, downstream = _extract(config)
-    rows, classes = upstream.features, upstream.features.class_of_structure()
-    task = _moments(downstream.features)
+    rows, task_rows = upstream.features, downstream.features
+    assert rows is not None and task_rows is not None  # they were kept
+    classes = rows.class_of_structure()
+    task = _moments(task_rows)
     directions = config.directions or min(N_DIRECTIONS, rows.features.shape[1])
     candidates = prepare_candidates(rows.features, rows.structure, _moments(rows), task, directions)
     chosen = select_structures(candidates, n, config.steps or N_STEPS, config.seed)
@@ -152,7 +154,8 @@ def _extract(config: SelectConfig) -> tuple[Extracted, Extracted]:
     sets = ((config.upstream, config.candidates or "100000"), (str(config.downstream), config.task_n or "10000"))
     requests = (Request(dataset=name, n=n, seed=config.seed, clamp=True) for name, n in sets)
     samples = (sample_for(config, request, extractor) for request in requests)
-    return tuple(extract_for(config, sample, extractor, keep=True) for sample in samples)
+    upstream, downstream = (extract_for(config, sample, extractor, keep=True) for sample in samples)
+    return upstream, downstream
 
 
 def _moments(data: FeatureSet) -> Moments:

@@ -50,7 +50,7 @@ class Command:
 def commands() -> list[Command]:
     """Every command of `experiments/`, by name."""
     found = []
-    for path in sorted((ROOT / "experiments").glob("*.py")):
+    for path in sorted((ROOT / "experiments").glob("[!_]*.py")):
         tree = _parsed(path)
         if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
             continue
@@ -137,6 +137,7 @@ def pages() -> dict[str, str]:
         summary = members[0].description.partition("\n\n")[0]
         rows.append(f"| [`{module}`]({module.split('.')[1]}.md) | {_cell(_prose(summary))} |")
     head = ["# Commands", "", "Every command is started with `python -m`, such as `python -m experiments.pretrain`.",
+            "Where the package is installed, `jaxatoms pretrain` is the same command.", "",
             "These pages are made from the settings classes when the documentation is built.", "",
             "| command | what it does |", "|---|---|"]  # fmt: skip
     return made | {"index.md": "\n".join([*head, *rows, ""])}

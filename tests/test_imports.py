@@ -29,6 +29,7 @@ ALLOWED = {
     "features": {"types", "io", "data", "graphs", "models", "csi", "interop", "training", "inference"},
     "runs": {"types", "io", "tools", "ops", "data", "graphs", "models", "csi", "training", "inference"},
     "ase": {"types", "data", "graphs", "models", "inference"},
+    "api": {"types", "data", "csi", "features", "inference", "ase"},
 }
 # What commands import: the library, and of their own folder what is no command.
 COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}

@@ -184,7 +184,7 @@ def _pretrained(settings: Mapping, budget: Mapping, step: int | None, backbone: 
     if steps is None and n is not None and settings["batch_edges"] is None:
         steps = max(1, n * epochs // batch)
     row = RowKey(n, epochs, label, backbone, variant)
-    trained = 1.0 if None in (step, steps) else min(1.0, step / steps)
+    trained = 1.0 if step is None or steps is None else min(1.0, step / steps)
     return Origin(row, settings["seed"], (*notes, *_budget_note(row, step, steps)), trained)
 
 

@@ -330,7 +330,7 @@ def load_extracted(
     features = load_features(path) if has_features or info is None else None
     if info is None:
         given = {"dataset": path.stem, "extractor": None, "sampling": "given", "seed": None}
-        return _grouped(given, features, aggregation or "flat", n_blocks, seed or 0)
+        return grouped(given, features, aggregation or "flat", n_blocks, seed or 0)
     found = Extracted(info, load_moments(path), features)
     wanted = {"aggregation": aggregation, "n_blocks": n_blocks, "seed": seed}
     has = info | {"n_blocks": len(found.blocks.count)}
@@ -343,10 +343,10 @@ def load_extracted(
         raise InputError(f"{path} holds moments made with {options[name]} {has[name]}, not {wanted[name]}, and "
                          "no rows to make them from; extract it with --store, which keeps the rows")  # fmt: skip
     has |= {name: value for name, value in wanted.items() if value is not None}
-    return _grouped(info, features, has["aggregation"], has["n_blocks"], has["seed"])
+    return grouped(info, features, has["aggregation"], has["n_blocks"], has["seed"])
 
 
-def _grouped(info: dict, features: FeatureSet | None, how: str, n_blocks: int | None, seed: int) -> Extracted:
+def grouped(info: dict, features: FeatureSet | None, how: str, n_blocks: int | None, seed: int) -> Extracted:
     """Moments of rows in memory, in random blocks of whole structures."""
     assert features is not None
     rows, structure = aggregate(features.features, features.draws, how)

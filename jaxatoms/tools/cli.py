@@ -60,6 +60,8 @@ def parse(
       config = parse(TrainConfig, ["--batch-size", "64", "--n-samples", "2e6"])
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    if prog is not None and Path(sys.argv[0]).name == "jaxatoms":  # the console command
+        prog = prog.replace("python -m experiments.", "jaxatoms ")
     from_file, files = [], []
     if "config" not in _fields(config_class):
         given, files = _take_config_option(given)

@@ -82,7 +82,7 @@ def test_every_option_has_a_sentence_and_is_in_the_reference(name):
 
 
 def test_every_command_has_a_page_in_the_navigation():
-    modules = {path.stem for path in (ROOT / "experiments").glob("*.py") if "\ndef main(" in path.read_text()}
+    modules = {path.stem for path in (ROOT / "experiments").glob("[!_]*.py") if "\ndef main(" in path.read_text()}
     assert {name.split()[0].split(".")[1] for name in COMMANDS} == modules
     navigation = (ROOT / "mkdocs.yml").read_text()
     missing = [page for page in command_reference.pages() if f"reference/commands/{page}\n" not in navigation]
@@ -122,6 +122,12 @@ def own_flags(module: str) -> set[str]:
     return set(re.findall(r'"(--[\w-]+)"', path.read_text())) | {"--help"}
 
 
+def spelt_out(text: str) -> str:
+    """The text with `jaxatoms pretrain` as `experiments.pretrain`."""
+    names = "|".join({name.split()[0].split(".")[1] for name in COMMANDS})
+    return re.sub(rf"(?<![/\w.])jaxatoms ({names})\b", r"experiments.\1", text)
+
+
 def command_lines(text: str) -> list[list[str]]:
     """The words of every line that starts one of our modules, with what `|` and `#` cut off."""
     lines = []
@@ -139,7 +145,7 @@ def command_lines(text: str) -> list[list[str]]:
 def unknown_in_fences(text: str) -> list[str]:
     """Flags in fenced shell blocks that the command of their line does not have."""
     wrong = []
-    for language, block in FENCE.findall(text):
+    for language, block in FENCE.findall(spelt_out(text)):
         if language not in ("", "bash", "sh", "shell", "console"):
             continue
         for words in command_lines(block):
@@ -157,7 +163,7 @@ def unknown_in_prose(text: str) -> list[str]:
             everywhere |= set(re.findall(r'"(--[\w-]+)"', path.read_text()))
     short = {name.split()[0].split(".")[1]: name.split()[0] for name in COMMANDS}
     wrong = []
-    for span in SPAN.findall(FENCE.sub("", text)):
+    for span in SPAN.findall(FENCE.sub("", spelt_out(text))):
         words, flags = span.split(), FLAG.findall(span)
         module = next((found[0] for word in words if (found := MODULE.match(word))), short.get(words[0]))
         known = everywhere if module is None else own_flags(module)
@@ -174,6 +180,7 @@ def test_every_flag_of_a_page_exists(path):
 def test_a_wrong_flag_is_found():
     fence = "```bash\npython -m experiments.pretrain --upstream a --batchsize 3 \\\n  --sampling x  # --no-such\n```\n"
     assert unknown_in_fences(fence) == ["experiments.pretrain --batchsize", "experiments.pretrain --sampling"]
+    assert unknown_in_fences("```\njaxatoms predict --lr 1\n```\n") == ["experiments.predict --lr"]
     prose = "Give `--batch-size 3`, `--batchsize 3`, `pip install --upgrade x` or `predict --lr 1`."
     assert unknown_in_prose(prose) == ["--batchsize 3: --batchsize", "predict --lr 1: --lr"]
 

@@ -1,0 +1,44 @@
+"""`jaxatoms COMMAND`: every command by its name, the same code as `python -m experiments.COMMAND`."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_command_is_listed_once():
+    found = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
+    assert set(COMMANDS) == found
+    assert all(callable(importlib.import_module(f"experiments.{name}").main) for name in ("tables", "data", "study"))
+
+
+def test_the_overview_names_all(capsys):
+    assert main([]) == 0 and main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_a_command_gets_its_options_and_its_own_name(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/jaxatoms", "tables", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0 and "usage: jaxatoms tables" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["tables"])
+    assert "give --table 1, 2, 3" in capsys.readouterr().err
+
+
+def test_mistyped_commands_get_the_nearest(capsys):
+    assert main(["pretain"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'pretain'; did you mean 'pretrain'?\n"
+
+
+def test_the_overview_starts_nothing():
+    code = "import sys; from experiments.__main__ import main; main(['--help']); assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=True)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow lint check check-tpu dist format bench clean
+.PHONY: demo test test-slow lint check check-tpu dist format bench docs clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -46,8 +46,12 @@ check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libt
 	  JAX_PLATFORMS=cpu $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all --model $$model \
 	  --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done; done
 
+docs: .venv/installed  ## the documentation as a web site in site/; a broken link or reference is an error
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl
 
 clean:
-	rm -rf .venv .venv-dist dist .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-dist dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info

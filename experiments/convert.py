@@ -46,21 +46,24 @@ class ConvertConfig:
     """What to convert; exactly one of --torch, --checkpoint and --from-safetensors."""
 
     torch: str | None = None
-    """PyTorch file: JMP, the paper's Lightning files, fairchem v1 GemNet-OC, EquiformerV2."""
+    """This PyTorch file is converted: JMP, the paper's Lightning files, fairchem v1 GemNet-OC or EquiformerV2."""
     checkpoint: str | None = None
-    """Checkpoint of ours to export: RUN (its best-validation one), RUN@last or a step folder; needs --safetensors."""
+    """This checkpoint of ours is exported: RUN (its best-validation one), RUN@last or a step folder; it needs
+    --safetensors."""
     safetensors: str | None = None
-    """File to write."""
+    """The exported weights are written into this file."""
     from_safetensors: str | None = None
-    """File written by this command, to read back."""
+    """This file, which the command wrote before, is read back."""
     out: str | None = None
-    """Checkpoint directory to write."""
+    """The checkpoint is written into this folder."""
     weights: str | None = None
-    """ema, raw, or reference (what the reference's fine-tuning loads); default: ema where there is one."""
+    """ema takes the averaged weights, raw the raw ones, and reference what the reference's fine-tuning loads; the
+    default is ema where there is one."""
     tasks: str | None = None
-    """Names of the heads, comma-separated; default: JMP's four, else task0, task1, ..."""
+    """The heads get these names, separated by commas; the defaults are JMP's four, and otherwise task0, task1 and so
+    on."""
     raw_weights: bool = False
-    """Export the raw weights of a training run instead of their moving average."""
+    """Export the raw weights of a training run and not their moving average."""
     quiet: bool = False
     """Print a summary instead of every key."""
 

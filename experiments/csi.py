@@ -39,50 +39,61 @@ class CsiConfig:
     """Settings of a comparison; the defaults are the paper's."""
 
     upstream: tuple[str, ...]
-    """Candidate data sets to pretrain on, or .npz files of features."""
+    """These are the candidate data sets to pretrain on, or .npz files of features."""
     downstream: tuple[str, ...]
-    """Tasks, or .npz files of features."""
+    """These are the tasks, or .npz files of features."""
     checkpoint: str | None = None
-    """The network whose node features are compared: RUN (its best-validation checkpoint), RUN@last, a step folder or
-    a PyTorch file; not needed for files."""
+    """Node features of this network are compared: RUN (its best-validation checkpoint), RUN@last, a step folder or a
+    PyTorch file. It is not needed for files of features."""
     features: tuple[str, ...] = ()
-    """.npz files that --upstream and --downstream may name by their stem."""
+    """These .npz files may be named by their stem in --upstream and --downstream."""
     n: str | None = None
-    """Structures per data set, default 10000; a set of at most so many is taken whole, each structure once."""
+    """This many structures of each data set are compared (10000 by default); a set of at most that many is taken whole,
+    each structure once."""
     sampling: str | None = None
-    """Of the upstream data sets: balanced (the default), balanced_no_rep, random, stratified or uniform."""
+    """Upstream data sets are sampled by this strategy: balanced (the default), balanced_no_rep, random, stratified or
+    uniform."""
     downstream_sampling: str | None = None
-    """Of the downstream data sets; default random."""
+    """Downstream data sets are sampled by this strategy; the default is random."""
     repeat: bool = False
-    """Draw --n structures from a smaller upstream set, some several times, as the reference's balanced sampler does."""
+    """Draw --n structures from a smaller upstream set too, some of them several times, as the reference's balanced
+    sampler does."""
     aggregation: str | None = None
-    """flat (one row per atom: the method), mean, sum or max over the atoms of a structure; default: flat, or what files
-    of moments hold."""
+    """Features are kept per atom (flat: the method), or reduced over the atoms of a structure (mean, sum or max); the
+    default is flat, or what files of moments hold."""
     seed: int | None = None
-    """Of the draw, the blocks and the resamples, default 0; files keep their draw, and without rows their blocks."""
+    """The seed determines which structures are drawn, their blocks and the resamples; the default is 0. Files keep
+    their draw, and without rows their blocks."""
     edge_dropout: float = 0.0
-    """Of the upstream graphs; 0.1 reproduces the reference."""
+    """Each directed edge of the upstream graphs is dropped with this probability; 0.1 reproduces the reference."""
     blocks: int | None = None
-    """Random groups of structures, resampled for the intervals; default 32, fewer in smaller sets."""
+    """Structures are divided at random into this many blocks, which are resampled for the intervals; the default is 32,
+    and fewer in smaller sets."""
     resamples: int = 200
+    """Intervals are computed from this many resamples."""
     level: float = 0.95
-    """Coverage of the intervals."""
+    """Intervals cover the value with this probability."""
     distance: str = FRECHET.name
-    """Between two sets of features: frechet (the index), one of its parts mean and covariance, mmd_linear, mmd or
-    energy; docs/csi.md says what each needs and costs."""
+    """Two sets of features are compared by this distance: frechet (the index), its parts mean and covariance,
+    mmd_linear, mmd or energy; docs/csi.md says what each needs and costs."""
     estimate: str | None = None
-    """The value that is printed and ranked by: corrected (less its excess for the sample's size; the default where the
+    """This value is printed and ranked by: corrected (less its excess for the sample's size; the default where the
     distance has one), plain (the published procedure) or extrapolated (a fit to infinite samples, for small ones)."""
     raw_weights: bool = False
+    """Use the raw weights of the network and not their moving average."""
     batch_edges: int | None = None
-    """Edge slots of a batch; default 4096."""
+    """A batch has this many edge slots; the default is 4096."""
     out: str = "runs/csi"
-    """Folder for csi.csv, csi.json, csi.png and the extracted features (reused where nothing changed)."""
+    """csi.csv, csi.json, csi.png and the extracted features are written into this folder; features are used again where
+    nothing changed."""
     store: bool = False
     """Keep every feature row, not only moments; a distance that needs rows does so anyway."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     quiet: bool = False
+    """Do not print the progress of the extraction."""
 
     def __post_init__(self):
         if not 0 < self.level < 1:

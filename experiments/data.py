@@ -38,13 +38,13 @@ class DataConfig:
     """Which data set, and where it lies."""
 
     name: str
-    """Name of the data set, as for --upstream; also the word after the command."""
+    """This names the data set, as for --upstream; it may also be the word after the command."""
     data_root: str | None = None
-    """Folder of the data sets; default: JAXATOMS_DATA."""
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
-    """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     workers: int = 0
-    """Processes that convert; 0: one per core."""
+    """This many processes convert; 0 takes one per core."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class InfoConfig(DataConfig):
     """Statistics of a data set."""
 
     out: str | None = None
-    """PNG file of the plots; default: NAME.png in this folder."""
+    """The plots are written into this PNG file; the default is NAME.png in the current folder."""
     all_records: bool = False
     """Look at every record instead of 200,000 at random."""
 
@@ -62,9 +62,10 @@ class DownloadConfig(DataConfig):
     """Original files of a data set."""
 
     part: str = ""
-    """Another part than the paper's: oc20 has 200K, 20M, val_id and mapping; oc22 mapping; omat24 val."""
+    """This selects another part than the paper's: oc20 has 200K, 20M, val_id and mapping; oc22 has mapping; omat24 has
+    val."""
     from_file: str | None = None
-    """A copy that is here already, taken instead of downloading."""
+    """This copy, which is here already, is taken instead of a download."""
 
 
 @cli.one_line_errors()

@@ -42,14 +42,17 @@ class EvaluateConfig:
     """Which run, and on what."""
 
     run: str
-    """Folder of a run of experiments.finetune or experiments.pretrain."""
+    """This is the folder of a run of experiments.finetune or experiments.pretrain."""
     split: str = "test"
-    """train, val or test."""
+    """Errors are computed on this part of the run's split: train, val or test."""
     samples: str = "all"
-    """Structures (random, seed 0), or `all`."""
+    """This many structures (random, seed 0) are evaluated; `all` takes every one."""
     batch_edges: int = 4096
+    """A batch has this many edge slots."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
 
     def __post_init__(self):
         parse_count(self.samples)

@@ -33,44 +33,53 @@ class ExtractConfig:
     """What to extract, with which network."""
 
     dataset: str
-    """NAME, NAME@PATH, file:PATH or demo:organic; its train split is sampled."""
+    """This names the data set, whose train split is sampled: NAME, NAME@PATH, file:PATH or demo:organic."""
     checkpoint: str
-    """RUN (its best-validation checkpoint), RUN@last, a step folder, or a PyTorch file such as jmp-s.pt."""
+    """Features are those of this network: RUN (its best-validation checkpoint), RUN@last, a step folder, or a PyTorch
+    file such as jmp-s.pt."""
     out: str
-    """File to write (.npz); features that were made from the same inputs are kept."""
+    """The result is written into this .npz file; features that were made from the same inputs are kept."""
     n: str = N_STRUCTURES
-    """Structures; `all` takes the train split whole, as does its own number."""
+    """This many structures are sampled; `all` takes the train split whole, as does its own number."""
     sampling: str | None = None
-    """random (the default), balanced, balanced_no_rep, stratified or uniform over the data set's classes."""
+    """Structures are sampled by this strategy over the data set's classes: random (the default), balanced,
+    balanced_no_rep, stratified or uniform."""
     repeat: bool = False
-    """Draw --n structures from a smaller set, some several times, as the reference's balanced sampler does."""
+    """Draw --n structures from a smaller set too, some of them several times, as the reference's balanced sampler
+    does."""
     seed: int = 0
+    """The seed determines which structures are drawn, and their blocks."""
     aggregation: str | None = None
-    """flat (one row per atom, the default), mean, sum or max over the atoms of a structure."""
+    """Features are kept per atom (flat, the default), or reduced over the atoms of a structure (mean, sum or max)."""
     edge_dropout: float = 0.0
-    """0.1 reproduces the reference, which drops edges of the upstream sets."""
+    """Each directed edge is dropped with this probability; 0.1 reproduces the reference, which drops edges of the
+    upstream sets."""
     store: bool = False
     """Keep every feature row, class and element, not only the moments."""
     blocks: int | None = None
-    """Random groups of structures, for confidence intervals; default 32, fewer in a smaller set."""
+    """Structures are divided at random into this many blocks, for confidence intervals; the default is 32, and fewer in
+    a smaller set."""
     raw_weights: bool = False
-    """The raw weights instead of their moving average."""
+    """Use the raw weights and not their moving average."""
     backbone: str = "auto"
-    """gemnet_oc or equiformer_v2: refuse a checkpoint of another kind."""
+    """gemnet_oc or equiformer_v2 refuses a checkpoint of another kind; auto takes any."""
     edge_direction: str | None = None
-    """EquiformerV2: source_to_target (as the paper's code feeds it) or target_to_source (as the weights were trained);
-    default: what the checkpoint says."""
+    """EquiformerV2 is fed vectors from source_to_target (as by the paper's code) or target_to_source (as its weights
+    were trained); the default is what the checkpoint says."""
     paper: bool = False
-    """The paper's upstream setting: edge dropout 0.1 and, for EquiformerV2, source_to_target."""
+    """Use the paper's upstream setting: an edge dropout of 0.1 and, for EquiformerV2, source_to_target."""
     losses: bool = False
     """Write the energy and force losses of every structure instead of features, for experiments.select."""
     task: str | None = None
-    """With --losses: the head, where there are several; default: the one trained on the data set."""
+    """With --losses this names the head, where there are several; the default is the one trained on the data set."""
     batch_edges: int = BATCH_EDGES
-    """Edge slots of a batch."""
+    """A batch has this many edge slots."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     quiet: bool = False
+    """Do not print the progress of the extraction."""
 
     def __post_init__(self):
         cli.check_positive(self, "blocks", "batch_edges")

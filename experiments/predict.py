@@ -43,20 +43,23 @@ class PredictConfig:
     """What to predict, and from which checkpoint."""
 
     checkpoint: str
-    """RUN (its best-validation checkpoint), RUN@last, a converted folder or a step folder."""
+    """Predictions are those of this checkpoint: RUN (its best-validation one), RUN@last, a converted folder or a step
+    folder."""
     structures: str
-    """File that ASE reads: .extxyz (also .xz, .gz), .traj, .db, ..."""
+    """Structures are read from this file, in any format that ASE reads: .extxyz (also .xz, .gz), .traj, .db and
+    others."""
     out: str
-    """File to write: .extxyz, .xyz or .db; it appears when it is whole."""
+    """Results are written into this file (.extxyz, .xyz or .db), which appears when it is whole."""
     task: str | None = None
-    """Name of the task whose head is used; needed when the checkpoint has several."""
+    """This names the task whose head is used; it is needed when the checkpoint has several."""
     features: str | None = None
-    """Also write the node features to this .npz, as experiments.csi --features reads them."""
+    """Node features are also written into this .npz file, which experiments.csi --features reads."""
     raw_weights: bool = False
-    """Use the raw weights instead of their moving average."""
+    """Use the raw weights and not their moving average."""
     batch_edges: int = 4096
-    """Edge slots of a batch; more for a GPU."""
+    """A batch has this many edge slots; a GPU takes more."""
     quiet: bool = False
+    """Do not print the progress."""
 
     def __post_init__(self):
         cli.check_positive(self, "batch_edges")

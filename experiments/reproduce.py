@@ -47,35 +47,40 @@ class ReproduceConfig:
     """Which row, and where it departs from the paper."""
 
     table: str | None = None
-    """1 to 5, or fig4."""
+    """This names the table: 1 to 5, or fig4."""
     row: str | None = None
-    """A row's key, such as ani1x, mixed_balanced or (Table 2) ani1x-1M; `all`. A wrong one lists them."""
+    """This is the key of a row, such as ani1x, mixed_balanced or (in Table 2) ani1x-1M; `all` takes every row. A wrong
+    key lists the right ones."""
     scale: float = 1.0
-    """Of N and of the fine-tuning steps; 1e-3 takes minutes."""
+    """N and the number of fine-tuning steps are multiplied by this factor; 1e-3 takes minutes."""
     model: str | None = None
-    """Preset or JSON file instead of the paper's network."""
+    """This preset or JSON file replaces the paper's network."""
     upstream: tuple[str, ...] = ()
-    """Where data sets come from: ani1x@PATH, or ani1x=demo:organic to put another in its place."""
+    """Data sets come from here: ani1x@PATH, or ani1x=demo:organic to put another in its place."""
     downstream: tuple[str, ...] = ()
-    """Tasks to run, in the same form; default: the table's."""
+    """These tasks are run, in the same form; the default is those of the table."""
     seeds: tuple[int, ...] = (0,)
-    """Of pretraining and fine-tuning alike; MatBench tasks take two of their own for each (0 and 1 for seed 0)."""
+    """Pretraining and fine-tuning run with each of these seeds; MatBench tasks take two of their own for each (0 and 1
+    for seed 0)."""
     extractor: str | None = None
-    """Network for CSI: a checkpoint (RUN means its best-validation one), or none. Default: the row's own network."""
+    """CSI uses this network: a checkpoint (RUN means its best-validation one), or none. The default is the row's own
+    network."""
     jmp: str | None = None
-    """Public JMP checkpoint (jmp-s.pt), for the jmp rows."""
+    """This public JMP checkpoint (jmp-s.pt) is used by the jmp rows."""
     out: str = "runs/paper"
-    """Folder of all runs."""
+    """All runs are written into this folder."""
     pretrain_options: str = ""
-    """More options of experiments.pretrain, in one string: --pretrain-options="--precision tf32"."""
+    """These options are added to experiments.pretrain, in one string: --pretrain-options="--precision tf32"."""
     finetune_options: str = ""
-    """More options of experiments.finetune, in one string."""
+    """These options are added to experiments.finetune, in one string."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     dry_run: bool = False
-    """Print the steps and their cost; run nothing."""
+    """Print the steps and their cost, and run nothing."""
     check: bool = False
-    """Compare every published row with the sizes of its training sets; run nothing, read no data."""
+    """Compare every published row with the sizes of its training sets; this runs nothing and reads no data."""
 
     def __post_init__(self):
         if not self.check and (self.table is None or self.row is None):

@@ -39,36 +39,43 @@ class SelectConfig:
     """What to choose from, and by what."""
 
     upstream: str
-    """Data set whose train split is chosen from."""
+    """Structures are chosen from the train split of this data set."""
     n: str
-    """Structures to choose."""
+    """This many structures are chosen."""
     method: str = "csi"
-    """csi (closest to a task) or difficulty (by the losses of a network)."""
+    """csi chooses those closest to a task, and difficulty chooses by the losses of a network."""
     downstream: str | None = None
-    """csi: the task."""
+    """csi: this names the task."""
     checkpoint: str | None = None
-    """csi: the network whose node features are compared: RUN (its best-validation checkpoint), RUN@last or a step
+    """csi: node features of this network are compared: RUN (its best-validation checkpoint), RUN@last or a step
     folder."""
     candidates: str | None = None
-    """csi: random candidates, at most, default 100000; `all` takes the whole train split."""
+    """csi: at most this many random candidates are considered (100000 by default); `all` takes the whole train
+    split."""
     task_n: str | None = None
-    """csi: structures of the task, at most; default 10000."""
+    """csi: at most this many structures of the task are used; the default is 10000."""
     directions: int | None = None
-    """csi: leading directions in which the distance is minimised; default 32, or all where there are fewer."""
+    """csi: the distance is minimised in this many leading directions; the default is 32, or all where there are
+    fewer."""
     steps: int | None = None
-    """csi: Frank-Wolfe steps; default 100."""
+    """csi: the Frank-Wolfe method makes this many steps; the default is 100."""
     batch_edges: int | None = None
-    """csi: edge slots of a batch; default 4096."""
+    """csi: a batch has this many edge slots; the default is 4096."""
     losses: str | None = None
-    """difficulty: file of experiments.extract --losses."""
+    """difficulty: losses are read from this file of experiments.extract --losses."""
     difficulty: str | None = None
-    """difficulty: low (the smallest losses), high (the largest), mid (random in the middle third) or mixed (a third
-    each)."""
+    """difficulty: low takes the smallest losses, high the largest, mid draws from the middle third, and mixed takes a
+    third of each."""
     seed: int = 0
+    """The seed determines which candidates, structures of the task and random choices are drawn."""
     out: str = "subset.npz"
+    """The chosen records are written into this .npz file, which experiments.pretrain --subset reads."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     quiet: bool = False
+    """Do not print the progress of the extraction."""
 
     def __post_init__(self):
         cli.check_choices(self, {"method": tuple(_OPTIONS)})

@@ -22,17 +22,18 @@ class TablesConfig:
     """What to make; give a table, a figure, or both."""
 
     table: str | None = None
-    """1 to 5."""
+    """This table is made: 1 to 5."""
     figure: str | None = None
-    """1, 3, 4, 5, 6, 7, 8 or 9."""
+    """This figure is made: 1, 3, 4, 5, 6, 7, 8 or 9."""
     runs: str = "runs"
-    """Folder searched for run folders and csi.json files."""
+    """This folder is searched for run folders and csi.json files."""
     out: str = "docs/tables"
-    """Folder for table1.md and table1.csv, figure3.png and so on."""
+    """Files are written into this folder: table1.md and table1.csv, figure3.png and so on."""
     weights: str = "last_ema"
-    """last_ema (what the paper tests) or best_ema (best on validation)."""
+    """last_ema reports the averaged weights of the last step, as the paper does, and best_ema those that are best on
+    validation."""
     extractor: str = "auto"
-    """Network of the CSI figures: auto (the paper's), any, or the start of its name, such as gemnet_oc."""
+    """CSI figures take scores of this network: auto (the paper's), any, or the start of a name, such as gemnet_oc."""
 
     def __post_init__(self):
         if self.table is None and self.figure is None:

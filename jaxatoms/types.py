@@ -1,6 +1,6 @@
-"""The nouns passed between rooms: structures, their graphs and padded batches, with shapes and units.
+"""The types that packages exchange: structures, their graphs and padded batches, with shapes and units.
 
-NumPy only: data workers import this module without importing JAX.
+This module needs NumPy only, so data workers import it without importing JAX.
 Internal units are Angstrom, eV and eV/Angstrom; `cell` rows are lattice vectors (ASE).
 """
 

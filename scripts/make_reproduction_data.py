@@ -1,4 +1,4 @@
-"""The sets of docs/reproduction.md that are put together from, or converted from, public excerpts.
+"""The sets of docs/notes/reproduction.md that are put together from, or converted from, public excerpts.
 
     python -m scripts.make_reproduction_data --data-root DATA --out DATA/reproduction
 

@@ -1,8 +1,8 @@
-"""Finished fine-tuning runs below a folder -> what each measured and where its weights came from.
+"""Reads the finished fine-tuning runs below a folder: what each measured, and where its weights came from.
 
-Reads run files only: config.json, resolved.json, summary.json and test.json of the fine-tuning run. Which pretraining
-a run started from is what it noted itself when it started; only a run that is too old to have noted it is looked up in
-the folder that its `init` names, and says so.
+It reads run files only: config.json, resolved.json, summary.json and test.json of the fine-tuning run. A run records
+which pretraining it started from when it starts. For a run of an older version, which did not record that, the folder
+that its `init` names is read instead, and a note says so.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from jaxatoms.types import InputError
 
 WEIGHTS = ("last_ema", "best_ema")
 _SKIPPED_FOLDERS = ("checkpoints", "tensorboard", "data", "features")
-# Settings that do not enter the result, or are said elsewhere (in the row, the column, the variant, the notes).
+# These settings do not affect the result, or are shown elsewhere (in the row, the column, the variant, the notes).
 _NEUTRAL = {
     *PRETRAIN_RESUMABLE, *FINETUNE_RESUMABLE, "seed", "precision", "batch_shapes", "val_samples", "val_every", "model",
 }  # fmt: skip
 _OF_PRETRAIN_ROW = _NEUTRAL | {"upstream", "mix", "n", "epochs"}
 _OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "target"}
-_IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # of a pretraining run, beside the settings of its row
-_METHOD = ("init_mode", "freeze_backbone", "forces", "refit_scales")  # of fine-tuning; they belong to the row
+_IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # identify a pretraining run beside the row's settings
+_METHOD = ("init_mode", "freeze_backbone", "forces", "refit_scales")  # settings of fine-tuning that belong to the row
 _JMP_BUDGET = (120_000_000, 2)  # structures, epochs of the public checkpoints
 
 
@@ -47,10 +47,10 @@ class Result:
     seed: int  # of fine-tuning
     pretrain_seed: int | None
     trained: float  # share of the pretraining's steps that the checkpoint has done; 1 where it is not known
-    notes: tuple[str, ...]  # what the row and the column do not tell: partial budgets and tests, missing records
-    n_test: int  # structures tested ...
-    n_test_all: int  # ... of so many
-    commit: str  # of the code that fine-tuned, "+" where files differed from it
+    notes: tuple[str, ...]  # what the row and the column do not show: partial budgets and tests, missing records
+    n_test: int  # number of structures tested
+    n_test_all: int  # number of structures of the whole test split
+    commit: str  # commit of the code that fine-tuned, with "+" where files differed from it
     device: str
     precision: str
     finished_at: str
@@ -58,14 +58,14 @@ class Result:
 
 @dataclasses.dataclass
 class Found:
-    """What a search found; `left_out` says why a run folder is no result."""
+    """Holds what a search found; `left_out` says why a run folder gave no result."""
 
     results: list[Result]
     left_out: list[str]
 
 
 def find_results(root: Path) -> Found:
-    """Every finished fine-tuning run below `root`, by folder name.
+    """Reads every finished fine-tuning run below `root`, sorted by folder name.
 
     Raises:
       InputError: `root` is no folder.
@@ -76,7 +76,7 @@ def find_results(root: Path) -> Found:
     for folder in run_folders(root):
         config = _record(folder / "config.json")
         if "downstream" not in config or "init" not in config:
-            continue  # not of experiments.finetune
+            continue  # the folder is not one of experiments.finetune
         try:
             found.results.append(read_result(folder, root))
         except (InputError, KeyError, TypeError, ValueError) as error:
@@ -86,7 +86,7 @@ def find_results(root: Path) -> Found:
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Folders below `root` that hold a config.json, in order."""
+    """Yields the folders below `root` that hold a config.json, in order."""
     for folder, names, files in os.walk(root):
         names[:] = sorted(n for n in names if n not in _SKIPPED_FOLDERS and not n.startswith("."))
         if "config.json" in files:
@@ -94,7 +94,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def read_result(folder: Path, root: Path) -> Result:
-    """The result of one run folder.
+    """Reads the result of one run folder.
 
     Raises:
       InputError: the run is not finished or was not tested.
@@ -148,9 +148,9 @@ class Origin(NamedTuple):
 
 
 def read_origin(folder: Path, root: Path, config: Mapping, resolved: Mapping, summary: Mapping) -> Origin:
-    """The origin that a fine-tuning run noted; of an older run, what its settings and the folder of `init` still tell.
+    """Returns the origin that a fine-tuning run recorded, or what an older run's settings and `init` show.
 
-    Where the pretraining run is not to be found, budget and mix are unknown and the variant says so.
+    Where the pretraining run cannot be found, budget and mix are unknown and the variant says so.
     """
     backbone = backbone_label(resolved["model"])
     if config["init"] == SCRATCH:
@@ -164,17 +164,17 @@ def read_origin(folder: Path, root: Path, config: Mapping, resolved: Mapping, su
 
 
 def _pretrained(settings: Mapping, budget: Mapping, step: int | None, backbone: str, *notes: str) -> Origin:
-    """Of a checkpoint of experiments.pretrain.
+    """Returns the origin of weights that experiments.pretrain made.
 
     Args:
-      settings: of the pretraining run.
-      budget: see `pretrain.budget_record`; {} of older checkpoints.
-      step: of the checkpoint; None: not known.
+      settings: the settings of the pretraining run.
+      budget: see `runs.pretraining.budget_record`; older checkpoints have {}.
+      step: the step of the checkpoint; None where it is not known.
     """
     settings = with_defaults(PretrainConfig, settings)
     label = upstream_label(settings["upstream"], settings["mix"], budget.get("n_per_task"))
     batch = settings["batch_size"] * settings["accumulate"]
-    plain = {**settings, "batch_size": batch, "accumulate": 1}  # batches in parts make the step of a whole one
+    plain = {**settings, "batch_size": batch, "accumulate": 1}  # an accumulated step equals that of one large batch
     if settings["ema_decay"] == 0.99 and not backbone.startswith("equiformer"):
         plain["ema_decay"] = None  # recorded as a number before the default followed the model
     variant = differences(plain, PretrainConfig, _OF_PRETRAIN_ROW)
@@ -200,13 +200,13 @@ def _budget_note(row: RowKey, step: int | None, steps: int | None) -> tuple[str,
 
 
 def _number_of(n: str | None) -> int | None:
-    """N of a run's settings; None where only its data tell."""
+    """Returns N of a run's settings, or None where it depends on the data."""
     count = "all" if n is None else parse_count(n)
     return None if count == "all" else int(count)
 
 
 def _foreign_row(record: Mapping, backbone: str) -> RowKey:
-    """Of weights that experiments.pretrain did not make: converted ones, or those of another fine-tuning run."""
+    """Returns the row of weights that experiments.pretrain did not make: converted ones, or fine-tuned ones."""
     settings, source = record["settings"], record.get("source") or {}
     if "downstream" in settings:
         label = upstream_label(str(record["upstream"]))
@@ -218,7 +218,7 @@ def _foreign_row(record: Mapping, backbone: str) -> RowKey:
 
 
 def _older_origin(folder: Path, root: Path, config: Mapping, summary: Mapping, backbone: str) -> Origin:
-    """Of a run that was fine-tuned before runs noted the checkpoint that they start from."""
+    """Returns the origin of a run of an older version, which did not record the checkpoint that it starts from."""
     upstream = summary["upstream"]
     run = find_pretraining(config["init"], upstream, folder, root)
     now, finished = ({}, {}) if run is None else (_record(run / "config.json"), _record(run / "summary.json"))
@@ -230,7 +230,7 @@ def _older_origin(folder: Path, root: Path, config: Mapping, summary: Mapping, b
         return Origin(_foreign_row({"settings": {}, "source": source, "upstream": upstream}, backbone))
     notes = [] if noted else ["an older run: its pretraining is read from the folder as it is now"]
     if noted and any(noted.get(k) != now.get(k) for k in noted.keys() - _OF_PRETRAIN_ROW | _IDENTITY):
-        finished = {}  # the folder holds another run by now
+        finished = {}  # the folder holds another run now
     elif not finished.get("finished"):
         notes.append("its pretraining is not finished")
     budget = {"n_per_task": finished.get("n_per_task")} | finished.get("budget", {})
@@ -238,18 +238,18 @@ def _older_origin(folder: Path, root: Path, config: Mapping, summary: Mapping, b
 
 
 def _step_of(init: str) -> int | None:
-    """The step that a step folder is named after."""
+    """Returns the step that a step folder is named after."""
     found = re.search(r"step_(\d+)", Path(init).name)
     return int(found[1]) if found else None
 
 
 def find_pretraining(init: str, upstream: str, folder: Path, root: Path) -> Path | None:
-    """The run folder of `init`: where it says, or below `root` under the same (end of the) path.
+    """Finds the run folder of `init`: at that path, or below `root` under the same path or an end of it.
 
     Args:
       init: run folder, checkpoints folder, checkpoints/best or a step folder, as given to experiments.finetune.
-      upstream: what the fine-tuning run says of it; a folder that says something else is another run.
-      folder: of the fine-tuning run; a relative init may lie beside it.
+      upstream: the upstream set that the fine-tuning run recorded; a folder with another one is another run.
+      folder: the folder of the fine-tuning run; a relative `init` may lie beside it.
     """
     run = Path(re.sub(r"@(last|best)$", "", init))
     if "checkpoints" in run.parts:
@@ -267,12 +267,12 @@ def _is_run_of(folder: Path, upstream: str) -> bool:
 
 
 def differences(config: Mapping, kind: type, neutral: Collection[str], only: Collection[str] | None = None) -> str:
-    """Settings of a run that differ from the command's defaults, which are the paper's: "lr=0.002 max_steps=20".
+    """Lists the settings of a run that differ from the defaults, which are the paper's: "lr=0.002 max_steps=20".
 
     Args:
-      kind: the command's settings class.
-      neutral: fields to pass over.
-      only: just these fields.
+      kind: the settings class of the command.
+      neutral: fields that are left out.
+      only: where it is given, only these fields are compared.
     """
     names = [f.name for f in dataclasses.fields(kind) if f.name not in neutral and (only is None or f.name in only)]
     default = {f.name: f.default for f in dataclasses.fields(kind)}
@@ -298,10 +298,10 @@ def _commit(provenance: Mapping) -> str:
 
 
 def _record(path: Path) -> dict:
-    """A JSON object; {} where there is no file.
+    """Reads a JSON object; returns {} where there is no file.
 
     Raises:
-      InputError: not a JSON object.
+      InputError: the file does not hold a JSON object.
     """
     try:
         record = json.loads(path.read_text())

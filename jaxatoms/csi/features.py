@@ -1,4 +1,4 @@
-"""`features.npz`: node features with the structure each row belongs to, checked at the door.
+"""`features.npz`: node features with the structure that each row belongs to, checked when it is read.
 
 Arrays `features [n_row, d]`, `structure [n_row]`, optional `class [n_row]` (label of the row's structure),
 `element [n_row]` (atomic number) and `draw [n_row]` (which draw of a sample that repeats structures). No model is known

@@ -1,7 +1,7 @@
-"""Steps -> padded batches. What a step sees is a pure function of (seed, step), so a run resumes exactly.
+"""Builds the padded batch of each step. Its content is a pure function of (seed, step), so a run resumes exactly.
 
-`TrainBatches` describes a whole run; `batch(step)` builds one step's arrays. `prefetch` builds ahead of the
-device, in a thread or in worker processes that never touch a device.
+`TrainBatches` describes a whole run, and `batch(step)` builds the arrays of one step. `prefetch` builds batches ahead
+of the device, in a thread or in worker processes that use no device.
 """
 
 import collections
@@ -39,9 +39,10 @@ SAMPLE = 2048  # structures whose graphs are measured to choose budgets
 class TrainBatches:
     """The batches of a run of `epochs` passes over `samples`.
 
-    Fixed mode: `batch_size` structures each, steps = n // batch_size * epochs. The structures of all epochs form
-    one stream, a fresh permutation per epoch, so nothing is dropped between epochs.
-    Packed mode (`weights` given): bins of at most `budgets[0].n_main` expected edges, packed per epoch.
+    In fixed mode each batch has `batch_size` structures, and the run has n // batch_size * epochs steps. The structures
+    of all epochs form one stream, with a new permutation for each epoch, so none is dropped between epochs.
+    In packed mode (`weights` is given) batches hold at most `budgets[0].n_main` expected edges and are packed anew for
+    each epoch.
     """
 
     corpus: Corpus
@@ -67,7 +68,7 @@ class TrainBatches:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """The number of steps of the whole run."""
         return int(self._ends[-1])
 
     def indices(self, step: int) -> np.ndarray:
@@ -82,19 +83,20 @@ class TrainBatches:
         return np.array([_permutation(self.seed, e, n)[i] for e, i in zip(epochs.tolist(), (place % n).tolist())])
 
     def batch(self, step: int) -> GraphBatch:
-        """The padded batch of a step, in the smallest budget that holds it."""
+        """Builds the padded batch of a step in the smallest budget that holds it."""
         return self.alike([step])[0]
 
     def alike(self, steps: Sequence[int]) -> list[GraphBatch]:
-        """The padded batches of some steps, all in the smallest budget that holds every one.
+        """Builds the padded batches of some steps, all in the smallest budget that holds every one.
 
-        A batch that outgrows every budget, which is rare by design, gets one of its own: a slow step, no lost run.
+        A batch that exceeds every budget, which is rare by design, gets a budget of its own: that step is slow because
+        it is compiled, and the run goes on.
         """
         built = [self.build(step, self.indices(step)) for step in steps]
         return collate_alike(built, self.budgets, f"step {steps[0]}")
 
     def build(self, step: int, index: np.ndarray) -> Built:
-        """(systems, graphs, targets) of some of a step's structures, the same in whichever company they are built."""
+        """Builds (systems, graphs, targets) of some structures of a step; none depends on which others are built."""
         index = index[np.argsort(self.samples.task[index], kind="stable")]  # the order of Corpus.build
         keys = structure_keys(self.seed, step, index)
         return self.corpus.build(self.samples.at(index), keys, self.edge_dropout)
@@ -102,7 +104,7 @@ class TrainBatches:
     def _bins(self, epoch: int) -> list[np.ndarray]:
         if self._packed[0] != epoch:
             assert self.weights is not None
-            # Expected edges fluctuate under edge dropout; the small reserve keeps overflow into the spare budget rare.
+            # Expected edges fluctuate under edge dropout; a reserve of 2 % makes overflow into the larger budget rare.
             capacity = int(self.budgets[0].n_main * (0.98 if self.edge_dropout else 1.0))
             order = _permutation(self.seed, epoch, len(self.weights))
             self._packed = epoch, [order[group] for group in packing.pack(self.weights[order], capacity)]
@@ -115,20 +117,20 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def collate_smallest(systems, graphs, targets, budgets: Sequence[BatchBudget]) -> GraphBatch:
-    """`collate` under the first (smallest) of the ascending budgets that holds the batch.
+    """Calls `collate` with the first (smallest) of the ascending budgets that holds the batch.
 
     Raises:
-      BudgetOverflow: none does.
+      BudgetOverflow: none holds it.
     """
     return collate_alike([(systems, graphs, targets)], budgets, "", grow=False)[0]
 
 
 def collate_alike(built: Sequence[Built], budgets: Sequence[BatchBudget], what: str, grow: bool = True):
-    """Each `collate`d, all under the first of the ascending budgets that holds every one.
+    """Calls `collate` for each batch, all with the first of the ascending budgets that holds every one.
 
     Args:
-      what: for messages.
-      grow: make a budget where none holds them, with a warning: one more shape is compiled.
+      what: names the batches in messages.
+      grow: whether to make a larger budget, with a warning, where none holds them; one more shape is then compiled.
 
     Raises:
       BudgetOverflow: none holds them, and `grow` is off.
@@ -147,10 +149,10 @@ def collate_alike(built: Sequence[Built], budgets: Sequence[BatchBudget], what: 
 
 
 def largest_structure(corpus: Corpus, samples: Samples) -> int:
-    """Atoms of the largest of the samples, all of which were looked at: a run must not end in its middle.
+    """Returns the number of atoms of the largest sample; all are checked, so that no run fails on one later.
 
     Raises:
-      InputError: one is too large for a batch, or its cell is too flat, by file and record.
+      InputError: a sample is too large for a batch, or its cell is too flat; the message names file and record.
     """
     n_node = corpus.n_node(samples)
     with naming(lambda i: corpus.place(samples, i)):
@@ -161,7 +163,7 @@ def largest_structure(corpus: Corpus, samples: Samples) -> int:
 
 
 def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0, limit: int | None = SAMPLE):
-    """`structure_sizes` of (a random `limit` of) the samples, graphs built as in training."""
+    """Returns `structure_sizes` of the samples, or of `limit` random ones, with graphs built as in training."""
     n = len(samples.record)
     rng = np.random.default_rng([seed, 2])
     chosen = np.arange(n) if limit is None or n <= limit else rng.choice(n, limit, replace=False)
@@ -173,7 +175,7 @@ def measure(corpus: Corpus, samples: Samples, edge_dropout: float, seed: int = 0
 
 
 def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[GraphBatch]:
-    """All samples in order, without edge dropout, in batches of one shape; built once and kept on the host."""
+    """Builds batches of one shape from all samples in order, without edge dropout; they stay on the host."""
     n = len(samples.record)
     largest_structure(corpus, samples)
     groups = np.array_split(np.arange(n), -(-n // batch_size)) if n else []
@@ -183,14 +185,14 @@ def eval_batches(corpus: Corpus, samples: Samples, batch_size: int) -> list[Grap
 
 
 def grouped(batches: Sequence[GraphBatch], n_part: int, own: Sequence[int]) -> list[list[GraphBatch]]:
-    """Batches of one shape in groups of `n_part`, the last filled up with empty ones; of each, the parts `own`."""
+    """Groups batches of one shape by `n_part`, pads the last group with empty ones, and returns the parts `own`."""
     blank = collate(*empty_structures(), budget_of(batches[0]))
     groups = [batches[i : i + n_part] for i in range(0, len(batches), n_part)]
     return [[group[i] if i < len(group) else blank for i in own] for group in groups]
 
 
 def occupancy(batch: GraphBatch) -> tuple[int, int]:
-    """(real, padded) main edges of a batch, or of a stack of them."""
+    """Counts (real, padded) main edges of a batch, or of a stack of batches."""
     return int((batch.main.in_table < batch.swap.shape[-1]).sum()), batch.swap.size
 
 
@@ -208,9 +210,9 @@ def _work(step: Any) -> Any:
 
 
 def prefetch(build: Callable[[Any], Any], steps: Iterable, workers: int = 0) -> Iterator[Any]:
-    """build(step) of the steps in order, built ahead by a thread (workers=0) or by processes.
+    """Yields build(step) of the steps in order; a thread (workers=0) or several processes build them ahead.
 
-    An exception in a worker is raised here, at the step it belongs to.
+    An exception in a worker is raised here, at the step that it belongs to.
     """
     if workers:
         # forkserver: forking a process that runs JAX's threads can deadlock.

@@ -1,8 +1,8 @@
-"""How large padded batches must be, and which structures share one.
+"""Chooses the sizes of padded batches, and which structures share one.
 
-Two modes. "Fixed": every batch has the paper's number of structures; a few budgets cover the spread of their
-sizes. "Packed": batches are filled up to a number of edges (throughput mode). Budgets are measured on a sample
-of the very graphs that training sees, edge dropout included.
+There are two modes. In fixed mode every batch has the paper's number of structures, and a few budgets cover the range
+of their sizes. In packed mode (throughput mode) batches are filled up to a number of edges. Budgets are measured on a
+sample of graphs that are built as in training, edge dropout included.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ MAXIMA = ("n_per_graph", "k_main", "k_main_out", "k_a2ee2a", "k_a2ee2a_out", "k_
 STEPS = {"n_node": 8, "n_main": 64, "n_a2ee2a": 64, "n_qint": 64, "n_a2a": 64}  # counts are multiples of these
 MAX_SHAPES = 4
 BATCHES = 4000  # random batches drawn to choose fixed budgets
-OVERFLOW = 1e-3  # bound on the expected number of batches of a run that outgrow the largest fixed budget
-HEADROOM = 1.08  # over the largest degree seen in the sample, for those not seen
+OVERFLOW = 1e-3  # bounds the expected number of batches of a run that exceed the largest fixed budget
+HEADROOM = 1.08  # factor on the largest degree of the sample, because other structures may have larger ones
 OPEN_BINS = 16
-GRID = 2**0.5  # ratio of neighbouring sizes of budgets that are to be used again
+GRID = 2**0.5  # ratio of neighbouring sizes of budgets that are meant to be used again
 LEAST_WORK = 256  # main edges; below it the size of a batch hardly matters
 
 
 def structure_sizes(systems: SystemBatch, graphs: Graphs) -> dict[str, np.ndarray]:
-    """Sizes of every structure, [n_graph] each, under the names of `BatchBudget`."""
+    """Returns the sizes of every structure, [n_graph] each, under the names of `BatchBudget`."""
     node_graph = np.repeat(np.arange(len(systems.n_node)), systems.n_node)
     n_graph, n_node = len(systems.n_node), len(node_graph)
 
@@ -57,32 +57,32 @@ def structure_sizes(systems: SystemBatch, graphs: Graphs) -> dict[str, np.ndarra
 
 
 def group_sizes(sizes: Mapping[str, np.ndarray], groups: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Sizes of batches made of the given structures: sums of the counts, maxima of the degrees; [n_batch] each."""
+    """Returns the sizes of batches of the given structures, [n_batch] each: counts are summed, degrees maximised."""
     out = {name: np.array([sizes[name][g].sum() for g in groups]) for name in ADDITIVE}
     out |= {name: np.array([sizes[name][g].max() for g in groups]) for name in MAXIMA}
     return out | {"n_graph": np.array([len(g) for g in groups])}
 
 
 def round_up(value: float, step: int) -> int:
-    """The multiple of `step` at or above `value`, at least `step`."""
+    """Returns the smallest positive multiple of `step` that is at least `value`."""
     return max(step, int(-(-value // step)) * step)
 
 
 def make_budget(sizes: Mapping[str, float]) -> BatchBudget:
-    """A budget that holds sizes of real content: one graph and node more for padding, counts rounded up."""
+    """Returns a budget for real content of these sizes: it adds a graph and a node of padding and rounds counts up."""
     values = {name: round_up(sizes[name] + (name == "n_node"), STEPS.get(name, 1)) for name in (*ADDITIVE, *MAXIMA)}
     values["k_main_out"] = int(np.ceil(sizes["k_main_out"]))
     return BatchBudget(n_graph=int(sizes["n_graph"]) + 1, **values)
 
 
 def whole_size(systems: SystemBatch, graphs: Graphs) -> dict[str, int]:
-    """Sizes of one batch of all the given structures, under the names of `BatchBudget`."""
+    """Returns the sizes of one batch of all the given structures, under the names of `BatchBudget`."""
     sizes = group_sizes(structure_sizes(systems, graphs), [np.arange(len(systems.n_node))])
     return {name: int(values[0]) for name, values in sizes.items()}
 
 
 def exact_budget(batches: Sequence[Mapping[str, int]]) -> BatchBudget:
-    """The smallest budget that holds every batch of these `whole_size`s."""
+    """Returns the smallest budget that holds every batch of these `whole_size`s."""
     return make_budget({name: max(batch[name] for batch in batches) for name in batches[0]})
 
 
@@ -95,16 +95,16 @@ def fixed_budgets(
     shapes: int = MAX_SHAPES,
     alike: int = 1,
 ) -> list[BatchBudget]:
-    """Budgets, ascending, for `steps` random batches of `batch_size` structures.
+    """Returns budgets, ascending, for `steps` random batches of `batch_size` structures.
 
-    The last one holds all of them but for one run in some hundred, as far as the sample shows the set; the others
-    are where they waste the fewest edge slots.
+    The last one is exceeded in about one run of some hundred, as far as the sample represents the set. The others are
+    placed such that the fewest edge slots stay empty.
 
     Args:
       sizes: `structure_sizes` of a sample.
-      largest: atoms of the largest structure of the whole set, which the sample may have missed.
-      shapes: how many, 1 to 4; each is compiled once, more of them waste fewer edge slots.
-      alike: consecutive batches that must share a budget.
+      largest: number of atoms of the largest structure of the whole set, which the sample may have missed.
+      shapes: number of budgets, 1 to 4; each is compiled once, and more of them leave fewer edge slots empty.
+      alike: number of consecutive batches that must share a budget.
     """
     rng = np.random.default_rng(seed)
     groups = rng.integers(len(sizes["n_node"]), size=(BATCHES, batch_size))
@@ -116,7 +116,7 @@ def fixed_budgets(
 
 
 def shapes_worth_compiling(steps: int) -> int:
-    """How many shapes a run of so many steps gains from, 1 to 4.
+    """Returns how many shapes, 1 to 4, make a run of this many steps faster.
 
     A shape saves about a twentieth of the steps' time; compiling it takes as long as 50 to 100 steps.
     """
@@ -124,20 +124,20 @@ def shapes_worth_compiling(steps: int) -> int:
 
 
 def largest_of(batches: Mapping[str, np.ndarray], alike: int) -> dict[str, np.ndarray]:
-    """Sizes that hold each `alike` consecutive batches of these sizes ([n_batch] each)."""
+    """Returns the sizes that hold each `alike` consecutive batches of these sizes ([n_batch] each)."""
     whole = {name: values[: max(len(values) // alike, 1) * alike] for name, values in batches.items()}
     return {name: values.reshape(-1, min(alike, len(values))).max(1) for name, values in whole.items()}
 
 
 def level_budgets(batches: Mapping[str, np.ndarray], last: Mapping[str, float], shapes: int) -> list[BatchBudget]:
-    """Budgets, ascending, up to `last`, for batches of these sizes ([n_batch] each); fewest edge slots wasted."""
+    """Returns ascending budgets up to `last` with the fewest empty slots for batches of these sizes ([n_batch])."""
     levels = cheapest_levels(batches["n_main"], last["n_main"], shapes)
     budgets = [make_budget({n: min(v, last[n]) for n, v in of.items()}) for of in _below(batches, levels)]
     return list(dict.fromkeys([*budgets, make_budget(last)]))
 
 
 def sum_bound(values: np.ndarray, n: int, chance: float) -> int:
-    """A number that the sum of `n` random draws from `values` exceeds with probability < `chance` (Chernoff)."""
+    """Returns a bound that the sum of `n` random draws from `values` exceeds with probability < `chance` (Chernoff)."""
     if values.min() == values.max():
         return int(n * values.max())
     rates = np.geomspace(1e-2, 1e2, 400)[:, None] / np.ptp(values)
@@ -148,7 +148,7 @@ def sum_bound(values: np.ndarray, n: int, chance: float) -> int:
 
 
 def cheapest_levels(values: np.ndarray, last: int, shapes: int, grid: int = 60) -> tuple[int, ...]:
-    """The `shapes` - 1 capacities below `last` under which batches of these sizes waste the fewest slots."""
+    """Returns the `shapes` - 1 capacities below `last` that leave the fewest slots empty for batches of these sizes."""
     quantiles = np.quantile(values, np.linspace(0.02, 1, grid), method="higher")
     candidates = sorted({round_up(q, STEPS["n_main"]) for q in quantiles})
     reach = {c: int((values <= c).sum()) for c in candidates}
@@ -163,7 +163,7 @@ def cheapest_levels(values: np.ndarray, last: int, shapes: int, grid: int = 60) 
 
 
 def _below(batches: Mapping[str, np.ndarray], levels: Sequence[int]) -> Iterator[dict[str, float]]:
-    """For batches between two levels of main edges: what nearly all of them need of everything else."""
+    """Yields, for batches between two levels of main edges, the other sizes that nearly all of them need."""
     floor = -1
     for level in levels:
         own = (batches["n_main"] > floor) & (batches["n_main"] <= level)
@@ -173,7 +173,7 @@ def _below(batches: Mapping[str, np.ndarray], levels: Sequence[int]) -> Iterator
 
 
 def grown_budget(sizes: Mapping[str, float], last: BatchBudget) -> BatchBudget:
-    """A budget for a batch that outgrew `last`: what it needs more of, in steps of a quarter."""
+    """Returns a budget for a batch that exceeds `last`; each size that is too small grows in steps of a quarter."""
     need, have = dataclasses.asdict(make_budget(sizes)), dataclasses.asdict(last)
     for name in need:
         while have[name] < need[name]:
@@ -182,9 +182,10 @@ def grown_budget(sizes: Mapping[str, float], last: BatchBudget) -> BatchBudget:
 
 
 def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
-    """A budget of `known` that holds `need` without much waste, or a roomier `need`, which joins `known`.
+    """Returns a budget of `known` that holds `need` without much waste, or else a new one, which is added to `known`.
 
-    Main edges are what a step costs, so they must nearly agree; the rest may be up to four times as large.
+    Main edges determine what a step costs, so they must nearly agree; other sizes may be up to four times as large. A
+    new budget has a quarter more of the other sizes than `need`.
     """
     want = dataclasses.asdict(need)
     for budget in known:
@@ -197,14 +198,15 @@ def shared_budget(need: BatchBudget, known: list[BatchBudget]) -> BatchBudget:
 
 
 def reused_budget(need: BatchBudget, known: Sequence[BatchBudget], batch_edges: int = 0) -> BatchBudget:
-    """The cheapest budget of `known` that holds `need` at no more than twice its work; else a new one.
+    """Returns the cheapest budget of `known` that holds `need` at no more than twice its work, or else a new one.
 
-    A new one has sizes on a coarse geometric grid with room to spare, and takes in known ones where that is no more
-    than twice the work: so structures that come one by one, of sizes nobody knows before, share few shapes.
+    A new budget has sizes on a coarse geometric grid, with a reserve. It also covers known budgets where that takes no
+    more than twice the work. Structures that arrive one by one, with sizes unknown beforehand, therefore share few
+    shapes.
 
     Args:
-      batch_edges: main edges up to which batches are filled: a full batch is never too much work, and its main
-        edges need no room to spare.
+      batch_edges: number of main edges up to which batches are filled. A full batch is never too much work, and its
+        main edges need no reserve.
     """
     bound = 2 * max(work(need), LEAST_WORK, 1.5 * batch_edges)  # the tables of a full batch come to its edges
     fitting = [budget for budget in known if _covers(budget, need) and work(budget) <= bound]
@@ -219,7 +221,7 @@ def reused_budget(need: BatchBudget, known: Sequence[BatchBudget], batch_edges: 
 
 
 def work(budget: BatchBudget) -> float:
-    """What a step costs, in main edges.
+    """Estimates what a step costs, in units of main edges.
 
     Source: operations and bytes of GemNet-OC-S's compiled forward pass, each size doubled in turn; the sizes that
     are left out matter by a few per cent.
@@ -232,7 +234,7 @@ def _covers(budget: BatchBudget, need: BatchBudget) -> bool:
 
 
 def _on_grid(name: str, value: int) -> int:
-    """A power of the grid's ratio with room to spare (more where it costs little); 0 (no table) stays."""
+    """Returns a power of the grid's ratio, with a reserve (larger where it costs little); 0 (no table) stays 0."""
     if value == 0:
         return 0
     roomy = value * (1.1 if name in ("n_main", "n_node", "n_graph", "n_per_graph") else 1.8)
@@ -243,7 +245,7 @@ def _on_grid(name: str, value: int) -> int:
 def packed_budgets(
     sizes: Mapping[str, np.ndarray], n_main: int, largest: int, weights: np.ndarray
 ) -> list[BatchBudget]:
-    """Two budgets for batches filled to `n_main` edges: the usual one and one with headroom.
+    """Returns two budgets for batches filled to `n_main` edges: the usual one, and a larger one for exceptions.
 
     Args:
       sizes: `structure_sizes` of a sample.
@@ -265,7 +267,7 @@ def packed_budgets(
 
 
 def pack(weights: np.ndarray, capacity: int, open_bins: int = OPEN_BINS) -> list[np.ndarray]:
-    """Put items, in order, into the fullest of a few open bins that still has room; close the fullest when none has.
+    """Puts items, in order, into the fullest open bin that has room, and closes the fullest bin when none has room.
 
     Args:
       weights: [n] integers, each <= capacity.

@@ -1,9 +1,9 @@
 """Scaled SiLU and the residual pair of dense layers, with gradients that keep only matmul outputs.
 
-Automatic differentiation would keep the input, the sigmoid and the output of every activation; of a residual layer
-that is six edge-sized arrays. Here the backward pass keeps the layer's input and its two pre-activations and computes
-the rest again. The rules consist of ordinary operations, so they differentiate further. Arrays keep their dtype;
-what lies between two of them is float32 at least.
+Automatic differentiation would keep the input, the sigmoid and the output of every activation, which are six edge-sized
+arrays for a residual layer. Here the backward pass keeps the layer's input and its two pre-activations, and recomputes
+the rest. The rules consist of ordinary operations, so they can be differentiated again. Arrays keep their dtype, and
+intermediate values have at least float32.
 """
 
 from functools import partial
@@ -18,11 +18,11 @@ HALF = 0.5**0.5
 
 
 def settled(x: jax.Array) -> jax.Array:
-    """x, written to memory once, and its gradient too: a hint to XLA's CPU fusion, exact on every backend.
+    """Returns x unchanged, and makes XLA:CPU write it, and its gradient, to memory once.
 
-    XLA:CPU duplicates cheap producers into every consumer, so along a residual stream single fusions came to read a
-    hundred arrays each (28 GB a step where 3 GB suffice). It never duplicates a division, and drops optimization
-    barriers before it fuses; so this divides by a 1 that the compiler cannot know to be 1.
+    XLA:CPU duplicates cheap producers into every consumer, so along a residual stream single fusions read a hundred
+    arrays each (28 GB a step where 3 GB suffice). It never duplicates a division, and it drops optimization barriers
+    before it fuses. This function therefore divides by a 1 that the compiler cannot know to be 1.
     """
     return x / _opaque_one(x) if platform() == "cpu" else x
 
@@ -32,7 +32,7 @@ def _opaque_one(x: jax.Array) -> jax.Array:
 
 
 def _later(x: jax.Array, after: jax.Array) -> jax.Array:
-    """x, but so that what is computed from it is not shared with the forward pass and starts when `after` exists."""
+    """Returns x; operations on it are not merged with the forward pass and run only after `after` is computed."""
     if platform() == "cpu":
         return x / _opaque_one(after)
     return jax.lax.optimization_barrier((x, after))[0]
@@ -51,7 +51,7 @@ def _silu_slope(y: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def scaled_silu(y: jax.Array) -> jax.Array:
-    """y * sigmoid(y) / 0.6; keeps y alone for the gradient."""
+    """Computes y * sigmoid(y) / 0.6, and keeps only y for the gradient."""
     return _silu(y).astype(y.dtype)
 
 
@@ -62,10 +62,10 @@ scaled_silu.defvjp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def residual_pair(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
-    """(x + act(act(x w1) w2)) / sqrt(2) with scaled SiLU.
+    """Computes (x + act(act(x w1) w2)) / sqrt(2) with scaled SiLU.
 
     Args:
-      precision: how to multiply; static.
+      precision: the policy of matrix products; a static argument.
       x: [n, c]; w1, w2: [c, c].
     """
     return _residual_forward(precision, x, w1, w2)[0]

@@ -1,7 +1,7 @@
-"""Matrix products whose gradients are such products again, to any order of reverse mode.
+"""Matrix products whose gradients are products of the same kind, to any order of reverse mode.
 
 In bfloat16, JAX's own gradient would multiply float32 by bfloat16 (in float32 on a GPU) and round the gradients of
-weights. In float32 the numbers are JAX's.
+weights. In float32 the results equal those of JAX.
 """
 
 import re
@@ -16,16 +16,16 @@ FEW_COLUMNS = 16  # channels of angular sums in narrow networks; variant S has 3
 
 
 def widened(x: jax.Array) -> jax.Array:
-    """x in at least float32, for sums and activations of what is stored in less."""
+    """Returns x in at least float32, for sums and activations of arrays that are stored in a narrower type."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def product(x: jax.Array, w: jax.Array, how: str, dtype, turned: bool = False) -> jax.Array:
-    """[..., n, i] x [..., i, o] -> [..., n, o] in `dtype`; where `turned`, w is [..., o, i]. Leading axes are equal.
+    """Multiplies [..., n, i] x [..., i, o] -> [..., n, o] in `dtype`; where `turned`, w is [..., o, i].
 
-    `how` is "bfloat16" (factors rounded, float32 sums) or a precision of `jax.lax` for factors as they are. Gradients
-    come in the factors' own dtypes.
+    Leading axes are equal. `how` is "bfloat16" (factors are rounded and sums are float32) or a precision of `jax.lax`,
+    which leaves the factors as they are. Gradients have the dtypes of the factors.
     """
     batch = tuple(range(x.ndim - 2))
     dims = (((x.ndim - 1,), (w.ndim - (1 if turned else 2),)), (batch, batch))
@@ -43,16 +43,16 @@ def _multiplied(x: jax.Array, w: jax.Array, dims, how: str, dtype) -> jax.Array:
 
 
 def outer(x: jax.Array, g: jax.Array, how: str, dtype) -> jax.Array:
-    """[..., n, i], [..., n, o] -> [..., i, o] in `dtype`: products summed over n."""
-    # With the transposition as a part of the product XLA:CPU would multiply bfloat16 in float32, half as fast, and many
-    # small float32 products of few columns at a third of the rate (a quarter of a step of gemnet_oc_tiny).
+    """Multiplies [..., n, i], [..., n, o] -> [..., i, o] in `dtype`, summed over n."""
+    # If the transposition were part of the product, XLA:CPU would multiply bfloat16 in float32, at half the rate, and
+    # many small float32 products of few columns at a third of the rate (a quarter of a step of gemnet_oc_tiny).
     narrow = x.ndim > 2 and g.shape[-1] <= FEW_COLUMNS
     if platform() != "cpu" or x.size == 0 or not (how == "bfloat16" or narrow):
         return product(x.mT, g, how, dtype)
     if how == "bfloat16":
         x, g = x.astype(jnp.bfloat16), g.astype(jnp.bfloat16)
     (n, i), o = x.shape[-2:], g.shape[-1]
-    if o * (n + i) < n * i:  # the smaller swap
+    if o * (n + i) < n * i:  # transposing g moves fewer numbers
         return _swapped(product(_swapped(g, g), x, how, dtype), x)
     return product(_swapped(x, g), g, how, dtype)
 
@@ -69,9 +69,9 @@ product.defvjp(lambda x, w, how, dtype, turned: (product(x, w, how, dtype, turne
 
 
 def product_over_two(x: jax.Array, w: jax.Array, how: str, dtype) -> jax.Array:
-    """[..., i, c] x [i, c, o] -> [..., o] in `dtype`, summed over i and c; `how` as for `product`.
+    """Multiplies [..., i, c] x [i, c, o] -> [..., o] in `dtype`, summed over i and c; `how` is that of `product`.
 
-    Where layouts have tiles (TPU), bringing i and c into one axis costs three passes over x.
+    On TPUs, whose layouts have tiles, merging i and c into one axis would cost three passes over x.
     """
     if platform() == "cpu":
         flat = product(x.reshape(-1, w.shape[0] * w.shape[1]), w.reshape(-1, w.shape[2]), how, dtype)
@@ -82,7 +82,7 @@ def product_over_two(x: jax.Array, w: jax.Array, how: str, dtype) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _contraction(x: jax.Array, w: jax.Array, spec: str, how: str, dtype) -> jax.Array:
-    """As `jnp.einsum` of two factors that share no axis with the result."""
+    """Computes `jnp.einsum` of two factors whose common axes are all summed."""
     left, right, out = re.split(",|->", spec)
     summed = [axis for axis in left if axis in right]
     dims = (tuple(map(left.index, summed)), tuple(map(right.index, summed))), ((), ())
@@ -100,29 +100,32 @@ _contraction.defvjp(lambda x, w, *how: (_contraction(x, w, *how), (x, w)), _cont
 
 
 def written_out(x: jax.Array, w: jax.Array) -> jax.Array:
-    """[..., n, i] x [..., i, o] -> [..., n, o] as a sum of i elementwise products, for a few i.
+    """Multiplies [..., n, i] x [..., i, o] -> [..., n, o] as a sum of i elementwise products, for small i.
 
-    XLA joins it to what comes before and after. A product reads and writes arrays in layouts of its own, which for a
-    few terms costs an accelerator more than the product.
+    XLA fuses it with the operations before and after it. A matrix product reads and writes arrays in its own layouts;
+    for few terms, the change of layout costs an accelerator more than the arithmetic.
     """
     terms = [x[..., i, None] * w[..., None, i, :] for i in range(x.shape[-1])]
     return sum(terms[1:], terms[0])
 
 
 def swapped(x: jax.Array) -> jax.Array:
-    """x.mT; on a CPU in memory: a batched product with a transposed first factor runs at a fraction of the rate there.
+    """Returns x.mT; on a CPU it is transposed in memory.
 
-    For factors that many products share; where one is used once, the branch costs more to compile than it saves.
+    Batched products with a transposed first factor are slow on CPUs. This is meant for factors that many products
+    share. For a factor that is used once, the branch takes longer to compile than it saves.
     """
     return _swapped(x, x)
 
 
 @jax.custom_vjp
 def _swapped(x: jax.Array, after: jax.Array) -> jax.Array:
-    """x.mT, in memory on a CPU, once `after` exists (the forward pass would keep x twice otherwise).
+    """Returns x.mT; on a CPU it is transposed in memory, and only after `after` is computed.
 
-    XLA moves transpositions through everything but a branch, here on what is always true and XLA cannot know. (It does
-    where it knows every number that the condition looks at, for instance to be zero; hence many.)
+    Without the second condition the forward pass would keep both x and its transpose. XLA moves transpositions through
+    every operation but a branch, so the transposition is put behind a branch whose condition is always true and cannot
+    be evaluated by XLA. The condition reads many numbers, because XLA evaluates one whose numbers are all known
+    constants.
     """
     if platform() != "cpu":
         return x.mT

@@ -1,12 +1,13 @@
-"""A chain of commands that can be stopped and run again: what is done is skipped, what had begun is resumed.
+"""Runs a chain of commands that can be stopped and started again: finished steps are skipped, begun ones resumed.
 
     steps = [Step("pretrain", ("experiments.pretrain", "--upstream", "ani1x", "--run-dir", "out/pre"),
                   proof=Path("out/pre/summary.json"), begun=Path("out/pre/config.json"), resume=("--resume",))]
     run_chain(steps, Path("out"))
 
-A step is done when its proof is there: a file, and where it is JSON with a field "finished", that field is true.
-chain.json in the chain's folder keeps the words of every step and what its data sets, checkpoints and files were, so
-that a step done under other settings, or from what was made anew since, is refused instead of passing for this one.
+A step is finished when its proof exists: a file whose field "finished", where it is JSON and has one, is true.
+chain.json in the folder of the chain records the command of every step and the identity of its data sets, checkpoints
+and files. A step that was made with other settings, or from inputs that have changed since, is refused and not taken
+for this one.
 """
 
 import dataclasses
@@ -32,15 +33,15 @@ MANIFEST = "chain.json"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command.
+    """Describes one command.
 
     Attributes:
-      name: unique within its chain.
-      argv: module and arguments, as after `python -m`.
-      proof: the file that shows it is done.
-      begun: the file that shows that an earlier try began; then `resume` is added to the arguments.
-      places: more arguments, which do not enter the result and may change between tries (where data lie).
-      together: steps in a row that share this word do not need each other and may run at the same time.
+      name: identifies the step within its chain.
+      argv: the module and its arguments, as they follow `python -m`.
+      proof: this file shows that the step is finished.
+      begun: this file shows that an earlier attempt began; `resume` is then added to the arguments.
+      places: further arguments that do not affect the result and may change between attempts, such as data folders.
+      together: consecutive steps that share this word are independent of each other and may run at the same time.
     """
 
     name: str
@@ -52,12 +53,12 @@ class Step:
     together: str = ""
 
     def command(self) -> str:
-        """What one would type."""
+        """Returns the command as one would type it."""
         return f"python -m {shlex.join((*self.argv, *self.places))}"
 
 
 def is_done(step: Step) -> bool:
-    """Whether the proof is there and whole."""
+    """Returns whether the proof exists and is complete."""
     if not step.proof.is_file():
         return False
     if step.proof.suffix != ".json":
@@ -70,10 +71,10 @@ def is_done(step: Step) -> bool:
 
 
 def start_process(argv: Sequence[str], slot: int, jobs: int, output: IO | None = None) -> subprocess.Popen:
-    """Start `python -m ...`; of several jobs at a time, each is confined to its share of the cores.
+    """Starts `python -m ...`; where several jobs run at a time, each is confined to its share of the cores.
 
     Args:
-      output: where it writes what it says; None: where we do.
+      output: receives what the process prints; None leaves it where this process prints.
     """
     share = functools.partial(_take_cores, slot, jobs) if jobs > 1 and hasattr(os, "sched_setaffinity") else None
     streams: dict[str, Any] = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
@@ -94,28 +95,28 @@ def run_chain(
     jobs: int = 1,
     ended: Callable[[Step], None] = lambda step: None,
 ) -> None:
-    """Run the steps that are not done, in order, each in a process of its own, which frees its memory at the end.
+    """Runs the unfinished steps in order, each in a process of its own, which frees its memory at the end.
 
     Args:
-      folder: of chain.json; must exist.
-      start: (arguments, slot, jobs) -> process with `poll` and `terminate`; default: `start_process`.
-      jobs: steps that run at the same time where they are marked `together`.
-      ended: called for every step that is done, now or before.
+      folder: holds chain.json, and must exist.
+      start: maps (arguments, slot, jobs) to a process with `poll` and `terminate`; the default is `start_process`.
+      jobs: number of steps that run at the same time where they are marked `together`.
+      ended: is called for every finished step, whether it ran now or before.
 
     Raises:
-      InputError: a step failed or was stopped (run the chain again to go on), or was done from others.
+      InputError: a step failed or was stopped (run the chain again to continue), or was made from other inputs.
     """
     with lock.hold(folder):
         check_settings(steps, folder)
         check_inputs(steps, folder)
         numbered = [(f"[{i + 1}/{len(steps)}] {step.name}", step) for i, step in enumerate(steps)]
         for group in _groups(numbered):
-            check_inputs([step for _, step in group], folder)  # earlier steps may have made theirs anew just now
+            check_inputs([step for _, step in group], folder)  # earlier steps may have changed their results just now
             _run_group(group, folder, start or start_process, say, jobs, ended)
 
 
 def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]]:
-    """Steps in a row that share a non-empty `together`; every other step alone."""
+    """Groups consecutive steps that share a non-empty `together`; every other step is a group of its own."""
     groups = []
     for word, members in itertools.groupby(numbered, lambda pair: pair[1].together):
         found = list(members)
@@ -124,7 +125,7 @@ def _groups(numbered: Iterable[tuple[str, Step]]) -> list[list[tuple[str, Step]]
 
 
 def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: int, tell_end) -> None:
-    """Run steps that do not need each other, `jobs` at a time; after a failure no more are begun."""
+    """Runs independent steps, `jobs` at a time; after a failure no further one is started."""
     waiting, running, ended, told = list(group), {}, [], False
     with cli.StopFlag() as stop:
         while running or (waiting and not stop and not _failures(ended)):
@@ -154,7 +155,7 @@ def _run_group(group: list[tuple[str, Step]], folder: Path, start, say, jobs: in
 
 
 def _begin(label: str, step: Step, folder: Path, start, say, slot: int, jobs: int):
-    """Announce, note and start a step, with its arguments to resume where an earlier try began."""
+    """Announces, records and starts a step, with its `resume` arguments where an earlier attempt began."""
     say(f"{label}: {step.command()}")
     _note(step, folder)
     resumed = step.begun is not None and step.begun.exists()
@@ -162,7 +163,7 @@ def _begin(label: str, step: Step, folder: Path, start, say, slot: int, jobs: in
 
 
 def _failures(ended: Sequence[tuple[Step, int]]) -> list[tuple[Step, str]]:
-    """Steps that left no proof or a bad exit code, with what happened in words."""
+    """Returns the steps that left no proof or ended with an error, each with a description of what happened."""
     return [
         (step, "was stopped" if code > 128 else f"failed with exit code {code}" if code else "ended early")
         for step, code in ended
@@ -171,10 +172,10 @@ def _failures(ended: Sequence[tuple[Step, int]]) -> list[tuple[Step, str]]:
 
 
 def check_settings(steps: Sequence[Step], folder: Path) -> None:
-    """Refuse a step whose words differ from those it began with.
+    """Refuses a step whose arguments differ from those that it began with.
 
     Raises:
-      InputError: naming the step and the first word that changed.
+      InputError: the message names the step and the first argument that changed.
     """
     names = [step.name for step in steps]
     assert len(set(names)) == len(names), names
@@ -191,12 +192,12 @@ def check_settings(steps: Sequence[Step], folder: Path) -> None:
 
 
 def check_inputs(steps: Sequence[Step], folder: Path) -> None:
-    """Refuse steps that are done or begun, but with inputs that are others now, or are about to be made anew.
+    """Refuses finished or begun steps whose inputs have changed since, or are about to be made again.
 
-    Inputs that were not there when the step began, or cannot be read now, are not compared.
+    Inputs that did not exist when the step began, or cannot be read now, are not compared.
 
     Raises:
-      InputError: naming the first such step, its input with both identities, and what to remove.
+      InputError: the message names the first such step, its input with both identities, and what to remove.
     """
     if stale := _stale(steps, folder):
         step, name, old, new = stale[0]
@@ -207,7 +208,7 @@ def check_inputs(steps: Sequence[Step], folder: Path) -> None:
 
 
 def _stale(steps: Sequence[Step], folder: Path) -> list[tuple[Step, str, str, str]]:
-    """(step, its input, identity then, identity now) of every step whose inputs are others now."""
+    """Lists (step, its input, identity then, identity now) of every step whose inputs have changed."""
     known, look = _manifest(folder), functools.cache(inputs.dataset)
     unfinished = [step.proof.absolute() for step in steps if not is_done(step)]
     stale: list[tuple[Step, str, str, str]] = []
@@ -221,7 +222,7 @@ def _stale(steps: Sequence[Step], folder: Path) -> list[tuple[Step, str, str, st
 
 
 def _identity(name: str, value: str | None, unfinished: Sequence[Path]) -> str | None:
-    """Of an input now; of a run folder that an unfinished step is to write, that it will be another."""
+    """Returns the identity of an input now, or "to be made" for a run folder that an unfinished step will write."""
     place = Path(name.partition(" ")[2]).absolute()
     return "to be made" if value is None and any(place in proof.parents for proof in unfinished) else value
 
@@ -243,7 +244,7 @@ def _note(step: Step, folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, dict]:
-    """{name of a step: its words and inputs}; older chains kept the words alone."""
+    """Reads {name of a step: its arguments and inputs}; older chains recorded the arguments alone."""
     try:
         found = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -254,7 +255,7 @@ def _manifest(folder: Path) -> dict[str, dict]:
 
 
 def print_chain(steps: Sequence[Step], folder: Path, say=print) -> None:
-    """Every step with its state, without running any; "stale" are those that were made from other inputs."""
+    """Prints every step with its state and runs none; steps that were made from other inputs are "stale"."""
     stale = {step.name for step, *_ in _stale(steps, folder)}
     for step in steps:
         state = "done " if is_done(step) else "begun" if _has_begun(step) else "to do"

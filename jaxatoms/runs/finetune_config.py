@@ -27,77 +27,84 @@ class FinetuneConfig:
     }  # fmt: skip
 
     downstream: str
-    """rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin, file:PATH."""
+    """This names the task: rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin
+    or file:PATH."""
     init: str
-    """Where to start: RUN (its best-validation checkpoint), RUN@last, a step folder, a converted folder, or scratch."""
+    """The run starts from this checkpoint: RUN (its best-validation one), RUN@last, a step folder or a converted
+    folder; scratch starts from random weights."""
     init_mode: str = "ema"
-    """ema (averaged weights and atom embedding) or reference (as released: raw weights; GemNet-OC: fresh embedding;
-    EquiformerV2 on rMD17: Gaussians as narrow as for the data set's cutoff)."""
+    """ema starts from the averaged weights and atom embedding; reference starts as the released code does (from raw
+    weights; GemNet-OC with a fresh embedding; EquiformerV2 on rMD17 with Gaussians as narrow as for the data set's
+    cutoff)."""
     refit_scales: bool = False
-    """Fit the scale factors of a pretrained GemNet-OC anew on this data set, instead of keeping those that its weights
-    were trained with."""
+    """Fit the scale factors of a pretrained GemNet-OC on this data set, and do not keep those that its weights were
+    trained with."""
     model: str | None = None
-    """Dimensions of a run from scratch (default gemnet_oc_s); a checkpoint of others is refused."""
+    """This sets the dimensions of a run from scratch (gemnet_oc_s by default); a checkpoint of other dimensions is
+    refused."""
     target: str | None = None
-    """What to learn of a data set without a recipe: forces, energy, or a scalar of the file by its name. Default:
-    forces where there are any, else energies."""
+    """This names what is learnt of a data set without a recipe: forces, energy, or a scalar of the file. The default is
+    forces where there are any, and energies otherwise."""
     forces: str = "auto"
-    """auto (the recipe's), gradient or direct."""
+    """Forces are predicted by the recipe's kind of head (auto), as a gradient of the energy (gradient) or by a head of
+    their own (direct)."""
     split: str = "auto"
-    """auto takes the published split or the file's own, else keeps groups together, else draws structures; group or
-    record ask for these, and FILE.npz names a saved split (arrays train, val, test)."""
+    """auto takes the published split or the file's own, and otherwise keeps groups together or, without groups, draws
+    structures; group or record ask for these, and FILE.npz names a saved split (arrays train, val, test)."""
     n_train: int | None = None
-    """Training structures, taken from the training part of the split."""
+    """This many training structures are taken from the training part of the split."""
     n_val: int | None = None
-    """Validation structures, taken from the validation part of the split."""
+    """This many validation structures are taken from the validation part of the split."""
     val_samples: int | None = None
-    """Validation structures that are evaluated every epoch, at most; default: 10,000, or 2000 with --budget small."""
+    """At most this many validation structures are evaluated every epoch; the default is 10,000, or 2000 with --budget
+    small."""
     test_samples: str = "2000"
-    """Test structures evaluated at the end (random, seed 0), or `all` for final numbers."""
+    """This many test structures (random, seed 0) are evaluated at the end; `all` takes every one, for final numbers."""
     budget: str = "paper"
-    """paper, or small: 400 steps."""
+    """paper trains as long as the recipe says, and small makes 400 steps."""
     epochs: int | None = None
-    """Passes over the training structures; default: the recipe's."""
+    """The run passes this many times over the training structures; the default is the recipe's number."""
     batch_size: int | None = None
-    """Structures per step; default: the recipe's."""
+    """Each step trains on this many structures; the default is the recipe's number."""
     lr: float | None = None
-    """Peak learning rate of the head; default: the recipe's."""
+    """The learning rate of the head peaks at this value; the default is the recipe's."""
     max_steps: int | None = None
-    """Stop after this many steps; the schedule then ends there."""
+    """The run and its learning-rate schedule end after this many steps."""
     weight_decay: float | None = None
-    """Decoupled weight decay of AdamW; default: the recipe's."""
+    """AdamW decays parameters by this rate, decoupled from the gradient; the default is the recipe's."""
     ema_decay: float = 0.99
-    """Of the averaged weights, per step."""
+    """The averaged weights keep this share of themselves at each step."""
     freeze_backbone: bool = False
-    """Linear probing: train the head alone."""
+    """Train the head alone (linear probing)."""
     cutoff: float | None = None
-    """A; default: the data set's."""
+    """Edges reach this far, in A; the default is that of the data set."""
     max_neighbors: int | None = None
-    """K of the main graph; default: the data set's."""
+    """The main graph keeps this many neighbours K of each atom; the default is that of the data set."""
     batch_shapes: int | None = None
-    """As in experiments.pretrain."""
+    """This means the same as in experiments.pretrain: batches are padded to this many sizes, 1 to 4."""
     precision: str = "float32"
-    """As in experiments.pretrain."""
+    """This means the same as in experiments.pretrain: matrix products are computed in float32, tf32 or bfloat16."""
     remat: str = "no"
-    """As in experiments.pretrain."""
+    """This means the same as in experiments.pretrain: yes, no or auto decides whether blocks are recomputed in the
+    backward pass."""
     seed: int = 0
-    """Of the head's weights, the order and the dropout."""
+    """The seed determines the initial weights of the head, the order of structures and the dropout."""
     workers: int = 0
-    """As in experiments.pretrain."""
+    """This means the same as in experiments.pretrain: this many processes build batches, and with 0 one thread does."""
     run_dir: str = "runs/finetune"
-    """Where everything is written."""
+    """The run writes all its files into this folder."""
     resume: bool = False
-    """Continue the run in run_dir, exactly."""
+    """Continue the run in --run-dir from its last checkpoint, exactly."""
     data_root: str | None = None
-    """Folder of the data sets; default: JAXATOMS_DATA."""
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
-    """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     log_every: int = 20
-    """Steps between records of the training loss."""
+    """The training loss is recorded each time this many steps have passed."""
     keep: int = 1
-    """Newest checkpoints to keep, besides the best."""
+    """This many of the newest checkpoints are kept, besides the best one."""
     quiet: bool = False
-    """Print errors, what stopped the run and the test alone."""
+    """Print only errors, what stopped the run, and the test."""
 
     def __post_init__(self):
         parse_count(self.test_samples)

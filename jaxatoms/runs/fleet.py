@@ -1,6 +1,7 @@
-"""The devices and processes of a run: joining them, sharing its batches, agreeing to stop; only process 0 writes.
+"""Connects the devices and processes of a run: they join, share batches, and agree when to stop.
 
-The single device is the case where all of this does nothing. Processes share the run folder's file system.
+Only process 0 writes, and all processes share the file system of the run folder. On a single device these functions do
+nothing.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from jaxatoms.types import InputError
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None):
-    """Join the other processes of the run, if there are any; only process 0 keeps its standard output.
+    """Joins the other processes of the run, if there are any; only process 0 keeps its standard output.
 
-    Call before anything touches a device.
+    It must be called before JAX uses a device.
 
     Raises:
       InputError: the options do not belong together, or the others cannot be reached.
@@ -41,7 +42,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if args and (num_processes is None or process_id is None):
         raise InputError("--coordinator HOST:PORT needs --num-processes and --process-id")
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM, which `StopFlag` handles
-    # On CPUs, programs in flight together would meet the other processes' collectives in another order.
+    # On CPUs, programs that run at the same time could enter collectives in another order than the other processes.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**args, num_processes=num_processes, process_id=process_id)
@@ -57,14 +58,14 @@ def is_writer() -> bool:
 
 
 def wait_for_all(what: str):
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
 def writer_first(what: str) -> Iterator[None]:
-    """Process 0 runs the block before the others: what it converts or downloads, they find."""
+    """Lets process 0 run the block before the others, so that they find what it converts or downloads."""
     if not is_writer():
         wait_for_all(what)
     yield
@@ -73,7 +74,7 @@ def writer_first(what: str) -> Iterator[None]:
 
 
 def agreed(decide: Callable[[], bool]) -> bool:
-    """Process 0's decision, in every process."""
+    """Returns the decision of process 0 in every process."""
     if jax.process_count() == 1:
         return decide()
     own = decide() if is_writer() else False
@@ -82,10 +83,10 @@ def agreed(decide: Callable[[], bool]) -> bool:
 
 @contextlib.contextmanager
 def one_run(run_dir: Path) -> Iterator[None]:
-    """Process 0 holds the run folder for all processes of the run while the block runs.
+    """Lets process 0 hold the run folder for all processes of the run while the block runs.
 
     Raises:
-      InputError: another run holds it; in every process.
+      InputError: another run holds it; every process raises the error.
     """
     with contextlib.ExitStack() as held:
         problem = InputError(f"{run_dir}: process 0 could not take the run folder; see its message")
@@ -113,11 +114,13 @@ class Fleet:
 
     def share(self, whole: loader.TrainBatches, sizes, edges, *, batch_edges, shapes: int, headroom: float,
               accumulate: int, alike: int):
-        """The run's batches in parts for the devices of this process; as they are for a single device and part.
+        """Cuts the run's batches into parts for the devices of this process; a single part stays as it is.
 
         Args:
-          sizes: `structure_sizes` of a sample; edges: [n] expected main edges of all samples.
-          accumulate: parts of each device; alike: steps whose parts share a shape.
+          sizes: `structure_sizes` of a sample.
+          edges: [n] expected main edges of all samples.
+          accumulate: number of parts of each device.
+          alike: number of steps whose parts share a shape.
         """
         n = parallel.n_parts(self.mesh)
         if n * accumulate == 1:
@@ -130,11 +133,11 @@ class Fleet:
         return shards.ShardedBatches(whole, edges, budgets, n, parallel.own_parts(self.mesh), accumulate)
 
     def place(self, batch: Any, axis: int = 0) -> GraphBatch:
-        """A host batch (its list of parts) onto the devices, whose axis is put at `axis`."""
+        """Puts a host batch (a list of parts) onto the devices, whose axis becomes number `axis`."""
         return parallel.place_batch(batch if isinstance(batch, list) else [batch], self.mesh, axis)
 
     def place_state(self, state, constants) -> tuple[Any, Any, Any]:
-        """(state, constants, shardings of the state) on all devices; process 0's values count."""
+        """Puts (state, constants) of process 0 onto all devices; returns them and the shardings of the state."""
         if self.mesh is None:
             return state, constants, None
         shardings = parallel.state_shardings(state, self.mesh, self.shard_optimizer)
@@ -142,17 +145,17 @@ class Fleet:
         return parallel.place_state(state, shardings), parallel.place_state(constants, whole), shardings
 
     def whole(self, tree):
-        """The same arrays, complete on every device."""
+        """Returns the same arrays, complete on every device."""
         return parallel.gather(tree, self.mesh) if self.shard_optimizer else tree
 
     def grouped(self, batches: list[GraphBatch]) -> list:
-        """Evaluation batches as `place` takes them."""
+        """Groups evaluation batches as `place` takes them."""
         if self.mesh is None:
             return batches
         return loader.grouped(batches, self.mesh.size, parallel.own_parts(self.mesh))
 
     def agreement(self, every: int) -> Callable[[bool], bool]:
-        """A function of every process's wish to stop after a step; asks the others each `every` calls."""
+        """Returns a function that tells whether any process wants to stop; it asks at each `every`-th call."""
         if jax.process_count() == 1:
             return bool
         calls = 0
@@ -166,18 +169,18 @@ class Fleet:
 
 
 class FleetStore(CheckpointStore):
-    """Checkpoints that process 0 writes and every process reads."""
+    """Stores checkpoints that process 0 writes and every process reads."""
 
     def __init__(self, directory: str | Path, fleet: Fleet, **options):
         super().__init__(directory, **options)
         self._fleet = fleet
 
     def save(self, step, arrays, meta, kind="last") -> Path:
-        """As `CheckpointStore.save`; every process must call it."""
-        arrays = self._fleet.whole(arrays)  # takes all processes
+        """Saves as `CheckpointStore.save` does; every process must call it."""
+        arrays = self._fleet.whole(arrays)  # all processes take part in this
         return super().save(step, arrays, meta, kind) if is_writer() else self.directory
 
 
 def output_dir(run_dir: Path) -> Path:
-    """Where this process writes its records: the run folder, or a folder that nobody reads."""
+    """Returns where this process writes its records: process 0 into the run folder, others into a temporary one."""
     return run_dir if is_writer() else Path(tempfile.mkdtemp(prefix="jaxatoms-process-"))

@@ -33,104 +33,114 @@ class PretrainConfig:
     }  # fmt: skip
 
     upstream: str
-    """Data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic; several as NAME,NAME."""
+    """This names the data set: NAME (below the data root), NAME@PATH, file:PATH or demo:organic; NAME,NAME mixes
+    several."""
     mix: str = "balanced"
-    """Shares of several data sets in N: balanced, temperature, natural, or a ratio such as 2:1."""
+    """This shares N among several data sets: balanced, temperature, natural, or a ratio such as 2:1."""
     n: str | None = None
-    """Training structures N, drawn once with the seed; `all` takes every one. Default: 2e6, or all of --subset."""
+    """This many training structures (N) are drawn once with the seed; `all` takes every one. The default is 2e6, or all
+    of --subset."""
     subset: str | None = None
-    """File of experiments.select: draw the N structures of a single data set from these only."""
+    """This names a file of experiments.select; the N structures of a single data set are drawn from its structures
+    only."""
     split: str = "auto"
-    """auto takes the published split (OC20, OC22: the official validation set beside the training set) or the file's
-    own, else keeps groups (formulas, systems) together; group or record ask for these (record holds out near copies of
-    training structures), and FILE.npz names a saved split."""
+    """auto takes the published split (for OC20 and OC22 the official validation set beside the training set) or the
+    file's own, and otherwise keeps groups (formulas, systems) together; group or record ask for these (record holds out
+    near copies of training structures), and FILE.npz names a saved split."""
     epochs: int = 5
-    """Passes E over the N structures."""
+    """The run passes this many times (E) over the N structures."""
     model: str = "gemnet_oc_s"
-    """gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m, equiformer_v2_tiny, or a JSON file
-    of dimensions."""
+    """This names the network: gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m,
+    equiformer_v2_tiny, or a JSON file of dimensions."""
     batch_size: int = 20
-    """Structures per step."""
+    """Each step trains on this many structures."""
     batch_edges: int | None = None
-    """Throughput mode: fill batches up to this many edges instead of counting structures."""
+    """Throughput mode: batches are filled up to this many edges, and structures are not counted."""
     accumulate: int = 1
-    """Batches per step, one after another: the step of a batch so many times as large, in the memory of one."""
+    """Each step adds up the gradients of this many batches, which are computed one after another: it equals the step of
+    one batch of their total size, and needs the memory of a single one."""
     steps_per_call: int = 1
-    """Steps of one compiled call: less overhead for small batches; their batches share a shape."""
+    """One compiled call makes this many steps, which saves overhead for small batches; their batches share a shape."""
     batch_shapes: int | None = None
-    """Padded batch sizes, 1 to 4, each compiled once; more of them waste fewer edge slots. Default: 1, and one more for
-    every 1,000 steps."""
+    """Batches are padded to this many sizes, 1 to 4, each of which is compiled once; more of them leave fewer edge
+    slots empty. The default is 1, and one more for every 1,000 steps."""
     lr: float = 1e-4
-    """Peak learning rate."""
+    """The learning rate rises to this value during warm-up and then falls."""
     warmup_steps: int | None = None
-    """Default: 2000, or a tenth of the run where that is less."""
+    """The learning rate rises over this many steps; the default is 2000, or a tenth of the run where that is less."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of AdamW, on every parameter."""
+    """AdamW decays every parameter by this rate, decoupled from the gradient."""
     ema_decay: float | None = None
-    """Of the averaged weights, per step; default: 0.99, and 0 (no average) for EquiformerV2, as in the paper."""
+    """The averaged weights keep this share of themselves at each step; the default is 0.99, and 0 (no average) for
+    EquiformerV2, as in the paper."""
     clip_norm: float = 1.0
-    """Gradients of a larger global norm are scaled down to it."""
+    """Gradients of a larger global norm are scaled down to this norm."""
     edge_dropout: float = 0.1
-    """Rate at which directed edges are dropped in training."""
+    """Training drops each directed edge with this probability."""
     force_atoms: str = "all"
-    """Atoms whose forces are learnt: all (the paper) or free, which is what the reported error counts."""
+    """The loss counts the forces of all atoms (all, as in the paper) or of free atoms only (free), which are those that
+    the reported error counts."""
     loss_scales: str = "ea"
-    """Loss weights of energy and forces: ea (the paper: 1 and 10) or jmp."""
+    """This sets the loss weights of energy and forces: ea (1 and 10, as in the paper) or jmp."""
     scales: str = "fit"
-    """Scale factors: fit (on 16 batches drawn from the validation structures of all data sets) or shipped (JMP's
-    values; S and L only)."""
+    """Scale factors are fitted (fit, on 16 batches drawn from the validation structures of all data sets) or taken from
+    JMP (shipped, for S and L only)."""
     precision: str = "float32"
-    """Matmuls: float32, tf32, or bfloat16, which also keeps GemNet-OC's edge arrays so. Everything else is float32."""
+    """Matrix products are computed in float32, tf32 or bfloat16; bfloat16 also stores GemNet-OC's edge arrays so.
+    Everything else is float32."""
     fused_residual: bool = False
-    """Residual layers by a TPU kernel that has not been measured on hardware yet; with --precision bfloat16."""
+    """Residual layers are computed by a TPU kernel that has not been measured on hardware yet; it needs --precision
+    bfloat16."""
     remat: str = "no"
-    """Recompute blocks in the backward pass, for less memory and one more forward pass: no, yes, or auto, which
-    compiles the step and recomputes only where it would not fit."""
+    """yes recomputes blocks in the backward pass, which saves memory and costs one more forward pass; no keeps them;
+    auto compiles the step and recomputes only where it would not fit."""
     seed: int = 0
-    """Of the subset, the order, the edge dropout and the weights."""
+    """The seed determines which structures are drawn, their order, which edges are dropped and the initial weights."""
     max_steps: int | None = None
-    """Stop after this many steps; the schedule then ends there. 0 saves the network untrained, its scale factors
-    fitted: the control of `experiments.study --control scales`."""
+    """The run and its learning-rate schedule end after this many steps. 0 saves the network untrained with its scale
+    factors fitted, which is the control of `experiments.study --control scales`."""
     val_every: float = 0.05
-    """Validate every so many epochs."""
+    """The run validates each time this many epochs have passed; fractions are allowed."""
     val_samples: int = 2000
-    """Validation structures of each data set, at most."""
+    """At most this many validation structures of each data set are evaluated."""
     cutoff: float | None = None
-    """A; default: the data set's (8 for molecules, 12 for periodic structures)."""
+    """Edges reach this far, in A; the default is that of the data set (8 for molecules, 12 for periodic structures)."""
     max_neighbors: int | None = None
-    """K of the main graph; default 30."""
+    """The main graph keeps this many neighbours K of each atom; the default is 30."""
     devices: int | None = None
-    """Devices that share every step's batch; default: all there are."""
+    """This many devices share the batch of every step; the default is all that JAX finds."""
     shard_optimizer: bool = False
-    """Spread the optimiser's moments and the average over the devices: less memory, more traffic (ZeRO-1)."""
+    """The optimiser's moments and the average are spread over the devices (ZeRO-1), which saves memory and adds
+    traffic."""
     part_headroom: float = packing.HEADROOM
-    """Room of a device's part over the largest one seen in a sample; several processes cannot grow it."""
+    """The padded size of a device's part is the largest part seen in a sample times this factor; raise it if a run of
+    several processes reports an overflow, because they cannot grow the size during the run."""
     coordinator: str | None = None
-    """HOST:PORT of process 0 of a run of several processes, or auto on a cluster that JAX knows."""
+    """HOST:PORT is the address of process 0 in a run of several processes; auto asks a cluster that JAX knows."""
     num_processes: int | None = None
-    """Processes of the run, with --coordinator HOST:PORT."""
+    """The run consists of this many processes; this belongs to --coordinator HOST:PORT."""
     process_id: int | None = None
-    """Number of this process, from 0; with --coordinator HOST:PORT."""
+    """This process has this number, counted from 0; it belongs to --coordinator HOST:PORT."""
     compile_for: str | None = None
-    """TPU topology such as v5e:4x4: compile the step for it, print what it would cost; train nothing."""
+    """The step is compiled for this TPU topology, such as v5e:4x4, and its cost is printed; nothing is trained."""
     workers: int = 0
-    """Processes that build batches; 0 = one thread."""
+    """This many processes build batches; with 0 one thread does."""
     run_dir: str = "runs/pretrain"
-    """Where everything is written."""
+    """The run writes all its files into this folder."""
     resume: bool = False
-    """Continue the run in run_dir, exactly."""
+    """Continue the run in --run-dir from its last checkpoint, exactly."""
     plan: bool = False
-    """Print steps, budget, memory and time; train nothing."""
+    """Print steps, budget, memory and time, and train nothing."""
     data_root: str | None = None
-    """Folder of the data sets; default: JAXATOMS_DATA."""
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
-    """Folder of converted data sets; default: JAXATOMS_CACHE, then ~/.cache/jaxatoms."""
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     log_every: int = 20
-    """Steps between records of the training loss."""
+    """The training loss is recorded each time this many steps have passed."""
     keep: int = 2
-    """Newest checkpoints to keep, besides the best."""
+    """This many of the newest checkpoints are kept, besides the best one."""
     quiet: bool = False
-    """Print errors and what stopped the run alone."""
+    """Print only errors and what stopped the run."""
 
     def __post_init__(self):
         if self.n is None:

@@ -25,51 +25,67 @@ class StudyConfig:
     """What is compared, and under which budget."""
 
     upstream: tuple[str, ...]
-    """Candidates: NAME or LABEL=NAME (any data set that experiments.pretrain reads)."""
+    """These are the candidates: NAME or LABEL=NAME (any data set that experiments.pretrain reads)."""
     downstream: tuple[str, ...]
-    """Tasks: NAME or LABEL=NAME."""
+    """These are the tasks: NAME or LABEL=NAME."""
     n: str = "1000"
-    """Pretraining structures N of every run."""
+    """Every pretraining run draws this many structures N."""
     epochs: int = 4
-    """Pretraining epochs E; the budget is N x E for all."""
+    """Every pretraining run passes this many times (E) over them; the budget is N x E for all."""
     model: str = "gemnet_oc_tiny"
+    """Every run uses this network: a preset of experiments.pretrain or a JSON file of dimensions."""
     pretrain_batch: int = 20
+    """Each pretraining step trains on this many structures."""
     pretrain_lr: float = 1e-3
+    """The learning rate of pretraining peaks at this value."""
     pretrain_shapes: int = 2
-    """Padded batch shapes of pretraining; one compiles faster, more waste less."""
+    """Pretraining pads its batches to this many sizes; one compiles faster, and more leave fewer edge slots empty."""
     finetune_steps: int = 1000
+    """Every fine-tuning run makes this many steps."""
     finetune_batch: int = 4
+    """Each fine-tuning step trains on this many structures."""
     finetune_lr: float = 1e-3
+    """The learning rate of the head peaks at this value in fine-tuning."""
     split: str = "auto"
-    """As in experiments.pretrain, for every upstream set."""
+    """This means the same as in experiments.pretrain, for every upstream set."""
     n_train: int | None = None
-    """Training structures of tasks (with --n-val); default: the task's split."""
+    """Every task is trained on this many structures (give --n-val too); the default is the task's split."""
     n_val: int | None = None
+    """Every task is validated on this many structures (give --n-train too); the default is the task's split."""
     forces: str = "auto"
+    """Fine-tuning predicts forces by the recipe's kind of head (auto), as a gradient (gradient) or directly
+    (direct)."""
     test_samples: str = "500"
+    """Every fine-tuned network is tested on this many structures; `all` takes every one."""
     csi: bool = True
     """Rank the candidates by CSI."""
     csi_n: str = "1000"
-    """Structures per set for CSI."""
+    """CSI takes this many structures of each set."""
     mix: str = "balanced"
-    """Shares of candidates that name several sets (LABEL=NAME,NAME) and of the mixture."""
+    """This shares N among the sets of a candidate that names several (LABEL=NAME,NAME), and in the mixture."""
     cutoff: float | None = None
-    """A, of pretraining; default: the data set's."""
+    """Edges reach this far in pretraining, in A; the default is that of the data set."""
     max_neighbors: int | None = None
-    """K of pretraining; default 30."""
+    """The main graph of pretraining keeps this many neighbours K of each atom; the default is 30."""
     seeds: int = 1
+    """The whole comparison is repeated with this many seeds, counted from 0."""
     mixed: bool = True
     """Also pretrain on the balanced mixture of the candidates."""
     scratch: bool = True
     """Also fine-tune without pretraining."""
     control: str = "none"
-    """scales: instead of pretraining, only fit the scale factors on each set, and on the task; without CSI."""
+    """scales replaces pretraining by a fit of the scale factors on each set, and on the task, and computes no CSI; none
+    runs the study itself."""
     jobs: int = 1
-    """Commands that run at the same time, each on its share of the cores."""
+    """This many commands run at the same time, each on its share of the cores."""
     out: str = "runs/study"
+    """The study writes all runs and results into this folder."""
     data_root: str | None = None
+    """This folder holds the original files of the data sets; the environment variable JAXATOMS_DATA is the default."""
     cache_dir: str | None = None
+    """This folder keeps converted data sets; the defaults are JAXATOMS_CACHE and then ~/.cache/jaxatoms."""
     quiet: bool = False
+    """Pass --quiet to every command, so that only errors and results are printed."""
 
     def __post_init__(self):
         cli.check_positive(self, "epochs", "seeds", "finetune_steps", "pretrain_batch", "finetune_batch", "jobs")

@@ -1,4 +1,4 @@
-"""What is read off the text of a compiled program: its operations with their bytes, products and part of the model."""
+"""Reads the text of a compiled program and lists its operations with their bytes, arithmetic and part of the model."""
 
 import re
 from collections import Counter
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
-# They move nothing: names for what is there already, and the ends of copies that are counted where they start.
+# These operations move no data: they name existing arrays, or end copies that are counted at their start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
-# Of as many elements as they read, one each. (A fusion inside a fusion is a change of layout.)
+# These operations read each element once and write as many. (A fusion inside a fusion is a change of layout.)
 SAME_ELEMENTS = {"bitcast", "reshape", "transpose", "copy", "convert", "fusion"}
 STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
-# The model's named scopes, innermost first: an operation inside several belongs to the first of them.
+# These are the named scopes of the model, innermost first. An operation inside several belongs to the first of them.
 PARTS = {
     "quad_interaction": "quadruplets",
     "trip_interaction": "triplets, edges to edges",
@@ -64,7 +64,7 @@ def collective_bytes(hlo: str) -> dict[str, int]:
 
 
 def bytes_by_part(found: Iterable[Operation]) -> dict[str, int]:
-    """Bytes of main memory of each part of the model, largest first."""
+    """Returns the bytes of main memory that each part of the model moves, largest first."""
     total: Counter[str] = Counter()
     for operation in found:
         total[operation.part] += operation.bytes
@@ -72,7 +72,7 @@ def bytes_by_part(found: Iterable[Operation]) -> dict[str, int]:
 
 
 def operations(hlo: str) -> list[Operation]:
-    """What a compiled program launches on one device; the body of a loop once.
+    """Lists what a compiled program launches on one device; the body of a loop is listed once.
 
     A TPU compiler's own "bytes accessed" also counts what stays in on-chip memory (`S(1)` in a layout) and copies
     there, most of the total in steps with small parts. Here only arrays in main memory count: of asynchronous copies
@@ -90,7 +90,7 @@ def operations(hlo: str) -> list[Operation]:
 
 
 def part_of(path: str) -> str:
-    """The part of the model that an operation with this `op_name` belongs to."""
+    """Returns the part of the model that an operation with this `op_name` belongs to."""
     words = set(re.findall(r"\w+", path))
     return next((part for scope, part in PARTS.items() if scope in words), OTHER)
 
@@ -107,7 +107,7 @@ def _computations(hlo: str) -> dict[str, list[str]]:
 
 
 class _Slices(NamedTuple):
-    """What a fused computation touches of its arrays, where that is less than all."""
+    """Holds how much of its arrays a fused computation reads or writes, where that is less than all."""
 
     read: dict[int, int]  # bytes read, by parameter
     written: int | None  # bytes of a result that is a parameter changed in place
@@ -151,7 +151,7 @@ def _slices(lines: list[str]) -> _Slices:
 
 
 def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple[str, str]]]) -> float:
-    """Which part of an array is read where all that follows from it are slices, of it or of it in another layout."""
+    """Returns which part of an array is read where it is used by slices only, directly or after a change of layout."""
     size, part = prod(results[name].shape), 0.0
     for kind, user in uses.get(name, []):
         if kind == "slice":
@@ -164,7 +164,7 @@ def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple
 
 
 def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:
-    """Operations of the products behind each line, those of computations that it calls included."""
+    """Counts the operations of the products of each line, including those of computations that it calls."""
     shapes: dict[str, tuple[int, ...]] = {}
     flops: dict[str, int] = {}
     for line in lines:
@@ -208,7 +208,7 @@ def _is_product_call(line: str) -> bool:
 
 
 def _path(name: str, paths: dict[str, str], users: dict[str, list[str]]) -> str:
-    """The `op_name` of an operation, or of the nearest that uses what it makes: copies of the compiler's have none."""
+    """Returns the `op_name` of an operation, or of the nearest user of its result; copies by the compiler have none."""
     nearest, seen = [name], {name}
     while nearest:
         if path := next((paths[near] for near in nearest if paths[near]), ""):
@@ -238,7 +238,7 @@ def _names(operands: str) -> list[str]:
 
 
 def _arrays(shape: str) -> list[_Array]:
-    """The arrays in an HLO type."""
+    """Returns the arrays in an HLO type."""
     found = []
     for dtype, dims, layout in _ARRAY.findall(shape):
         axes = tuple(int(d) for d in dims.split(",") if d)

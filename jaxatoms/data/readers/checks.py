@@ -1,4 +1,4 @@
-"""The checks every reader makes at the door: labels, elements, cells, HDF5 layout.
+"""The checks that every reader makes first: labels, elements, cells, HDF5 layout.
 
 A failed check raises an InputError of one line, `<file>: <record>: <problem>; <remedy>`. Blocks of frames are
 checked at once, so that a conversion costs no per-structure Python here.

@@ -1,10 +1,10 @@
-"""Linear moves of rows between layouts whose transposes are moves too: no colliding scatter, forward or backward.
+"""Gathers and sums of rows whose gradients are gathers and sums too, so that no step contains a colliding scatter.
 
-XLA turns the gradient of a gather into a scatter-add, which is slow on CPU and needs atomics on GPU. Every move
-here knows its inverse index, so its gradient is again a gather (or a gather and a sum). Rules are written with
-`custom_vjp` in terms of each other, hence reverse mode nests to any order; forward mode is not supported. The forward
-rules call the moves themselves: an outer derivative differentiates what a rule does, and would scatter otherwise.
-An index equal to the number of rows means "none" and yields zeros.
+XLA turns the gradient of a gather into a scatter-add, which is slow on CPU and needs atomics on GPU. Every function
+here is given the inverse index as well, so its gradient is again a gather, or a gather and a sum. The rules are written
+with `custom_vjp` in terms of each other, so reverse mode can be nested to any order; forward mode is not supported. The
+forward rules call the functions themselves, because an outer derivative differentiates the operations of a rule and
+would introduce a scatter otherwise. An index equal to the number of rows means "none" and yields zeros.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index], where every row of x is taken at most once and `inverse` says where it went.
+    """Returns x[index], where every row of x is taken at most once and `inverse` holds its position in the result.
 
     Args:
       x: [n, ...].
@@ -42,13 +42,13 @@ take_rows.defvjp(
 
 @jax.custom_vjp
 def take_many(x: jax.Array, index: jax.Array, table: jax.Array) -> jax.Array:
-    """x[index] where a row may be taken often; `table` [n, k] lists where each row went (m = none)."""
+    """Returns x[index], where a row may be taken often; `table` [n, k] lists its positions in the result (m = none)."""
     return _rows(x, index)
 
 
 @jax.custom_vjp
 def sum_rows(x: jax.Array, table: jax.Array, index: jax.Array) -> jax.Array:
-    """out[i] = sum over k of x[table[i, k]]; the transpose of `take_many`.
+    """Computes out[i] = sum over k of x[table[i, k]], the transpose of `take_many`.
 
     Args:
       x: [m, ...].
@@ -73,13 +73,13 @@ sum_rows.defvjp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def stacked(parts: list[jax.Array], axis: int) -> jax.Array:
-    """`jnp.stack`. The gradient of its gradient would pad every part to the whole and add them up."""
+    """Computes `jnp.stack`, whose own second derivative would pad every part to the full size and add the parts."""
     return jnp.stack(parts, axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstacked(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The parts of x along `axis`; the inverse of `stacked`, and its transpose."""
+    """Returns the parts of x along `axis`; this is both the inverse and the transpose of `stacked`."""
     return list(jnp.unstack(x, axis=axis))
 
 
@@ -88,7 +88,7 @@ unstacked.defvjp(lambda x, axis: (unstacked(x, axis), None), lambda axis, _, g: 
 
 
 def edge_slots(in_table: jax.Array, receivers: jax.Array) -> jax.Array:
-    """[n_edge] slot of each edge in the flattened [n_node, k] table, n_node * k for padding (edges are sorted)."""
+    """Returns the slot [n_edge] of each sorted edge in the flattened [n_node, k] table, or n_node * k for padding."""
     (n_node, k), n_edge = in_table.shape, receivers.shape[0]
     first = in_table[receivers, 0]
     slot = receivers * k + jnp.arange(n_edge, dtype=jnp.int32) - first
@@ -96,7 +96,7 @@ def edge_slots(in_table: jax.Array, receivers: jax.Array) -> jax.Array:
 
 
 def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
-    """[n_segment] index of the last element of each segment, `len(segment)` for an empty one.
+    """Returns the index [n_segment] of the last element of each segment, or `len(segment)` for an empty one.
 
     Args:
       segment: [n] int32, non-decreasing; values >= n_segment are padding.
@@ -108,9 +108,10 @@ def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
 
 
 def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
-    """Running sums that restart with every segment: after pass i a row has the sum of up to 2**i rows of its segment.
+    """Computes running sums that restart at every segment.
 
-    The passes (Hillis and Steele's) are one loop: written out, the levels of a scan were a tenth of the program.
+    After pass i of the scan (Hillis and Steele) a row holds the sum of up to 2**i rows of its segment. The passes are
+    one loop, because unrolled they made up a tenth of the compiled program.
     """
     n = len(x)
     rows = jnp.concatenate([jnp.full(n, -1, segment.dtype), segment])
@@ -126,7 +127,7 @@ def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
-    """Sums over runs of equal `segment`: sorted, deterministic, no scatter.
+    """Sums x over runs of equal `segment`, which is sorted; the result is deterministic and needs no scatter.
 
     Args:
       x: [n, ...].
@@ -141,7 +142,7 @@ def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array
 
 @jax.custom_vjp
 def take_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
-    """x[segment] for a sorted `segment`; the transpose of `sum_segments`."""
+    """Returns x[segment] for a sorted `segment`; this is the transpose of `sum_segments`."""
     return _rows(x, segment)
 
 

@@ -3,6 +3,7 @@
 Run by `make dist` with the interpreter of an environment that holds the wheel and nothing of the checkout.
 """
 
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,8 @@ def main() -> None:
 
     installed = Path(jaxatoms.__file__).parents[1]
     assert installed.name == "site-packages", f"{installed} is not an installation"
-    surprises = [name for name in ("benchmarks", "scripts", "tests") if (installed / name).exists()]
-    assert not surprises, f"the wheel installs {', '.join(surprises)}"
+    packages = {file.parts[0] for file in importlib.metadata.files("jaxatoms") or () if file.suffix == ".py"}
+    assert packages == {"jaxatoms", "experiments", "kernels"}, f"the wheel installs {packages}"
     with tempfile.TemporaryDirectory() as folder:
         demo = ["demo", *SMALL, "--out", "study"]
         for words in (["--version"], ["--help"], ["data", "list"], ["pretrain", "--help"], demo):

@@ -1,4 +1,4 @@
-"""Imports point one way, and the rooms that data workers use never load JAX."""
+"""Imports point one way, and the packages that data workers use never load JAX."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import kernels
 
 ROOT = Path(__file__).resolve().parents[1]
-# What each room of `jaxatoms` may import of the others.
+# What each package of `jaxatoms` may import of the others.
 ALLOWED = {
     "types": set(),
     "units": set(),
@@ -49,23 +49,23 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _room(path):
+def _package(path):
     return path.relative_to(ROOT / "jaxatoms").parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_room_imports_only_the_rooms_below_it(path):
-    room = _room(path)
-    if room == "__init__":
+def test_a_room_imports_only_the_packages_below_it(path):
+    package = _package(path)
+    if package == "__init__":
         assert not any(name.split(".")[0] in OURS for name in _imports(path))
         return
-    assert room in ALLOWED, f"add the room {room!r} to the table"
+    assert package in ALLOWED, f"add the package {package!r} to the table"
     for name in _imports(path):
         top, _, rest = name.partition(".")
         if top not in OURS:
             continue
         other = rest.split(".")[0] if top == "jaxatoms" else top
-        assert other in ALLOWED[room] | {room, ""}, f"{room} must not import {name}"
+        assert other in ALLOWED[package] | {package, ""}, f"{package} must not import {name}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
@@ -92,15 +92,15 @@ def test_benchmarks_import_the_library_alone(path):
 _LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "models", "pickles", "runs", "tools", "training"]
 
 
-@pytest.mark.parametrize("room", _LIBRARY_TESTS)
-def test_tests_of_the_library_run_no_command(room):
-    for path in (ROOT / "tests" / room).rglob("*.py"):
+@pytest.mark.parametrize("package", _LIBRARY_TESTS)
+def test_tests_of_the_library_run_no_command(package):
+    for path in (ROOT / "tests" / package).rglob("*.py"):
         assert not _commands_in(path), path
 
 
-@pytest.mark.parametrize("room", ["types", "units", "io", "pickles", "graphs", "data"])
-def test_rooms_for_data_workers_do_not_mention_jax(room):
-    files = [path for path in FILES if _room(path) == room]
+@pytest.mark.parametrize("package", ["types", "units", "io", "pickles", "graphs", "data"])
+def test_packages_for_data_workers_do_not_mention_jax(package):
+    files = [path for path in FILES if _package(path) == package]
     assert files
     for path in files:
         assert not any(name.split(".")[0] in ACCELERATOR for name in _imports(path)), path

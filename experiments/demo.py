@@ -43,6 +43,8 @@ START = """Three small sets of structures ({upstream}) compete for one task, for
 CSI says which lies closest; then a small network ({model}) is pretrained on each, on all three together and on none,
 with the same number of steps, and fine-tuned on {n_train} labels. It takes about four minutes on two cores, less when
 it is run again."""
+START_OF_ANOTHER = """The sets {upstream} compete for {downstream}: a small network ({model}) is pretrained on each, and
+fine-tuned on {n_train} labels."""
 
 
 @cli.one_line_errors()
@@ -55,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(study.StudyConfig, settings + given, description=__doc__, prog="python -m experiments.demo")
     out = cli.resolve_run_dir(config.out)
     labels = {name: ", ".join(map(study.label_of, getattr(config, name))) for name in ("upstream", "downstream")}
-    print(START.format(**labels, model=config.model, n_train=config.n_train), flush=True)
+    start = START if not given or set(given[::2]) <= {"--out", "--jobs"} else START_OF_ANOTHER
+    print(start.format(**labels, model=config.model, n_train=config.n_train), flush=True)
     _run(config, out)
     results, name = study.collect(config, out), study.result_name(config)
     study_report.write(out, name, results)

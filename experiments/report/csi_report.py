@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxatoms.csi.distances.distance import Distance
 from jaxatoms.csi.distances.gaussian import FRECHET
-from jaxatoms.plots import drawing
+from jaxatoms.plots import drawing, spread_bars
 from jaxatoms.types import InputError
 
 COLUMNS = FRECHET.columns  # the first is what the reference's tables hold
@@ -39,6 +39,8 @@ def plot(path: Path, rows: list[dict], distance: Distance, estimate: str):
             axis.bar(range(len(upstream)), values, yerr=errors, capsize=3, color=colors)
             axis.set_xticks(range(len(upstream)), upstream, rotation=30, ha="right", fontsize=8)
             axis.set_title(task, fontsize=9)
+            axis.grid(axis="y")
+            spread_bars(axis, values)
             axis.set_ylabel(f"{distance.title}, {estimate} ({closer} = closer)", fontsize=8)
 
 

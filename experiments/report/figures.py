@@ -12,11 +12,10 @@ from experiments.report.csi_records import Bar, Comparison, bars, class_counts, 
 from experiments.report.grouping import make_cells
 from experiments.report.results import find_results
 from jaxatoms.csi.distances.gaussian import FRECHET
-from jaxatoms.plots import drawing
+from jaxatoms.plots import drawing, spread_bars
 from jaxatoms.types import InputError
 
 MOLECULAR = ("rMD17", "MD22", "SPICE", "QM9")
-LOG_RATIO = 50  # between bars of a panel; from there on the small ones would vanish on a linear axis
 MATERIALS = ("QMOF", "MatBench phonons")
 PARTIAL = " *"  # marks a bar of a partial budget or a partial test
 
@@ -160,9 +159,7 @@ def save_panels(path: Path, title: str, panels: Panels, ylabel: str | None):
         for axis, (name, panel) in zip(axes, panels.items(), strict=True):
             _draw_panel(axis, name, panel)
             axis.set_ylabel(ylabel or "MAE", fontsize=8)
-            values = [bar.value for bar in panel.values() if bar is not None]
-            if values and 0 < LOG_RATIO * min(values) < max(values):
-                axis.set_yscale("log")
+            spread_bars(axis, [bar.value for bar in panel.values() if bar is not None])
         figure.suptitle(title, fontsize=10)
 
 

@@ -91,7 +91,7 @@ def verdict(results: dict) -> str:
 
 
 def plot(path: Path, results: dict):
-    """One panel per task: test errors by pretraining, the closest set first, a dot per seed."""
+    """One panel per task: test errors by pretraining, the closest set first; dots are seeds, a line is their mean."""
     tasks = results["tasks"]
     with drawing(path, len(tasks), panel=(3.4, 2.9), columns=3, dpi=110) as (_, axes):
         for axis, (name, task) in zip(axes, tasks.items(), strict=True):
@@ -101,11 +101,18 @@ def plot(path: Path, results: dict):
 def _draw_task(axis, name: str, task: dict):
     ranked = sorted(task.get("csi", {}), key=lambda label: task["csi"][label])
     labels = ranked + [label for label in task["mae"] if label not in ranked]
-    axis.bar(labels, [np.mean(task["mae"][label]) for label in labels], color="lightsteelblue")
     for i, label in enumerate(labels):
-        axis.plot([i] * len(task["mae"][label]), task["mae"][label], "k.", markersize=4)
-    values = [value for label in labels for value in task["mae"][label]]
-    axis.set_ylim(0.8 * min(values), 1.05 * max(values))
-    axis.set_title(f"{name}: test MAE, {task['unit']}", fontsize=9)
+        values = task["mae"][label]
+        color = "C0" if label in ranked else "0.45"  # what CSI does not rank: the mixture, no pretraining
+        axis.plot([i] * len(values), values, ".", color=color, markersize=6, alpha=0.7)
+        axis.plot([i - 0.3, i + 0.3], [np.mean(values)] * 2, color=color, linewidth=2)
+    if ranked and len(ranked) < len(labels):
+        axis.axvline(len(ranked) - 0.5, color="0.8", linewidth=1)
+    axis.set_xlim(-0.6, len(labels) - 0.4)
+    axis.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
+    axis.set_title(name, fontsize=9)
+    axis.set_ylabel(f"test MAE ({task['unit']})", fontsize=8)
+    if ranked:
+        axis.set_xlabel("pretrained on: closest first, then not ranked", fontsize=7)
     axis.tick_params(labelsize=8)
-    axis.tick_params("x", rotation=40)
+    axis.grid(axis="y")

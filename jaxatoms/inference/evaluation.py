@@ -167,11 +167,16 @@ def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, names: 
         axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
         ends = [label.min(), label.max()]
         axis.plot(ends, ends, "k-", linewidth=0.5)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.grid()
+        mae = f"MAE {np.abs(predicted - label).mean():.4g} {unit}".rstrip()
+        axis.text(0.04, 0.96, mae, transform=axis.transAxes, va="top", fontsize=8)
         axis.set_xlabel(f"reference ({unit})")
         axis.set_ylabel(f"predicted ({unit})")
         axis.set_title(title, fontsize=8)
     with drawing(folder / names.format("errors")) as (_, (axis,)):
         axis.hist(predicted - label, bins=100)
-        axis.set_xlabel(f"error ({unit})")
+        axis.set_xlabel(f"predicted - reference ({unit})")
+        axis.set_ylabel("count")
         axis.set_yscale("log")
         axis.set_title(title, fontsize=8)

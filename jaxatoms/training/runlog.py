@@ -121,7 +121,7 @@ def draw_curves(records: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     with drawing(path, len(_PANELS), panel=(4.5, 3.25), columns=2) as (_, panels):
         for axes, (title, want) in zip(panels, _PANELS.items(), strict=True):
             for (split, name), (steps, values) in sorted(_series(records, want).items()):
-                axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=f"{split} {name}")
+                axes.plot(steps, values, marker="." if len(steps) < 50 else None, label=_legend(split, name))
             _finish_panel(axes, title)
     return path
 
@@ -180,6 +180,7 @@ def _is_mae_of(quantity: str) -> Callable[[str, str], bool]:
     return lambda split, name: split == "val" and "mae" in name and quantity in name
 
 
+_Y_LABELS = {"validation force MAE": "force MAE (meV/A)", "validation energy MAE": "energy MAE (meV)"}
 _PANELS: dict[str, Callable[[str, str], bool]] = {
     "loss": lambda split, name: name == "loss",
     "learning rate": lambda split, name: split == "train" and name in ("learning_rate", "lr"),
@@ -203,8 +204,15 @@ def _series(
     return series
 
 
+def _legend(split: str, name: str) -> str:
+    """`val`, `force_mae_mev_per_angstrom` as "validation force MAE (meV/A)"."""
+    quantity, unit = _quantity_and_unit(name)
+    of = {"val": "validation", "train": "training"}.get(split, split)
+    return f"{of} {quantity}" + (f" ({unit})" if unit else "")
+
+
 def _finish_panel(axes: Any, title: str) -> None:
-    axes.set(title=title, xlabel="step")
+    axes.set(title=title, xlabel="step", ylabel=_Y_LABELS.get(title, title))
     axes.grid(alpha=0.3)
     values = [value for line in axes.get_lines() for value in line.get_ydata()]
     if not values:
@@ -306,9 +314,16 @@ def _validation_text(metrics: Mapping[str, float]) -> str:
 
 def _with_unit(name: str, value: float) -> str:
     """`force_mae_mev_per_angstrom` and 48.36 as "force MAE 48.36 meV/A"; other names as they are."""
-    quantity, mae, unit = name.partition("_mae_")
-    unit = {"mev": " meV", "mev_per_angstrom": " meV/A"}.get(unit)
-    return f"{quantity.replace('_', ' ')} MAE {value:.4g}{unit}" if mae and unit else f"{name} {value:.4g}"
+    quantity, unit = _quantity_and_unit(name)
+    return f"{quantity} {value:.4g} {unit}".rstrip()
+
+
+def _quantity_and_unit(name: str) -> tuple[str, str]:
+    """`force_mae_mev_per_angstrom` as ("force MAE", "meV/A"); other names as they are, without a unit."""
+    quantity, _, rest = name.partition("_mae_")
+    unit, slash, of = rest.partition("/")
+    units = {"mev": "meV", "mev_per_angstrom": "meV/A"}
+    return (f"{quantity.replace('_', ' ')} MAE{slash}{of}", units[unit]) if unit in units else (name, "")
 
 
 def _clock(seconds: float) -> str:

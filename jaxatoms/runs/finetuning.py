@@ -36,7 +36,7 @@ from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.runs import fleet, start
+from jaxatoms.runs import finetune_report, fleet, start
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
@@ -191,6 +191,7 @@ class Finetuning(TrainingRun):
             "init": self.config.init,
             "split": {name: len(part) for name, part in self.split._asdict().items()},
             "head": dataclasses.asdict(self.head),
+            "validation_mean_baseline": finetune_report.mean_baseline(self.val, self.task),
         }
 
 
@@ -203,8 +204,9 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
         return
     if trained.summary is not None or _lacks_test(run, run_dir):
         test_run(run, run_dir, trained.params, trained.constants)
-    print(evaluation.describe(json.loads((run_dir / "test.json").read_text())))
-    print(f"run folder: {run_dir}")
+    test, summary = (json.loads((run_dir / name).read_text()) for name in ("test.json", "summary.json"))
+    print(evaluation.describe(test))
+    print(f"\n{finetune_report.comparison(summary, test['last_ema'])}\nrun folder: {run_dir}")
 
 
 def _lacks_test(run: Finetuning, run_dir: Path) -> bool:

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+import jaxatoms
 from experiments import evaluate, finetune, predict
+from jaxatoms.inference import evaluation
 from jaxatoms.runs import finetuning, start
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.tools import cli
@@ -65,6 +67,30 @@ def test_a_run_reports_its_test_errors_in_the_papers_unit(gradient):
     assert meta["origin"] == origin == _json(gradient / "resolved.json")["origin"]
     plots = {f"test_{kind}_{weights}_ema.png" for kind in ("parity", "errors") for weights in ("last", "best")}
     assert {path.name for path in gradient.glob("test_*.png")} == plots
+
+
+def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradient, scalar, capsys):
+    """The baselines, calculated here from the data set itself."""
+    with np.load(gradient / "data" / "split.npz") as split:
+        records = evaluation.draw(split["val"], 8)
+    store = jaxatoms.open_dataset("demo:aspirin")
+    forces = np.concatenate([store[int(i)].forces for i in records])
+    mean = 1000 * np.abs(forces - forces.mean(axis=0)).mean()
+    assert _json(gradient / "summary.json")["validation_mean_baseline"] == pytest.approx(mean, rel=1e-5)
+    capsys.readouterr()
+    for run, of in ((gradient, "demo:aspirin"), (scalar, "demo:gap")):
+        _run(run, *_options_of(run), "--resume")
+        summary, told = _json(run / "summary.json"), capsys.readouterr().out
+        row = next(line for line in told.splitlines() if line.startswith("validation")).split()
+        measure = next(name for name in summary["validation"] if name != "loss")
+        shown = [summary[name][measure] for name in ("validation_before", "validation")]
+        assert row[1:] == [f"{value:.4g}" for value in (*shown, summary["validation_mean_baseline"])], of
+
+
+def _options_of(run) -> list[str]:
+    config = _json(run / "config.json")
+    frozen = ["--freeze-backbone"] if config["freeze_backbone"] else []
+    return ["--downstream", config["downstream"], "--init", config["init"], *frozen]
 
 
 def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw_weights(nano_run):

@@ -1,0 +1,39 @@
+"""The table at the end of a fine-tuning run, and what it says of runs that learnt nothing."""
+
+import pytest
+
+from jaxatoms.runs.finetune_report import comparison
+
+TEST = {"unit": "meV/A", "mae": 50.0, "mean_baseline_mae": 90.0}
+FORCES, CLASSES = "force_mae_mev_per_angstrom", "balanced_accuracy"
+
+
+def _summary(measure: str, before: float, after: float, baseline: float | None) -> dict:
+    metrics = {"validation_before": before, "validation": after}
+    return {name: {"loss": 1.0, measure: value} for name, value in metrics.items()} | {
+        "validation_mean_baseline": baseline
+    }
+
+
+def test_errors_before_and_after_stand_beside_the_mean():
+    title, validation, test = comparison(_summary(FORCES, 80.0, 45.0, 91.0), TEST).splitlines()
+    assert title.startswith("MAE (meV/A)") and title.endswith("mean of the labels")
+    assert validation.split() == ["validation", "80", "45", "91"] and test.split() == ["test", "-", "50", "90"]
+
+
+@pytest.mark.parametrize("measure, before, after, baseline, words", [
+    (FORCES, 80.0, 81.0, 91.0, "did not improve"),
+    (FORCES, 99.0, 95.0, 91.0, "no better than the mean"),
+    (CLASSES, 0.6, 0.5, 0.5, "did not improve"),
+    (CLASSES, 0.4, 0.5, 0.5, "no better than the mean"),
+])  # fmt: skip
+def test_a_run_that_did_not_help_is_told_so(measure, before, after, baseline, words):
+    test = {"unit": "", "balanced_accuracy": 0.5} if measure == CLASSES else TEST
+    assert words in comparison(_summary(measure, before, after, baseline), test).splitlines()[-1]
+
+
+@pytest.mark.parametrize("baseline", [None, 0.5])
+def test_a_run_that_helped_is_not_warned(baseline):
+    """Runs of earlier versions noted no baseline."""
+    test = {"unit": "", "balanced_accuracy": 0.8}
+    assert len(comparison(_summary(CLASSES, 0.4, 0.8, baseline), test).splitlines()) == 3

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     if name == "--version":
         print(jaxatoms.__version__)
         return 0
+    if name == "--completion":
+        return completion(*rest[:1])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
@@ -55,7 +57,21 @@ def overview() -> str:
     lines = ["usage: jaxatoms COMMAND [OPTIONS]", "", purpose, ""]
     for title, commands in STEPS.items():
         lines += [f"{title}:", *(f"  {name:10s} {words}" for name, words in commands.items()), ""]
-    return "\n".join([*lines, "jaxatoms COMMAND --help lists the options of a command."])
+    ends = ["jaxatoms COMMAND --help lists the options of a command.",
+            "jaxatoms --completion bash prints a script that completes commands and options (also zsh)."]  # fmt: skip
+    return "\n".join(lines + ends)
+
+
+def completion(shell: str = "bash") -> int:
+    """Prints the script of `jaxatoms --completion`."""
+    from jaxatoms.tools.completion import SHELLS, completion_script, options_of
+
+    if shell not in SHELLS:
+        print(f"error: --completion {shell}: give {' or '.join(SHELLS)}", file=sys.stderr)
+        return 2
+    mains = {name: importlib.import_module(f"experiments.{name}").main for name in COMMANDS}
+    print(completion_script("jaxatoms", {name: options_of(main) for name, main in mains.items()}, shell))
+    return 0
 
 
 if __name__ == "__main__":

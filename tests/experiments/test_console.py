@@ -42,3 +42,29 @@ def test_mistyped_commands_get_the_nearest(capsys):
 def test_the_overview_starts_nothing():
     code = "import sys; from experiments.__main__ import main; main(['--help']); assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=True)
+
+
+@pytest.fixture(scope="module")
+def script():
+    done = subprocess.run([sys.executable, "-m", "experiments", "--completion", "bash"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120, check=True)  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("words, found", [
+    (["jaxatoms", "pre"], ["predict", "pretrain"]),
+    (["jaxatoms", "pretrain", "--upstr"], ["--upstream"]),
+    (["jaxatoms", "csi", "--n", "5", "--dist"], ["--distance"]),
+    (["jaxatoms", "select", "--n"], ["--n", "--no-quiet"]),
+    (["jaxatoms", "pretrain", "file"], []),  # values are completed as files
+])  # fmt: skip
+def test_a_shell_completes_commands_and_options(script, words, found):
+    quoted = " ".join(f"'{word}'" for word in words)
+    ask = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _jaxatoms; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(done.stdout.split()) == found and not done.stderr
+
+
+def test_other_shells_are_refused(capsys):
+    assert main(["--completion", "fish"]) == 2
+    assert capsys.readouterr().err == "error: --completion fish: give bash or zsh\n"

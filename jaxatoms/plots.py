@@ -12,7 +12,7 @@ from jaxatoms.types import InputError
 # which is faint on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 LOG_RATIO = 50  # between bars of a panel; from there on the small ones would vanish on a linear axis
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.3}
+_STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.3}
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from jaxatoms.data import packing
 from jaxatoms.data.subset import parse_count
 from jaxatoms.runs.pretrain_config import REMAT
 from jaxatoms.tools import cli
@@ -11,7 +12,7 @@ from jaxatoms.types import InputError
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
     "resume", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples",
-    "batch_shapes",
+    "batch_shapes", "devices", "shard_optimizer", "part_headroom",
 )  # fmt: skip
 
 
@@ -21,8 +22,9 @@ class FinetuneConfig:
 
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay", "freeze_backbone"),
-        "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors", "batch_shapes", "precision",
-                              "remat", "workers"),
+        "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
+        "batches and devices": ("accumulate", "batch_shapes", "precision", "remat", "devices", "shard_optimizer",
+                                "part_headroom", "workers"),
         "output": ("val_samples", "test_samples", "log_every", "keep", "quiet", "cache_dir"),
     }  # fmt: skip
 
@@ -66,6 +68,8 @@ class FinetuneConfig:
     """The run passes this many times over the training structures; the default is the recipe's number."""
     batch_size: int | None = None
     """Each step trains on this many structures; the default is the recipe's number."""
+    accumulate: int = 1
+    """This many batches, one after another on each device, make one update; --batch-size counts one of them."""
     lr: float | None = None
     """The learning rate of the head peaks at this value; the default is the recipe's."""
     max_steps: int | None = None
@@ -87,6 +91,13 @@ class FinetuneConfig:
     remat: str = "no"
     """This means the same as in experiments.pretrain: yes, no or auto decides whether blocks are recomputed in the
     backward pass."""
+    devices: int = 1
+    """This many devices of this host share the batch of every step. The default is one, because the recipes' batches
+    are small (rMD17: 4); every device computes the whole validation and test."""
+    shard_optimizer: bool = False
+    """This means the same as in experiments.pretrain: moments and average are spread over the devices."""
+    part_headroom: float = packing.HEADROOM
+    """This means the same as in experiments.pretrain: the room for a device's part beyond the largest seen."""
     seed: int = 0
     """The seed determines the initial weights of the head, the order of structures and the dropout."""
     workers: int = 0
@@ -109,8 +120,9 @@ class FinetuneConfig:
     def __post_init__(self):
         parse_count(self.test_samples)
         cli.check_positive(
-            self, "n_train", "n_val", "val_samples", "epochs", "batch_size", "lr", "max_steps", "log_every"
-        )
+            self, "n_train", "n_val", "val_samples", "epochs", "batch_size", "accumulate", "lr", "max_steps",
+            "log_every", "devices",
+        )  # fmt: skip
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")
         cli.check_choices(self, _CHOICES)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import loader, packing
+from jaxatoms.data import loader, packing, shards
 from jaxatoms.data.classes import compositions
 from jaxatoms.data.corpus import Corpus, Samples, draw_over_tasks, samples_of
 from jaxatoms.data.downstream import ForceData
@@ -41,7 +41,7 @@ from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import has_checkpoint, say
-from jaxatoms.training import finetuning
+from jaxatoms.training import finetuning, parallel
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.training.finetuning import FinetuneOptim, Plateau
 from jaxatoms.training.loop import evaluate
@@ -95,6 +95,10 @@ class Finetuning(TrainingRun):
         return self.config.seed if self.head.dropout else super().dropout_seed
 
     @property
+    def accumulate(self) -> int:
+        return self.config.accumulate
+
+    @property
     def validate_every(self) -> int:
         return max(self.steps_per_epoch, self.total_steps // 10 if self.config.budget == "small" else 1)
 
@@ -123,6 +127,7 @@ class Finetuning(TrainingRun):
             dropout_seed=self.dropout_seed,
             mesh=mesh,
             shardings=shardings,
+            accumulate=self.config.accumulate,
         )
 
     def step_arguments(self) -> dict[str, Any]:
@@ -184,7 +189,7 @@ class Finetuning(TrainingRun):
 
     def summary(self, done: int) -> dict:
         return {
-            "samples_seen": done * self.recipe.batch_size,
+            "samples_seen": done * self.recipe.batch_size * self.config.accumulate,
             "downstream": self.config.downstream,
             "upstream": self.upstream,
             "origin": self.origin,
@@ -234,7 +239,8 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     recipe = _recipe(config, task, init.model)
     if folder is not None and not resumed:
         save_run_data(folder, split, task.store, constants_record(task))
-    batches = _make_batches(config, recipe, corpus, samples_of(0, split.train))
+    devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
+    batches = _make_batches(config, recipe, corpus, samples_of(0, split.train), devices)
     n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
     val_samples = samples_of(0, evaluation.draw(split.val, n_val))
     eval_shapes: list = []
@@ -260,9 +266,9 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
         model_config=model_config,
         head=head,
         optim=_make_optim(recipe, batches, total),
-        steps_per_epoch=batches.total_steps // batches.epochs,
+        steps_per_epoch=batches.total_steps // recipe.epochs,
         total_steps=total,
-        devices=fleet.Fleet(None),
+        devices=devices,
         origin=origin,
     )
     return run.recomputed_if_asked(resolved)
@@ -283,15 +289,15 @@ def _recorded_origin(resolved: Path | None) -> dict | None:
     return record.get("origin") or {"upstream": record["upstream"]}  # an older run noted no more
 
 
-def _make_optim(recipe: Recipe, batches: loader.TrainBatches, total: int) -> FinetuneOptim:
+def _make_optim(recipe: Recipe, batches: loader.TrainBatches | shards.ShardedBatches, total: int) -> FinetuneOptim:
     """The schedule of a run of `total` steps; one cut short has its cosine and warm-up shortened."""
     whole = batches.total_steps
-    per_epoch = whole // batches.epochs
+    per_epoch = whole // recipe.epochs
     return FinetuneOptim(
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         warmup_steps=recipe.warmup_epochs * per_epoch * total // whole,
-        cosine_steps=min((recipe.cosine_epochs or batches.epochs) * per_epoch, total),
+        cosine_steps=min((recipe.cosine_epochs or recipe.epochs) * per_epoch, total),
         final_lr=recipe.final_lr,
     )
 
@@ -328,22 +334,27 @@ def open_data(
     return task, split
 
 
-def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples) -> loader.TrainBatches:
+def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples, devices: fleet.Fleet):
+    """The run's batches, in parts where several devices or several batches make one update."""
     sizes = loader.measure(corpus, samples, 0.0, config.seed)
-    steps = -(-len(samples.record) // recipe.batch_size) * recipe.epochs
+    batch_size = recipe.batch_size * config.accumulate
+    steps = -(-len(samples.record) // batch_size) * recipe.epochs
     largest = loader.largest_structure(corpus, samples)
     shapes = config.batch_shapes or packing.shapes_worth_compiling(steps)
-    budgets = packing.fixed_budgets(sizes, recipe.batch_size, largest, steps, config.seed, shapes)
-    return loader.TrainBatches(
+    budgets = packing.fixed_budgets(sizes, batch_size, largest, steps, config.seed, shapes)
+    whole = loader.TrainBatches(
         corpus=corpus,
         samples=samples,
         budgets=budgets,
         epochs=recipe.epochs,
         seed=config.seed,
         edge_dropout=0.0,
-        batch_size=recipe.batch_size,
+        batch_size=batch_size,
         round_up=True,
     )
+    edges = shards.expected_edges(sizes, corpus.n_node(samples))
+    return devices.share(whole, sizes, edges, batch_edges=None, shapes=shapes, headroom=config.part_headroom,
+                         accumulate=config.accumulate, alike=1)  # fmt: skip
 
 
 def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, batches_to_fit: Callable[[], list],

@@ -147,7 +147,7 @@ class Trained(NamedTuple):
     """A run after its last step."""
 
     done: int  # steps
-    params: Any  # averaged
+    params: Any  # averaged, whole on every device
     constants: Any
     summary: dict | None  # None: the run had ended before
 
@@ -166,7 +166,7 @@ def train_run(run: TrainingRun, run_dir: Path, resumed: bool) -> Trained:
         state, constants, shardings = devices.place_state(state, constants)
         first, evaluator = 0 if meta is None else meta.step, run.make_evaluator(model.apply)
         if has_finished(run_dir, first, run.total_steps):
-            return Trained(first, state.ema, constants, None)
+            return Trained(first, devices.whole(state.ema), constants, None)
         write_json(out_dir / "config.json", dataclasses.asdict(config))
         write_json(out_dir / "resolved.json", run.resolved())
         step = run.make_step(model.apply, devices.mesh, shardings)
@@ -201,7 +201,7 @@ def train_run(run: TrainingRun, run_dir: Path, resumed: bool) -> Trained:
             summary = _summarise(run, session, done, meter, step._cache_size())
             log.write_summary(summary)
             log.write_curves()
-    return Trained(done, state.ema, constants, summary)
+    return Trained(done, devices.whole(state.ema), constants, summary)
 
 
 def _summarise(run: TrainingRun, session: Session, done: int, meter, shapes: int) -> dict:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow lint check check-tpu dist format bench docs clean
+.PHONY: demo test test-slow lint check check-tpu dist format bench docs notebooks clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,9 @@ check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libt
 docs: .venv/installed  ## the documentation as a web site in site/; a broken link or reference is an error
 	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: .venv/installed  ## the tutorials as Jupyter notebooks in notebooks/
+	$(BIN)/python -m scripts.make_notebooks
 
 bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fixtures.documents import run_blocks
+from fixtures.documents import BLOCK, run_blocks
+
+from scripts import make_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "tutorials"
@@ -32,3 +34,5 @@ def test_there_are_tutorials():
 def test_a_tutorial_runs(place, path):
     languages = run_blocks(path.read_text(), path.name)
     assert languages and set(languages) <= {"bash", "python"}, f"{path.name} has a block that is not tested"
+    drawn = [name for _, block in BLOCK.findall(path.read_text()) for name in make_notebooks.pictures(block)]
+    assert all((place / name).is_file() for name in drawn), f"the notebook of {path.name} shows other pictures"

@@ -21,6 +21,7 @@ from jaxatoms.runs import fleet
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import say
+from jaxatoms.runs.start import check_elements
 from jaxatoms.training import parallel
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
@@ -183,6 +184,8 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         data = prepare_data(config, run_dir, resumed=not fit)
     model_config = registry.find_config(config.model)
     own = registry.architecture_of(model_config)
+    for d in data:
+        check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))
     corpus, train_samples, val_samples = tasks.make_corpus(data, own.graphs)
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices)

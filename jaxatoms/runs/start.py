@@ -89,17 +89,22 @@ def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
     return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
 
 
-def check_elements(store: Store, config: Config, name: str):
+def check_elements(store: Store, config: Config, name: str, records: np.ndarray | None = None):
     """Refuse data with elements that the model has no embedding for.
+
+    Args:
+      records: those that are used; None for all.
 
     Raises:
       InputError: naming the largest one.
     """
     largest, known = store.largest_element, architecture_of(config).largest_atomic_number(config)
+    if largest > known and records is not None:
+        largest = int(np.flatnonzero(store.elements(records)).max())
     if largest > known:
         raise InputError(
             f"{name} holds {chemical_symbols[largest]} (atomic number {largest}), the model's embedding ends at "
-            f"{known}; use another checkpoint or leave such structures out"
+            f"{known}; use another model or checkpoint, or leave such structures out"
         )
 
 

@@ -130,3 +130,14 @@ def test_evaluate_reads_a_pretraining_run_too(nano_run, capsys):
     assert "MAE of forces" in capsys.readouterr().out
     found = json.loads((nano_run / "test.json").read_text())
     assert found["n_structure"] == 20 and found["last_ema"]["force_mae_mev_per_angstrom"] > 0
+
+
+def test_pretraining_refuses_elements_beyond_the_models_tables(tmp_path, refusal):
+    """Tables of EquiformerV2 end at Z = 89: heavier elements were read as rows of zeros."""
+    frames = list(_frames(40))
+    frames[5].numbers[0] = 92
+    ase.io.write(tmp_path / "own.extxyz", frames)
+    options = ["--upstream", f"file:{tmp_path / 'own.extxyz'}", "--n", "all", "--model", "equiformer_v2_tiny",
+               "--split", "record", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    told = refusal(pretrain, [*options, *SHORT])
+    assert "holds U (atomic number 92), the model's embedding ends at 89" in told

@@ -23,8 +23,8 @@ class FinetuneConfig:
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay", "freeze_backbone"),
         "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
-        "batches and devices": ("accumulate", "batch_shapes", "precision", "remat", "devices", "shard_optimizer",
-                                "part_headroom", "workers"),
+        "batches": ("accumulate", "batch_shapes", "workers"),
+        "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom"),
         "output": ("val_samples", "test_samples", "log_every", "keep", "quiet", "cache_dir"),
     }  # fmt: skip
 

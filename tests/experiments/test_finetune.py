@@ -74,7 +74,7 @@ def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradien
     with np.load(gradient / "data" / "split.npz") as split:
         records = evaluation.draw(split["val"], 8)
     store = jaxatoms.open_dataset("demo:aspirin")
-    forces = np.concatenate([store[int(i)].forces for i in records])
+    forces = store.take(records).forces
     mean = 1000 * np.abs(forces - forces.mean(axis=0)).mean()
     assert _json(gradient / "summary.json")["validation_mean_baseline"] == pytest.approx(mean, rel=1e-5)
     capsys.readouterr()

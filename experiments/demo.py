@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(study.StudyConfig, settings + given, description=__doc__, prog="python -m experiments.demo")
     out = cli.resolve_run_dir(config.out)
     labels = {name: ", ".join(map(study.label_of, getattr(config, name))) for name in ("upstream", "downstream")}
-    start = START if not given or set(given[::2]) <= {"--out", "--jobs"} else START_OF_ANOTHER
+    start = START if set(given[::2]) <= {"--out", "--jobs"} else START_OF_ANOTHER
     print(start.format(**labels, model=config.model, n_train=config.n_train), flush=True)
     _run(config, out)
     results, name = study.collect(config, out), study.result_name(config)

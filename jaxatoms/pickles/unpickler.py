@@ -76,7 +76,7 @@ class Called:
 
 
 class Built:
-    """An object of ours that a pickle makes and gives a state."""
+    """An object of ours that a pickle makes and gives a state; abstract: each class says what it takes of the state."""
 
     __slots__ = ()
 

@@ -65,6 +65,12 @@ def test_a_shell_completes_commands_and_options(script, words, found):
     assert sorted(done.stdout.split()) == found and not done.stderr
 
 
+def test_every_command_has_options_to_complete(script):
+    lines = [line.split(")", 1) for line in script.splitlines() if ") words=" in line]
+    assert [name.strip() for name, _ in lines] == list(COMMANDS)
+    assert all('"--' in words for _, words in lines)
+
+
 def test_other_shells_are_refused(capsys):
     assert main(["--completion", "fish"]) == 2
     assert capsys.readouterr().err == "error: --completion fish: give bash or zsh\n"

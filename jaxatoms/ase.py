@@ -28,6 +28,7 @@ from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
+from jaxatoms.models.common.strain import strained
 from jaxatoms.types import Edges, InputError, SystemBatch, naming
 
 
@@ -190,8 +191,10 @@ class JaxAtomsCalculator(Calculator):
 
     def _direct(self, graphdef, state, batch: GraphBatch) -> dict[str, jax.Array]:
         out = nnx.merge(graphdef, state)(batch)
-        if out.energy is None:  # fine-tuned for forces alone, without an axis of tasks
+        if out.energy is None:  # fine-tuned for forces alone
             return {"forces": out.forces}
+        if out.energy.ndim == 1:  # fine-tuned, without an axis of tasks
+            return {"energy": out.energy[0], "forces": out.forces}
         return {"energy": out.energy[0, self._task], "forces": out.forces[..., self._task]}
 
     def _with_strain(self, graphdef, state, batch: GraphBatch) -> dict[str, jax.Array]:
@@ -199,14 +202,12 @@ class JaxAtomsCalculator(Calculator):
         model = nnx.merge(graphdef, state)
 
         def energy(positions, strain):
-            deformation = jnp.eye(3, dtype=strain.dtype) + (strain + strain.T) / 2
-            cell = jnp.matmul(batch.cell, deformation, precision="highest")
-            moved = jnp.matmul(positions, deformation, precision="highest")
-            return model.energy(batch._replace(cell=cell), moved)[0]
+            return model.energy(*strained(batch, positions, strain))[0]
 
-        none = jnp.zeros((3, 3), batch.positions.dtype)
-        value, (gradient, virial) = jax.value_and_grad(energy, argnums=(0, 1))(batch.positions, none)
-        return {"energy": value, "forces": -gradient, "virial": virial}
+        value, (gradient, virial) = jax.value_and_grad(energy, argnums=(0, 1))(
+            batch.positions, jnp.zeros_like(batch.cell)
+        )
+        return {"energy": value, "forces": -gradient, "virial": virial[0]}
 
     def _store(self, out: dict[str, np.ndarray], systems: SystemBatch):
         gradient, n = self._model.has_gradient_forces, len(systems.positions)
@@ -229,7 +230,7 @@ def _properties(model: inference.LoadedModel, record: TaskRecord) -> list[str]:
     """What a head was trained to predict, and what follows from it."""
     if model.has_gradient_forces:
         return ["energy", "free_energy", "forces", "stress"]
-    learnt = ("forces",) if model.kind == "direct" else record.labels
+    learnt = record.labels
     return [*(("energy", "free_energy") if "energy" in learnt else ()), *(("forces",) if "forces" in learnt else ())]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store
-from jaxatoms.graphs.batch import Targets
+from jaxatoms.graphs.batch import Labels, Targets
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, SystemBatch, naming
@@ -33,8 +33,8 @@ class Task(Protocol):
     @property
     def graph(self) -> Graph: ...
 
-    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised ([n_graph] energies or scalars, [n_node, 3] forces) of `records`; float32, NaN where missing."""
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> Labels:
+        """Normalised labels of `records`."""
         ...
 
 
@@ -55,7 +55,7 @@ class UpstreamTask:
         """Cutoff and rule of neighbours."""
         return Graph(self.cutoff, self.max_neighbors)
 
-    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> Labels:
         """Normalised energies, less their reference, and forces.
 
         Raises:
@@ -64,7 +64,7 @@ class UpstreamTask:
         # float64 until the reference is subtracted: total energies near -1e4 eV would lose 1e-3 eV in float32.
         residual = self.reference.subtract(systems.energy, systems.atomic_numbers, systems.n_node)
         energy = (residual / self.normalization.energy_std).astype(np.float32)
-        return energy, systems.forces / np.float32(self.normalization.force_std)
+        return Labels(energy, systems.forces / np.float32(self.normalization.force_std))
 
 
 class Samples(NamedTuple):
@@ -136,7 +136,7 @@ class Corpus:
         """
         parts = [self._take(i, samples.record[samples.task == i]) for i in np.unique(samples.task)]
         systems = SystemBatch(*(np.concatenate(column) for column in zip(*(p[0] for p in parts), strict=True)))
-        targets = Targets(*(np.concatenate(column) for column in zip(*(p[1] for p in parts), strict=True)))
+        targets = _joined([p[1] for p in parts])
         cutoff = np.array([task.graph.cutoff for task in self.tasks])[targets.task]
         neighbors = [task.graph.neighbors(systems.n_node) for task in self.tasks]
         max_neighbors = np.stack(neighbors)[targets.task, np.arange(len(targets.task))]
@@ -149,5 +149,15 @@ class Corpus:
         task = self.tasks[index]
         systems = task.store.take(records)
         with naming(lambda i: task.store.where(int(records[i]))):
-            energy, forces = task.targets(systems, records)
-        return systems, Targets(energy, forces, np.full(len(records), index, np.int32))
+            energy, forces, stress = task.targets(systems, records)
+        return systems, Targets(energy, forces, np.full(len(records), index, np.int32), stress)
+
+
+def _joined(parts: list[Targets]) -> Targets:
+    """Targets of several tasks, one after another; stress is missing in tasks that do not learn it."""
+    stress = None
+    if any(part.stress is not None for part in parts):
+        missing = lambda part: np.full((len(part.energy), 3, 3), np.nan, np.float32)  # noqa: E731
+        stress = np.concatenate([missing(part) if part.stress is None else part.stress for part in parts])
+    energy, forces, task = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return Targets(energy, forces, task, stress)

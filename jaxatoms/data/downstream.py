@@ -29,15 +29,44 @@ class Graph:
         return np.select([n_node > 300, n_node > 200], [5, 10], self.max_neighbors)
 
 
+def atoms_total(
+    name: str, references: Mapping[int, float], atomic_numbers: np.ndarray, n_node: np.ndarray
+) -> np.ndarray:
+    """[n_graph] float64: the sum of the references of each structure's atoms; 0 without any references.
+
+    Args:
+      name: of the data set, for messages.
+      references: by atomic number.
+      atomic_numbers: [sum n_node].
+      n_node: [n_graph].
+
+    Raises:
+      InputError: an element without a reference.
+    """
+    graph = np.repeat(np.arange(len(n_node)), n_node)
+    if not references:
+        return np.zeros(len(n_node))
+    table = np.full(256, np.nan)
+    table[list(references)] = list(references.values())
+    per_atom = table[atomic_numbers]
+    if np.isnan(per_atom).any():
+        number = int(atomic_numbers[np.argmax(np.isnan(per_atom))])
+        raise InputError(f"{name}: atomic number {number} has no atom reference; remove the structure")
+    return np.bincount(graph, weights=per_atom, minlength=len(n_node))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForceData:
-    """A data set whose forces are the target (rMD17, MD22, SPICE); eV and eV/A.
+    """A data set that a potential is learnt of (rMD17, MD22, SPICE); eV and eV/A.
 
     Attributes:
-      energy_mean, energy_std: eV; of the energies, which are not trained.
+      energy_mean, energy_std: eV; of the energies, where they are not trained.
       force_mean, force_std: eV/A, of the force components.
       gradient_forces: forces are minus the gradient of the energy; otherwise a head predicts them.
       n_published: structures of the whole data set.
+      weights: of "energy", "forces" and "stress" in the loss; empty: forces alone, with the recipe's coefficient.
+      references, span: where energies are learnt, what is subtracted first: eV per atomic number, and the compositions
+        that these fix (see `LinearReference.span`; None: all).
     """
 
     name: str
@@ -50,6 +79,28 @@ class ForceData:
     n_published: int | None = None
     unit: str = "meV/A"  # of the tables
     table_scale: float = 1000.0  # table value = error in eV/A times this
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    references: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    span: list[list[float]] | None = None
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """What is part of the loss, that which the tables give first."""
+        return tuple(name for name in ("forces", "energy", "stress") if name in (self.weights or ("forces",)))
+
+    @property
+    def learns_energy(self) -> bool:
+        """Whether energies are part of the loss."""
+        return "energy" in self.weights
+
+    @property
+    def learns_stress(self) -> bool:
+        """Whether stress is part of the loss."""
+        return "stress" in self.weights
+
+    def reference(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
+        """[n_graph] float64 eV: what the atoms of each structure contribute; see `atoms_total`."""
+        return atoms_total(self.name, self.references, atomic_numbers, n_node)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +112,8 @@ class ScalarData:
       unit: of the column.
       reduction: how the model's atom outputs are combined: "sum", "mean", "max" or "extent".
       mean, std: of the target after `references`; None: those of the train split (`normalization`).
-      references: atomic number -> what each atom contributes, subtracted before normalising.
+      references, span: atomic number -> what each atom contributes, subtracted before normalising; the compositions
+        that these fix (None: all).
       n_class: 0 for regression.
       class_weights: of the cross entropy.
       table_unit, table_scale: table value = error in `unit` times `table_scale`.
@@ -76,6 +128,7 @@ class ScalarData:
     mean: float | None = None
     std: float | None = None
     references: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    span: list[list[float]] | None = None
     n_class: int = 0
     class_weights: tuple[float, ...] = ()
     table_unit: str = ""
@@ -83,25 +136,8 @@ class ScalarData:
     n_published: int | None = None
 
     def reference(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
-        """[n_graph] float64, in `unit`: what the atoms of each structure contribute.
-
-        Args:
-          atomic_numbers: [sum n_node].
-          n_node: [n_graph].
-
-        Raises:
-          InputError: an element without a reference.
-        """
-        graph = np.repeat(np.arange(len(n_node)), n_node)
-        if not self.references:
-            return np.zeros(len(n_node))
-        table = np.full(256, np.nan)
-        table[list(self.references)] = list(self.references.values())
-        per_atom = table[atomic_numbers]
-        if np.isnan(per_atom).any():
-            number = int(atomic_numbers[np.argmax(np.isnan(per_atom))])
-            raise InputError(f"{self.name}: atomic number {number} has no atom reference; remove the structure")
-        return np.bincount(graph, weights=per_atom, minlength=len(n_node))
+        """[n_graph] float64, in `unit`: what the atoms of each structure contribute; see `atoms_total`."""
+        return atoms_total(self.name, self.references, atomic_numbers, n_node)
 
     def normalization(self, train_values: np.ndarray) -> tuple[float, float]:
         """(mean, std): the published ones, else those of the train split's values after references.

@@ -2,17 +2,20 @@
 rules."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from jaxatoms.data.atom_energies import AtomEnergies, atom_energies, isolated_atoms
 from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
 from jaxatoms.data.labels import label_hint
-from jaxatoms.data.references import LinearReference, labels_in
+from jaxatoms.data.references import labels_in
 from jaxatoms.data.registry import find_spec
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.targets import POTENTIAL, parse_targets, potential_weights
 from jaxatoms.data.task_split import task_split
+from jaxatoms.graphs.batch import Labels
 from jaxatoms.types import InputError, SystemBatch
 
 _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
@@ -26,23 +29,32 @@ class DownstreamTask:
     store: Store
     mean: float  # of the target: energies, or the scalar after its references
     std: float
+    energies: AtomEnergies | None = None  # where the references of own data come from
 
     @property
     def graph(self) -> Graph:
         """Cutoff and rule of neighbours."""
         return self.facts.graph
 
-    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised energies and forces; of a scalar, its values (classes as they are) and NaN for the forces."""
-        if isinstance(self.facts, ForceData):
-            energy = (systems.energy - self.mean) / self.std  # float64: totals reach -1e5 eV
-            forces = (systems.forces - np.float32(self.facts.force_mean)) / np.float32(self.facts.force_std)
-            return energy.astype(np.float32), forces.astype(np.float32)
-        values = np.asarray(self.store.column(self.facts.column)[records], np.float64)
-        if not self.facts.n_class:
-            values = values - self.facts.reference(systems.atomic_numbers, systems.n_node)
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> Labels:
+        """Normalised labels; of a scalar, its values (classes as they are) and NaN for the forces."""
+        facts = self.facts
+        if isinstance(facts, ForceData):
+            return self._of_potential(facts, systems, records)
+        values = np.asarray(self.store.column(facts.column)[records], np.float64)
+        if not facts.n_class:
+            values = values - facts.reference(systems.atomic_numbers, systems.n_node)
             values = (values - self.mean) / self.std
-        return values.astype(np.float32), np.full((len(systems.positions), 3), np.nan, np.float32)
+        return Labels(values.astype(np.float32), np.full((len(systems.positions), 3), np.nan, np.float32))
+
+    def _of_potential(self, facts: ForceData, systems: SystemBatch, records: np.ndarray) -> Labels:
+        # float64: totals reach -1e5 eV
+        energy = (systems.energy - facts.reference(systems.atomic_numbers, systems.n_node) - self.mean) / self.std
+        forces = (systems.forces - np.float32(facts.force_mean)) / np.float32(facts.force_std)
+        stress = None
+        if facts.learns_stress:
+            stress = (self.store.column("stress")[records] / facts.force_std).astype(np.float32)
+        return Labels(energy.astype(np.float32), forces.astype(np.float32), stress)
 
 
 def constants_record(task: DownstreamTask) -> dict:
@@ -51,8 +63,9 @@ def constants_record(task: DownstreamTask) -> dict:
     if isinstance(facts, ForceData):
         own = {name: getattr(facts, name) for name in ("energy_mean", "energy_std", "force_mean", "force_std")}
     else:
-        own = {"references": {str(z): value for z, value in facts.references.items()}}
-    return {"mean": task.mean, "std": task.std, **own}
+        own = {}
+    references = {"references": {str(z): value for z, value in facts.references.items()}, "span": facts.span}
+    return {"mean": task.mean, "std": task.std, **own, **references}
 
 
 def with_constants(task: DownstreamTask, record: dict) -> DownstreamTask:
@@ -69,7 +82,8 @@ def open_downstream(
     data_root: str | None = None,
     cache_dir: str | None = None,
     *,
-    target: str | None = None,
+    targets: str | None = None,
+    e0s: str = "auto",
     rule: str = "auto",
     sizes: tuple[int, int] | None = None,
     cutoff: float | None = None,
@@ -79,43 +93,100 @@ def open_downstream(
     """A downstream data set and its split.
 
     Published sets bring their constants; any other one (demo:aspirin, file:PATH) gets those of its train split. It
-    learns forces by gradient, or `target`; without `target` what the data set is about, else forces, else energies.
+    learns forces by gradient, or `targets`; without them what the data set is about, else forces, else energies.
 
     Args:
-      target: "forces", "energy", or a scalar by the name of its column, with or without `target_` before it.
+      targets: see `targets.parse_targets`; a scalar by the name of its column, with or without `target_` before it.
+      e0s: where reference energies come from, see `atom_energies.atom_energies`.
       rule, sizes: of the split, see `task_split.task_split`.
       split: gives the split of the store instead, such as one that was saved.
 
     Raises:
       InputError: unknown data set, missing target, a part of the split without labels, or a split larger than the data.
     """
-    published = family_of(name) in PUBLISHED
-    if published and target is not None:
-        raise InputError(f"{name} names its own target; leave --target {target} out")
+    wanted = None if targets is None else parse_targets(targets)
+    published = _published(name, wanted)
     spec, store = open_dataset(name, data_root, cache_dir)
     parts = task_split(name, spec, store, rule, sizes) if split is None else split(store)
-    facts = downstream(name) if published else _own_facts(name, store, parts.train, spec, target)
+    facts = published or _own_facts(name, store, parts.train, spec, wanted)
+    if isinstance(facts, ForceData) and wanted:
+        facts = _potential_facts(facts, store, potential_weights(wanted))
+    energies = None
+    if facts.learns_energy if isinstance(facts, ForceData) else facts.column == "energy" and not published:
+        parts = _without(parts, isolated_atoms(store))
+        energies = atom_energies(store, parts.train, e0s)
+        facts = dataclasses.replace(facts, **_references(energies))
+    elif e0s != "auto":
+        raise InputError(f"{name}: no energies are learnt, so that --e0s {e0s} has no use; leave it out")
     _check_labels(name, facts, store, parts)
     if cutoff or max_neighbors:
         graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
         facts = dataclasses.replace(facts, graph=graph)
-    return DownstreamTask(facts, store, *_constants(facts, store, parts.train)), parts
+    return DownstreamTask(facts, store, *_constants(facts, store, parts.train), energies), parts
 
 
-def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> ForceData | ScalarData:
+def _published(name: str, wanted: Mapping[str, float | None] | None) -> ForceData | ScalarData | None:
+    """The published facts of a data set, of which only potentials take other targets; None for sets without any."""
+    if family_of(name) not in PUBLISHED:
+        return None
+    facts = downstream(name)
+    if wanted is not None and not (isinstance(facts, ForceData) and set(wanted) <= set(POTENTIAL)):
+        raise InputError(f"{name} names its own target; leave --targets {','.join(wanted)} out")
+    return facts
+
+
+def _references(energies: AtomEnergies) -> dict:
+    """Fields of the facts."""
+    reference = energies.reference
+    own = {int(z): float(reference.coeff[z]) for z in np.flatnonzero(reference.seen)}
+    return {"references": own, "span": None if reference.span is None else reference.span.tolist()}
+
+
+def _without(parts: Split, records: np.ndarray) -> Split:
+    """The split without some records."""
+    return Split(*(part[~np.isin(part, records)] for part in parts))
+
+
+def _potential_facts(facts: ForceData, store: Store, weights: dict[str, float]) -> ForceData:
+    """The facts of a potential that learns labels with these weights.
+
+    Energies have the unit of forces then, because both are derivatives of one function.
+
+    Raises:
+      InputError: no stress in the data, or stress of a structure without a cell.
+    """
+    facts = dataclasses.replace(facts, weights=weights)
+    if facts.learns_stress:
+        _check_stress(facts.name, store)
+    if facts.learns_energy:
+        facts = dataclasses.replace(facts, energy_mean=0.0, energy_std=facts.force_std)
+    return facts
+
+
+def _check_stress(name: str, store: Store):
+    if "stress" not in store.extra_columns:
+        raise InputError(f"{name} has no stress; leave stress out of --targets, or name its key as {name}#,,KEY")
+    labelled = np.isfinite(store.column("stress")).all(axis=(1, 2))
+    bare = np.flatnonzero(labelled & ~store.column("pbc").all(axis=1))
+    if len(bare):
+        where = store.where(int(bare[0]))
+        raise InputError(f"{where}: has a stress and no cell; remove its stress, or leave stress out of --targets")
+
+
+def _own_facts(
+    name: str, store: Store, train: np.ndarray, spec, wanted: Mapping[str, float | None] | None
+) -> ForceData | ScalarData:
     """Facts of a set that nobody published constants for."""
-    column, graph = _own_target(name, store, train, spec, target), Graph(spec.cutoff, spec.max_neighbors)
+    graph = Graph(spec.cutoff, spec.max_neighbors)
+    names = set(wanted or ())
+    potential = bool(names) and names <= set(POTENTIAL) and names != {"energy"}
+    column = "forces" if potential else _own_target(name, store, train, spec, wanted)
     if column == "energy":
-        reference = LinearReference.fit(store, train)
-        own = {int(z): float(reference.coeff[z]) for z in np.flatnonzero(reference.seen)}
-        return ScalarData(name=name, column=column, graph=graph, unit="eV", reduction="sum", references=own,
-                          table_unit="meV", table_scale=1000.0)  # fmt: skip
+        return ScalarData(name=name, column=column, graph=graph, unit="eV", reduction="sum", table_unit="meV",
+                          table_scale=1000.0)  # fmt: skip
     if column != "forces":
         return ScalarData(name=name, column=column, graph=graph, unit="", reduction="mean")
-    forces = store.take(_some(train)).forces
-    forces = forces[np.isfinite(forces).all(axis=1)]
-    if len(forces) == 0 or not forces.std() > 0:
-        raise InputError(f"{name} has no forces to train on; {label_hint(store) or 'name a scalar with --target'}")
+    force_std = _force_std(name, store, train, needed=not potential or "forces" in names)
     energy = store.energy[train]
     energy = energy[np.isfinite(energy)]  # forces alone are enough
     return ForceData(
@@ -123,12 +194,27 @@ def _own_facts(name: str, store: Store, train: np.ndarray, spec, target: str | N
         graph=graph,
         energy_mean=float(energy.mean()) if len(energy) else 0.0,
         energy_std=(float(energy.std()) if len(energy) else 0.0) or 1.0,
-        force_std=float(forces.std()),
+        force_std=force_std,
     )
 
 
-def _own_target(name: str, store: Store, train: np.ndarray, spec, target: str | None) -> str:
+def _force_std(name: str, store: Store, train: np.ndarray, needed: bool) -> float:
+    """eV/A, of the components of the training forces; 1 where there are none and none are needed."""
+    forces = store.take(_some(train)).forces
+    forces = forces[np.isfinite(forces).all(axis=1)]
+    if len(forces) and forces.std() > 0:
+        return float(forces.std())
+    if needed:
+        raise InputError(f"{name} has no forces to train on; {label_hint(store) or 'name a scalar with --targets'}")
+    return 1.0
+
+
+def _own_target(name: str, store: Store, train: np.ndarray, spec, wanted: Mapping[str, float | None] | None) -> str:
     """"forces", "energy" or a column."""
+    if wanted is not None and len(wanted) > 1:
+        several = ", ".join(wanted)
+        raise InputError(f"{name}: {several} cannot be learnt together; give energy, forces and stress, or one scalar")
+    target = None if wanted is None else next(iter(wanted))
     scalars = [column for column in store.extra_columns if column.startswith("target_")]
     if target is None and spec.target:
         return spec.target
@@ -138,7 +224,7 @@ def _own_target(name: str, store: Store, train: np.ndarray, spec, target: str | 
             return "forces"
         if not has_energy and len(scalars) > 1:
             listed = ", ".join(column.removeprefix("target_") for column in scalars)
-            raise InputError(f"{name} has no energies or forces, but the scalars {listed}; choose one with --target")
+            raise InputError(f"{name} has no energies or forces, but the scalars {listed}; choose one with --targets")
         return "energy" if has_energy else scalars[0]
     for column in (target, f"target_{target}"):
         if column in ("forces", "energy", *scalars):
@@ -148,13 +234,16 @@ def _own_target(name: str, store: Store, train: np.ndarray, spec, target: str | 
 
 
 def _check_labels(name: str, facts: ForceData | ScalarData, store: Store, split: Split):
-    """Every part of a split has labels: a run without would train on nothing and report NaN."""
-    column = "forces" if isinstance(facts, ForceData) else facts.column
-    for part in ("train", "val", "test"):
-        some = _some(getattr(split, part))
-        values = store.take(some).forces if column == "forces" else store.column(column)[some]
-        if len(some) and not np.isfinite(np.asarray(values, np.float64)).any():
-            raise InputError(f"{name}: no structure of the {part} split has a value of {column}; check the file")
+    """Every part of a split has labels: a run without would train on nothing and report NaN.
+
+    Of several kinds, validation and test need the one that the tables give first; training needs all of them.
+    """
+    for i, column in enumerate(facts.learnt if isinstance(facts, ForceData) else (facts.column,)):
+        for part in ("train", "val", "test") if i == 0 else ("train",):
+            some = _some(getattr(split, part))
+            values = store.take(some).forces if column == "forces" else store.column(column)[some]
+            if len(some) and not np.isfinite(np.asarray(values, np.float64)).any():
+                raise InputError(f"{name}: no structure of the {part} split has a value of {column}; check the file")
 
 
 def _constants(facts: ForceData | ScalarData, store: Store, train: np.ndarray) -> tuple[float, float]:

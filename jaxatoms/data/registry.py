@@ -1,9 +1,9 @@
 """Names of data sets -> how to read them, their graph settings, published constants and files.
 
 A data set is named `NAME` or `FAMILY:VARIANT` (its files lie under `<data root>/NAME/` or `<data root>/FAMILY/`),
-`NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key]` (anything ASE reads: a file, a folder, a pattern
-such as `runs/*/vasprun.xml`, or several with commas between) or `demo:NAME` (inside this package). A new data set is
-one reader and one row of `_ROWS`, or a call of `register`.
+`NAME@PATH` (PATH read as NAME), `file:PATH[#energy_key,forces_key,stress_key]` (anything ASE reads: a file, a folder, a
+pattern such as `runs/*/vasprun.xml`, or several with commas between) or `demo:NAME` (inside this package). A new data
+set is one reader and one row of `_ROWS`, or a call of `register`.
 """
 
 import dataclasses
@@ -312,7 +312,7 @@ def resolve(name: str, data_root: Path | str | None = None) -> tuple[DatasetSpec
     """The specification of a named data set and the file or folder to read.
 
     Args:
-      name: `NAME`, `NAME@PATH`, `file:PATH[#energy_key,forces_key]` or `demo:NAME`.
+      name: `NAME`, `NAME@PATH`, `file:PATH[#energy_key,forces_key,stress_key]` or `demo:NAME`.
       data_root: folder that holds one folder per data set; needed for a bare `NAME` only.
 
     Raises:
@@ -366,14 +366,14 @@ def families() -> list[str]:
 
 
 def _take_label_keys(place: str, spec: DatasetSpec) -> tuple[str, DatasetSpec]:
-    """Splits `PATH#energy_key,forces_key`; a file whose own name holds a '#' is taken as it is."""
+    """Splits `PATH#energy_key,forces_key,stress_key`; a file whose own name holds a '#' is taken as it is."""
     path, _, keys = place.rpartition("#")
     if not path or Path(place).expanduser().exists():
         return place, spec
     labels = [key.strip() for key in keys.split(",")]
-    if len(labels) > 2 or not any(labels):
-        raise InputError(f"dataset 'file:{place}': '#{keys}' names no labels; write #energy_key,forces_key")
-    named = zip(("energy_key", "forces_key"), labels, strict=False)
+    if len(labels) > 3 or not any(labels):
+        raise InputError(f"dataset 'file:{place}': '#{keys}' names no labels; write #energy_key,forces_key,stress_key")
+    named = zip(("energy_key", "forces_key", "stress_key"), labels, strict=False)
     return path, dataclasses.replace(spec, options=tuple((name, key) for name, key in named if key))
 
 

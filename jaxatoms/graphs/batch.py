@@ -67,12 +67,21 @@ class PaddedEdges(NamedTuple):
     out_table: Array = None  # [n_node, k_out] int32 edges leaving an atom; n_edge = none
 
 
+class Labels(NamedTuple):
+    """Normalised labels of some structures, as a task gives them; NaN where missing."""
+
+    energy: np.ndarray  # [n_graph] float32 energies or scalars
+    forces: np.ndarray  # [n_node, 3] float32
+    stress: np.ndarray | None = None  # [n_graph, 3, 3] float32; None: not learnt
+
+
 class Targets(NamedTuple):
     """Normalised training targets of concatenated structures; NaN marks a missing label."""
 
     energy: np.ndarray  # [n_graph] float32
     forces: np.ndarray  # [n_node, 3] float32
     task: np.ndarray  # [n_graph] int32, which head the structure trains
+    stress: np.ndarray | None = None  # [n_graph, 3, 3] float32; None: not learnt
 
 
 class GraphBatch(NamedTuple):
@@ -95,6 +104,8 @@ class GraphBatch(NamedTuple):
     forces: Array  # [n_node, 3] float32 normalised, 0 where `force_mask` is False
     force_mask: Array  # [n_node] bool
     task: Array  # [n_graph] int32
+    stress: Array = None  # [n_graph, 3, 3] float32 normalised, 0 where `stress_mask` is False; None: not learnt
+    stress_mask: Array = None  # [n_graph] bool
 
     @property
     def node_mask(self):
@@ -105,6 +116,14 @@ class GraphBatch(NamedTuple):
     def graph_mask(self):
         """[n_graph] bool, True = a real structure."""
         return self.node_table[..., 0] < self.atomic_numbers.shape[-1]
+
+    @property
+    def volume(self):
+        """[n_graph] A^3 of the cells; 0 for structures without one."""
+        (ax, ay, az), (bx, by, bz), (cx, cy, cz) = (
+            [self.cell[..., row, column] for column in range(3)] for row in range(3)
+        )
+        return abs(ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx))
 
 
 def collate(
@@ -151,7 +170,17 @@ def collate(
         forces=_pad(np.where(has_forces[:, None], targets.forces, 0).astype(np.float32), n, 0),
         force_mask=_pad(has_forces, n, False),
         task=_pad(targets.task.astype(np.int32), budget.n_graph, 0),
+        **_stress(targets.stress, budget.n_graph),
     )
+
+
+def _stress(stress: np.ndarray | None, n_graph: int) -> dict[str, np.ndarray]:
+    """The fields of a batch that training on stress has and others do without."""
+    if stress is None:
+        return {}
+    known = np.isfinite(stress).all(axis=(1, 2))
+    filled = np.where(known[:, None, None], stress, 0).astype(np.float32)
+    return {"stress": _pad(filled, n_graph, 0), "stress_mask": _pad(known, n_graph, False)}
 
 
 def _wrapped(systems: SystemBatch, graphs: Graphs) -> tuple[SystemBatch, Graphs]:

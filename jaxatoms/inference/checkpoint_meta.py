@@ -87,7 +87,7 @@ class CheckpointMeta:
         kept = {name: value for name, value in plain.items() if value not in (None, {})}
         kept |= {"tasks": [task.to_json() for task in self.tasks], "version": VERSION}
         if self.head is not None:
-            kept["head"] = dataclasses.asdict(self.head)
+            kept["head"] = self.head.to_json()
         return kept
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from ase.data import chemical_symbols
+from ase.units import GPa
 
 from jaxatoms.data.corpus import Corpus, samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
@@ -22,10 +23,13 @@ BATCH_EDGES = 4096  # of a validation or test batch
 SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
 
 
+_UNITS = {"energy": ("meV/atom", 1000.0), "stress": ("meV/A^3", 1000.0)}  # of potentials that learn them too
+
+
 class Predictions(NamedTuple):
     """Physical predictions beside the labels, one row per label; only labelled, free atoms for forces."""
 
-    predicted: np.ndarray  # [n, 3] eV/A, [n] in the target's unit, or [n] classes
+    predicted: np.ndarray  # [n, 3] eV/A, [n] eV/atom, [n, 6] eV/A^3, [n] in a scalar's unit, or [n] classes
     label: np.ndarray  # the same
     size: np.ndarray  # [n] atoms of the structure
     element: np.ndarray | None  # [n] atomic numbers, for forces
@@ -53,24 +57,43 @@ def assess(
     facts = task.facts
     result: dict = {"split": split, "n_structure": len(records), "of": of}
     for name, forward in forwards.items():
-        data = predict_split(forward, task, graphs, records, shapes, batch_edges)
-        result[name] = report(data, facts)
-        plot(run_dir, data, facts, f"{split}_{{}}_{name}.png", f"{facts.name}, {split}, {name}")
+        found = predict_split(forward, task, graphs, records, shapes, batch_edges)
+        reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
+        first = next(iter(reports))
+        result[name] = reports.pop(first) | reports
+        for quantity, data in found.items():
+            kind = "{}" if quantity == first else f"{quantity}_{{}}"
+            title = f"{facts.name}, {split}, {name}"
+            plot(run_dir, data, unit_of(facts, quantity), f"{split}_{kind}_{name}.png", title)
     write_json(run_dir / f"{split}.json", result | {"provenance": provenance()})
     return result
 
 
 def predict_split(
     forward: Callable, task: DownstreamTask, graphs: GraphSpec, records: np.ndarray, shapes: list, batch_edges: int
-) -> Predictions:
-    """Predictions for the records of a data set, padding left out; arguments as in `assess`."""
+) -> dict[str, Predictions]:
+    """Predictions of what is learnt for the records of a data set, padding left out; arguments as in `assess`.
+
+    Returns:
+      By "forces", "energy" and "stress", or of a scalar by "value"; what no record is labelled with is left out.
+    """
     plan = plan_pass(Corpus((task,), graphs), samples_of(0, records), batch_edges, shapes)
-    rows = []
+    rows: dict[str, list] = {}
     for batch in plan.batches():
         out = jax.device_get(forward(batch))
         size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
-        rows.append(_force_rows(out, batch, size, task) if out.forces is not None
-                    else _scalar_rows(out, batch, size, task))
+        for quantity in quantities(task.facts):
+            rows.setdefault(quantity, []).append(_ROWS[quantity](out, batch, size, task))
+    found = {quantity: _concatenated(parts) for quantity, parts in rows.items()}
+    return {quantity: data for quantity, data in found.items() if len(data.label)}
+
+
+def quantities(facts: ForceData | ScalarData) -> tuple[str, ...]:
+    """What is learnt, that which the tables give first."""
+    return facts.learnt if isinstance(facts, ForceData) else ("value",)
+
+
+def _concatenated(rows: list) -> Predictions:
     columns = list(zip(*rows, strict=True))
     element = None if columns[3][0] is None else np.concatenate(columns[3])
     predicted, label, sizes = (np.concatenate(column) for column in columns[:3])
@@ -84,6 +107,19 @@ def _force_rows(out, batch, size, task):
     return predicted, label, size[batch.node_graph[keep]], batch.atomic_numbers[keep]
 
 
+def _energy_rows(out, batch, size, task):
+    keep = batch.energy_mask
+    predicted, label = (np.asarray(e, np.float64)[keep] * task.std / size[keep] for e in (out.energy, batch.energy))
+    return predicted, label, size[keep], None  # both after the atom references, which cancel
+
+
+def _stress_rows(out, batch, size, task):
+    keep, (rows, columns) = batch.stress_mask, np.triu_indices(3)
+    predicted, label = (np.asarray(s, np.float64)[keep][:, rows, columns] * task.facts.force_std
+                        for s in (out.stress, batch.stress))
+    return predicted, label, size[keep], None
+
+
 def _scalar_rows(out, batch, size, task):
     keep = batch.energy_mask
     if task.facts.n_class:
@@ -92,11 +128,15 @@ def _scalar_rows(out, batch, size, task):
     return predicted, label, size[keep], None  # both after the atom references, which cancel
 
 
-def unit_of(facts: ForceData | ScalarData) -> tuple[str, float]:
-    """(unit of the paper's tables, factor from ours)."""
-    if isinstance(facts, ForceData):
-        return facts.unit, facts.table_scale
-    return facts.table_unit or facts.unit, facts.table_scale
+_ROWS = {"forces": _force_rows, "energy": _energy_rows, "stress": _stress_rows, "value": _scalar_rows}
+
+
+def unit_of(facts: ForceData | ScalarData, quantity: str = "") -> tuple[str, float]:
+    """(unit of the paper's tables, factor from ours) of what a data set is about, or of another quantity."""
+    quantity = quantity or quantities(facts)[0]
+    if quantity in _UNITS:
+        return _UNITS[quantity]
+    return (facts.unit if isinstance(facts, ForceData) else facts.table_unit or facts.unit), facts.table_scale
 
 
 def draw(records: np.ndarray, n: int | str) -> np.ndarray:
@@ -111,19 +151,26 @@ def describe(result: dict) -> str:
     lines, on = [], f"{result['n_structure']:,} of {result['of']:,} {result['split']} structures"
     for name in ("last_ema", "best_ema"):
         r = result[name]
-        what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else (
-            f"MAE {r['mae']:.4g} {r['unit']} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})")
-        lines.append(f"{name}: {what} on {on}")
+        what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else _mae(r)
+        more = [f"{other} {_mae(r[other])}" for other in _UNITS if other in r]
+        lines.append(f"{name}: {', '.join([what, *more])} on {on}")
     return "\n".join(lines)
 
 
-def report(data: Predictions, facts: ForceData | ScalarData) -> dict:
+def _mae(r: dict) -> str:
+    gpa = f" = {r['mae_gpa']:.3g} GPa" if "mae_gpa" in r else ""
+    return f"MAE {r['mae']:.4g} {r['unit']}{gpa} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})"
+
+
+def report(data: Predictions, facts: ForceData | ScalarData, quantity: str) -> dict:
     """Errors as JSON values."""
-    unit, scale = unit_of(facts)
+    unit, scale = unit_of(facts, quantity)
     if isinstance(facts, ScalarData) and facts.n_class:
         return _class_report(data)
     error = (data.predicted - data.label) * scale
     out: dict = {"unit": unit} | _errors(error)
+    if quantity == "stress":
+        out["mae_gpa"] = out["mae"] / scale / GPa
     out["mean_baseline_mae"] = _errors((data.label - data.label.mean(axis=0)) * scale)["mae"]
     out["by_size"] = _by_size(error, data.size)
     if data.element is not None:
@@ -158,9 +205,9 @@ def _class_report(data: Predictions) -> dict:
     }
 
 
-def plot(folder: Path, data: Predictions, facts: ForceData | ScalarData, names: str, title: str):
+def plot(folder: Path, data: Predictions, unit_and_scale: tuple[str, float], names: str, title: str):
     """A parity plot and a histogram of errors, into `names` with "parity" and "errors" put in."""
-    unit, scale = unit_of(facts)
+    unit, scale = unit_and_scale
     predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
     some = np.random.default_rng(0).permutation(len(label))[:20_000]
     with drawing(folder / names.format("parity"), panel=(4, 4)) as (_, (axis,)):

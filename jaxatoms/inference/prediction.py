@@ -19,7 +19,7 @@ from jaxatoms.data.passes import Pass
 from jaxatoms.data.readers.ase_file import system_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.data.task_record import TaskRecord
-from jaxatoms.graphs.batch import MAX_PER_GRAPH
+from jaxatoms.graphs.batch import MAX_PER_GRAPH, Labels
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
 from jaxatoms.types import InputError, System, SystemBatch
@@ -211,8 +211,8 @@ class _Unlabelled:
     def where(self, record: int) -> str:
         return f"{self.path}: structure {self.chunk[record].index}"
 
-    def targets(self, systems: SystemBatch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.full(len(records), np.nan), np.full((len(systems.positions), 3), np.nan)
+    def targets(self, systems: SystemBatch, records: np.ndarray) -> Labels:
+        return Labels(np.full(len(records), np.nan), np.full((len(systems.positions), 3), np.nan))
 
 
 def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> list[dict]:

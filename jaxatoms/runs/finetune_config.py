@@ -44,9 +44,14 @@ class FinetuneConfig:
     model: str | None = None
     """This sets the dimensions of a run from scratch (gemnet_oc_s by default); a checkpoint of other dimensions is
     refused."""
-    target: str | None = None
-    """This names what is learnt of a data set without a recipe: forces, energy, or a scalar of the file. The default is
-    forces where there are any, and energies otherwise."""
+    targets: str | None = None
+    """This names what is learnt of a data set without a recipe: a scalar of the file, or any of energy, forces and
+    stress, each with its weight (energy:20,forces:10,stress:1, which are also the weights of bare names). The default
+    is forces where there are any, and energies otherwise."""
+    e0s: str = "auto"
+    """Reference energies per element come from a least-squares fit to the training structures (fit), from isolated
+    atoms in the file (isolated) or from a JSON file {"H": -13.6} in eV; auto takes isolated atoms where the file has
+    every element, and fits otherwise."""
     forces: str = "auto"
     """Forces are predicted by the recipe's kind of head (auto), as a gradient of the energy (gradient) or by a head of
     their own (direct)."""

@@ -1,30 +1,90 @@
-"""What a fine-tuning run says at its end: errors before and after it, beside the mean of the labels."""
+"""What a fine-tuning run says: its reference energies, and at its end errors before and after it beside the mean."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ase.data import chemical_symbols
 
+from jaxatoms.data.atom_energies import AtomEnergies
 from jaxatoms.data.downstream import ForceData
 from jaxatoms.data.downstream_task import DownstreamTask
+from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.inference.evaluation import unit_of
+from jaxatoms.inference.evaluation import quantities, unit_of
+
+MEASURES = {  # of a validation -> the quantity it is the error of
+    "force_mae_mev_per_angstrom": "forces",
+    "energy_mae_mev_per_atom": "energy",
+    "stress_mae_mev_per_cubic_angstrom": "stress",
+    "mae": "value",
+    "balanced_accuracy": "value",
+}
+LARGE_SHIFT = 1.0  # eV/atom; beyond it, energies of the checkpoint and of the data do not have one zero
 
 
-def mean_baseline(batches: Sequence[GraphBatch], task: DownstreamTask) -> float | None:
-    """The error of predicting the mean of the labels of these batches, in the unit of the paper's tables.
+def reference_table(energies: AtomEnergies, counts: np.ndarray, before: Mapping[str, LinearReference]) -> str:
+    """The reference energies of the data beside those of the checkpoint's heads, and a sentence on a large shift.
+
+    Args:
+      counts: [n, 121] atoms of each element of some training structures.
+      before: of every head of the checkpoint that learnt energies, by its name.
+    """
+    reference, kind, shift = energies
+    words = {"fit": "fitted to the training structures", "isolated": "of isolated atoms", "file": "of the file given"}
+    lines = [f"reference energies (eV), {words[kind]}"]
+    if kind != "fit":
+        lines[0] += f", and {shift:+.3f} eV per atom, which the training structures have on average beyond them"
+    lines.append(f"{'':8s}{'data':>14s}" + "".join(f"{name[:14]:>16s}" for name in before))
+    for z in np.flatnonzero(reference.seen):
+        known = [f"{other.coeff[z]:16.3f}" if other.seen[z] else f"{'-':>16s}" for other in before.values()]
+        lines.append(f"{chemical_symbols[z]:8s}{reference.coeff[z]:14.3f}{''.join(known)}")
+    for name, moved in _shifts(reference, counts, before).items():
+        if abs(moved) > LARGE_SHIFT:
+            lines.append(
+                f"energies of these data lie {moved:+.2f} eV per atom from those of {name}: another level of theory or "
+                "another zero; energies before and after fine-tuning cannot be compared"
+            )
+    return "\n".join(lines)
+
+
+def _shifts(reference: LinearReference, counts: np.ndarray, before: Mapping[str, LinearReference]) -> dict[str, float]:
+    """Mean difference of the reference energies per atom, over the structures whose elements a head knows."""
+    out = {}
+    for name, other in before.items():
+        known = counts[~counts[:, ~other.seen].any(axis=1)]
+        if len(known):
+            out[name] = float(np.mean(known @ (reference.coeff - other.coeff) / known.sum(axis=1)))
+    return out
+
+
+def mean_baselines(batches: Sequence[GraphBatch], task: DownstreamTask) -> dict[str, float]:
+    """Errors of predicting the mean of the labels of these batches, by quantity, in the units of the tables.
 
     Energies are those after the references per element, as the model sees them. For classes it is the balanced
-    accuracy of always naming one. None where nothing is labelled.
+    accuracy of always naming one. Without what nothing is labelled with.
     """
     facts = task.facts
-    if isinstance(facts, ForceData):
-        labels = [np.asarray(b.forces, np.float64)[b.force_mask & b.free] * facts.force_std for b in batches]
-    elif facts.n_class:
-        return 1 / facts.n_class
-    else:
-        labels = [np.asarray(b.energy, np.float64)[b.energy_mask] * task.std for b in batches]
-    label = np.concatenate(labels)
-    return float(np.abs(label - label.mean(axis=0)).mean()) * unit_of(facts)[1] if len(label) else None
+    if not isinstance(facts, ForceData) and facts.n_class:
+        return {"value": 1 / facts.n_class}
+    out = {}
+    for quantity in quantities(facts):
+        label = np.concatenate([_labels(quantity, batch, task) for batch in batches])
+        if len(label):
+            out[quantity] = float(np.abs(label - label.mean(axis=0)).mean()) * unit_of(facts, quantity)[1]
+    return out
+
+
+def _labels(quantity: str, batch: GraphBatch, task: DownstreamTask) -> np.ndarray:
+    """Physical labels of a batch: [n, 3] eV/A, [n, 6] eV/A^3, [n] eV per atom or [n] in a scalar's unit."""
+    if isinstance(task.facts, ForceData) and quantity == "forces":
+        return np.asarray(batch.forces, np.float64)[batch.force_mask & batch.free] * task.facts.force_std
+    if isinstance(task.facts, ForceData) and quantity == "stress":
+        rows, columns = np.triu_indices(3)
+        return np.asarray(batch.stress, np.float64)[batch.stress_mask][:, rows, columns] * task.facts.force_std
+    values = np.asarray(batch.energy, np.float64)[batch.energy_mask] * task.std
+    if quantity == "value":
+        return values
+    return values / (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)[batch.energy_mask]
 
 
 def comparison(summary: Mapping, test: Mapping) -> str:
@@ -35,22 +95,36 @@ def comparison(summary: Mapping, test: Mapping) -> str:
       test: the entry of test.json for the last weights.
     """
     before, after = summary["validation_before"], summary["validation"]
-    baseline = summary.get("validation_mean_baseline")  # older runs noted none
-    measure = next(name for name in after if name != "loss")
+    baselines = summary.get("validation_mean_baselines", {})  # older runs noted none
+    first, *more = [name for name in MEASURES if name in after]
+    lines = _table(first, before, after, test, baselines)
+    for measure in more:
+        quantity = MEASURES[measure]
+        lines += _table(measure, before, after, test.get(quantity, {}), baselines)
+    return "\n".join([*lines, *_verdict(first, before, after, baselines.get(MEASURES[first]))])
+
+
+def _table(measure: str, before: Mapping, after: Mapping, test: Mapping, baselines: Mapping) -> list[str]:
     higher = measure == "balanced_accuracy"
-    title = "balanced accuracy" if higher else f"MAE ({test['unit']})"
+    quantity = MEASURES[measure]
+    of = "" if quantity == "value" else f" {quantity}"
+    title = "balanced accuracy" if higher else f"MAE{of} ({test.get('unit', '')})"
+    tested = None if higher else test.get("mean_baseline_mae")
     rows = [
         (title, "before training", "after", "one class" if higher else "mean of the labels"),
-        ("validation", before[measure], after[measure], baseline),
-        ("test", None, test[measure if higher else "mae"], None if higher else test.get("mean_baseline_mae")),
+        ("validation", before[measure], after[measure], baselines.get(quantity)),
+        ("test", None, test.get(measure if higher else "mae"), tested),
     ]
-    lines = [f"{row[0]:18s}" + "".join(f"{_cell(value):>20s}" for value in row[1:]) for row in rows]
-    sign = -1 if higher else 1
+    return [f"{row[0]:22s}" + "".join(f"{_cell(value):>20s}" for value in row[1:]) for row in rows]
+
+
+def _verdict(measure: str, before: Mapping, after: Mapping, baseline: float | None) -> list[str]:
+    sign = -1 if measure == "balanced_accuracy" else 1
     if sign * after[measure] >= sign * before[measure]:
-        lines.append("training did not improve the validation: try a lower --lr or more steps (docs/faq.md)")
-    elif baseline is not None and sign * after[measure] >= sign * baseline:
-        lines.append("no better than the mean of the labels: try more steps, more data or another --lr (docs/faq.md)")
-    return "\n".join(lines)
+        return ["training did not improve the validation: try a lower --lr or more steps (docs/faq.md)"]
+    if baseline is not None and sign * after[measure] >= sign * baseline:
+        return ["no better than the mean of the labels: try more steps, more data or another --lr (docs/faq.md)"]
+    return []
 
 
 def _cell(value: float | str | None) -> str:

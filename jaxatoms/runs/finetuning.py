@@ -47,12 +47,13 @@ from jaxatoms.training.finetuning import FinetuneOptim, Plateau
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
-from jaxatoms.training.losses.forces import norm_by_atom
-from jaxatoms.training.losses.terms import Terms
+from jaxatoms.training.losses.potential import potential_terms
+from jaxatoms.training.losses.terms import Terms, label_sums, mean_loss
 from jaxatoms.training.step import make_train_step
 from jaxatoms.types import InputError
 
 ENERGY_PROBE = 512  # training structures that fix the zero of a potential's energy
+COUNTED = 1000  # training structures over which reference energies of checkpoint and data are compared
 SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
 _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's
 
@@ -84,9 +85,9 @@ class Finetuning(TrainingRun):
 
     @property
     def terms(self) -> Terms:
-        """The loss: of forces, classes or a scalar. The energy of a potential is not learnt."""
+        """The loss: of a potential, of classes or of a scalar."""
         if isinstance(self.task.facts, ForceData):
-            return (norm_by_atom(self.recipe.force_coefficient),)
+            return potential_terms(self.task.facts.weights or {"forces": self.recipe.force_coefficient})
         n_class, weights = self.head.n_class, self.task.facts.class_weights
         return (cross_entropy(weights) if n_class else absolute_error(),)
 
@@ -135,7 +136,8 @@ class Finetuning(TrainingRun):
 
     def make_evaluator(self, apply):
         forward, probe = jax.jit(apply), energy_probe(self)
-        sums = jax.jit(functools.partial(error_sums, n_class=self.head.n_class))
+        terms, n_class = self.terms, self.head.n_class
+        sums = jax.jit(lambda out, batch: error_sums(out, batch, n_class=n_class) | label_sums(terms, out, batch))
         self.forward = forward
 
         def errors(params, constants, batch):
@@ -144,7 +146,7 @@ class Finetuning(TrainingRun):
         def validated(params, constants) -> dict[str, float]:
             if probe is not None:
                 self.reference = fit_energy_zero(self, probe, functools.partial(forward, params, constants))
-            return validation_metrics(evaluate(params, constants, self.val, errors), self.task)
+            return validation_metrics(evaluate(params, constants, self.val, errors), self.task, terms)
 
         return validated
 
@@ -176,7 +178,7 @@ class Finetuning(TrainingRun):
     def resolved(self) -> dict:
         return {
             "model": registry.model_record(self.model_config),
-            "head": dataclasses.asdict(self.head),
+            "head": self.head.to_json(),
             "recipe": dataclasses.asdict(self.recipe),
             "optimizer": dataclasses.asdict(self.optim),
             "total_steps": self.total_steps,
@@ -195,8 +197,8 @@ class Finetuning(TrainingRun):
             "origin": self.origin,
             "init": self.config.init,
             "split": {name: len(part) for name, part in self.split._asdict().items()},
-            "head": dataclasses.asdict(self.head),
-            "validation_mean_baseline": finetune_report.mean_baseline(self.val, self.task),
+            "head": self.head.to_json(),
+            "validation_mean_baselines": finetune_report.mean_baselines(self.val, self.task),
         }
 
 
@@ -234,6 +236,9 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
     task, split = open_data(config, init.model, folder if resumed else None)
+    if task.energies is not None and not config.quiet:
+        counts = task.store.element_counts(split.train[:COUNTED])
+        say(finetune_report.reference_table(task.energies, counts, start.references_of(init.path)))
     corpus = Corpus((task,), registry.architecture_of(init.model).graphs)
     start.check_elements(task.store, init.model, config.downstream)
     recipe = _recipe(config, task, init.model)
@@ -320,7 +325,8 @@ def open_data(
         config.downstream,
         config.data_root,
         config.cache_dir,
-        target=config.target,
+        targets=config.targets,
+        e0s=config.e0s,
         rule=config.split,
         sizes=sizes,
         cutoff=config.cutoff or cutoff,
@@ -383,16 +389,32 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, ba
     return registry.split_model(module), dimensions, head
 
 
-def validation_metrics(sums: dict, task: DownstreamTask) -> dict[str, float]:
-    """The data set's metric in the paper's unit, and "loss" (what best means)."""
+def validation_metrics(sums: dict, task: DownstreamTask, terms: Terms) -> dict[str, float]:
+    """The data set's metrics in the paper's units, and "loss" (what best means).
+
+    Of a potential that learns several labels "loss" is that of training; otherwise it is the metric.
+    """
     if "class_count" in sums:
         recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
         return {"loss": 1 - recall, "balanced_accuracy": recall}
-    if isinstance(task.facts, ForceData):
-        mae = float(sums["force_error"].sum() / max(sums["force_count"].sum(), 1)) * task.facts.force_std
-        return {"loss": mae, "force_mae_mev_per_angstrom": 1000 * mae}
-    mae = float(sums["energy_error"].sum() / max(sums["energy_count"].sum(), 1)) * task.std
-    return {"loss": mae, "mae": mae * evaluation.unit_of(task.facts)[1]}
+    facts = task.facts
+    if not isinstance(facts, ForceData):
+        mae = _mean(sums, "energy") * task.std
+        return {"loss": mae, "mae": mae * evaluation.unit_of(facts)[1]}
+    scale = 1000 * facts.force_std
+    if not facts.weights or set(facts.weights) == {"forces"}:
+        mae = _mean(sums, "force") * scale
+        return {"loss": mae / 1000, "force_mae_mev_per_angstrom": mae}
+    errors = {measure: _SUMS[of] for measure, of in finetune_report.MEASURES.items() if of in facts.weights}
+    labelled = {measure: name for measure, name in errors.items() if sums[f"{name}_count"].sum()}
+    return {"loss": mean_loss(terms, sums)} | {measure: _mean(sums, name) * scale for measure, name in labelled.items()}
+
+
+_SUMS = {"forces": "force", "energy": "energy_by_atom", "stress": "stress"}  # names in the sums of `error_sums`
+
+
+def _mean(sums: dict, name: str) -> float:
+    return float(sums[f"{name}_error"].sum() / max(sums[f"{name}_count"].sum(), 1))
 
 
 def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecord:
@@ -403,21 +425,21 @@ def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecor
     """
     facts, task, kind = run.task.facts, run.task, run.head.kind
     seen = task.store.elements(run.split.train)
-    given = getattr(facts, "references", {})
+    given, span = facts.references, None if facts.span is None else np.array(facts.span)
     coeff = np.array([float(given.get(z, 0.0)) if own else 0.0 for z, own in enumerate(seen)])
     record = TaskRecord(
         name=run.config.downstream,
         energy_std=task.std,
         energy_mean=task.mean,
         force_std=getattr(facts, "force_std", None),
-        reference=LinearReference(coeff, seen),
+        reference=LinearReference(coeff, seen, span),
         cutoff=facts.graph.cutoff,
         max_neighbors=facts.graph.max_neighbors,
         conditional=facts.graph.conditional,
         target=getattr(facts, "column", "forces"),
-        labels={"gradient": ("energy", "forces"), "direct": ("forces",), "scalar": ("energy",)}[kind],
+        labels=_predicted(run.head),
     )
-    if kind != "gradient":
+    if kind != "gradient" or getattr(facts, "learns_energy", False):
         return record
     assert record.force_std is not None
     record = dataclasses.replace(record, energy_std=record.force_std, energy_mean=0.0, energy_zero="unknown")
@@ -426,8 +448,20 @@ def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecor
     return dataclasses.replace(record, reference=dataclasses.replace(reference, seen=seen), energy_zero="fitted")
 
 
+def _predicted(head: HeadSpec) -> tuple[str, ...]:
+    """Kinds of labels that a head predicts."""
+    if head.kind == "direct":
+        return ("energy", "forces") if head.energy else ("forces",)
+    return ("energy", "forces") if head.kind == "gradient" else ("energy",)
+
+
 def energy_probe(run: Finetuning) -> Pass | None:
-    """The training structures whose energies fix the zero of a potential's: all compositions alike, at most 512."""
+    """The training structures whose energies fix the zero of a potential's: all compositions alike, at most 512.
+
+    None where the energy has its zero from training, or no zero at all.
+    """
+    if getattr(run.task.facts, "learns_energy", False):
+        return None
     store, train = run.task.store, run.split.train
     train = train[np.isfinite(store.energy[train])]
     if run.head.kind != "gradient" or len(train) == 0:

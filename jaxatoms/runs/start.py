@@ -11,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.references import LinearReference
 from jaxatoms.data.store import Store
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.models.architecture import Config
@@ -28,10 +29,18 @@ from jaxatoms.types import InputError
 
 
 def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
-    """The head that a data set's facts ask for; `direct` overrides how forces are predicted."""
+    """The head that a data set's facts ask for; `direct` overrides how forces are predicted.
+
+    Raises:
+      InputError: stress with direct forces.
+    """
     if isinstance(facts, ForceData):
         by_gradient = facts.gradient_forces if direct is None else not direct
-        return HeadSpec(kind="gradient" if by_gradient else "direct")
+        if facts.learns_stress and not by_gradient:
+            raise InputError("stress is a derivative of the energy; leave it out of --targets, or take gradient forces")
+        return HeadSpec(kind="gradient", stress=facts.learns_stress) if by_gradient else HeadSpec(
+            kind="direct", energy=facts.learns_energy
+        )
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
 
 
@@ -159,6 +168,12 @@ def origin_record(init: str, path: Path, meta: CheckpointMeta) -> dict:
         "source": meta.source,
         "weights": hashlib.sha256((path / MARKER).read_bytes()).hexdigest()[:16] if (path / MARKER).exists() else None,
     }
+
+
+def references_of(path: Path | None) -> dict[str, LinearReference]:
+    """Reference energies of the heads of a checkpoint that learnt energies, by their names; none from scratch."""
+    tasks = () if path is None else read_checkpoint_meta(path).tasks
+    return {task.name: task.reference for task in tasks if "energy" in task.labels and task.energy_zero is None}
 
 
 def _points_at(pointer: Path, path: Path) -> bool:

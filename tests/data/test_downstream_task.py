@@ -46,7 +46,7 @@ def test_sizes_make_a_split_and_too_large_ones_are_refused(cache):
 
 def test_a_missing_target_names_what_there_is(cache):
     with pytest.raises(InputError, match="no column 'target_dipole'; it has target_gap"):
-        open_downstream("demo:gap", cache_dir=cache, target="target_dipole")
+        open_downstream("demo:gap", cache_dir=cache, targets="target_dipole")
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -63,7 +63,7 @@ def test_a_part_without_labels_is_refused(part):
 
 def test_a_published_set_has_no_other_target(cache):
     with pytest.raises(InputError, match="names its own target"):
-        open_downstream("qm9:U_0", cache_dir=cache, target="target_mu", data_root="nowhere")
+        open_downstream("qm9:U_0", cache_dir=cache, targets="target_mu", data_root="nowhere")
 
 
 def test_large_structures_get_fewer_neighbours(cache):

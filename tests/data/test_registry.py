@@ -41,7 +41,8 @@ def test_labels_of_a_file_can_be_named(tmp_path):
     spec, found = resolve(f"file:{path}#dft_energy,dft_forces")
     assert (found, dict(spec.options)) == (path, {"energy_key": "dft_energy", "forces_key": "dft_forces"})
     assert dict(resolve(f"file:{path}#,f")[0].options) == {"forces_key": "f"}
-    assert refused("#energy_key,forces_key", name=f"file:{path}#a,b,c")
+    assert dict(resolve(f"file:{path}#,,s")[0].options) == {"stress_key": "s"}
+    assert refused("#energy_key,forces_key", name=f"file:{path}#a,b,c,d")
     odd = native.write_structures(tmp_path / "a#b.xyz")
     assert resolve(f"file:{odd}")[1] == odd
 

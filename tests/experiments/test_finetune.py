@@ -76,7 +76,7 @@ def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradien
     store = jaxatoms.open_dataset("demo:aspirin")
     forces = store.take(records).forces
     mean = 1000 * np.abs(forces - forces.mean(axis=0)).mean()
-    assert _json(gradient / "summary.json")["validation_mean_baseline"] == pytest.approx(mean, rel=1e-5)
+    assert _json(gradient / "summary.json")["validation_mean_baselines"] == {"forces": pytest.approx(mean, rel=1e-5)}
     capsys.readouterr()
     for run, of in ((gradient, "demo:aspirin"), (scalar, "demo:gap")):
         _run(run, *_options_of(run), "--resume")
@@ -84,7 +84,7 @@ def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradien
         row = next(line for line in told.splitlines() if line.startswith("validation")).split()
         measure = next(name for name in summary["validation"] if name != "loss")
         shown = [summary[name][measure] for name in ("validation_before", "validation")]
-        assert row[1:] == [f"{value:.4g}" for value in (*shown, summary["validation_mean_baseline"])], of
+        assert row[1:] == [f"{value:.4g}" for value in (*shown, *summary["validation_mean_baselines"].values())], of
 
 
 def _options_of(run) -> list[str]:
@@ -209,14 +209,14 @@ def test_from_scratch_with_direct_forces(nano, tmp_path):
     ("options", "words"),
     [
         (["--downstream", "demo:aspirin", "--n-train", "990", "--n-val", "10"], "the training part .* has 800"),
-        (["--downstream", "demo:gap", "--target", "target_mu"], "no column 'target_mu'"),
+        (["--downstream", "demo:gap", "--targets", "target_mu"], "no column 'target_mu'"),
         (["--downstream", "matbench:phonons/9"], "9"),
         (["--downstream", "demo:aspirin", "--lr", "-1"], "--lr must be positive"),
         (["--downstream", "demo:aspirin", "--forces", "both"], "--forces must be auto or gradient or direct"),
         (["--downstream", "demo:aspirin", "--n-train", "9"], "belong together"),
         (["--downstream", "demo:aspirin", "--init", "nowhere"], "nowhere"),
         (["--downstream", "demo:aspirin", "--model", "gemnet_oc_s"], "other dimensions than gemnet_oc_s"),
-        (["--downstream", "qm9:U_0", "--target", "target_mu"], "names its own target"),
+        (["--downstream", "qm9:U_0", "--targets", "target_mu"], "names its own target"),
     ],
 )
 def test_a_bad_setting_is_one_line(nano_run, tmp_path, refusal, options, words):

@@ -105,7 +105,7 @@ def test_a_target_is_found_by_its_own_name(tmp_path):
     ase.io.write(tmp_path / "a.extxyz", list(_frames(60)))
     name, cache = f"file:{tmp_path / 'a.extxyz'}", {"cache_dir": str(tmp_path / "cache")}
     for target, column, unit in (("gap", "target_gap", ""), ("energy", "energy", "eV")):
-        task, split = open_downstream(name, target=target, **cache)
+        task, split = open_downstream(name, targets=target, **cache)
         assert task.facts.column == column and task.facts.unit == unit and np.isfinite(task.std)
     assert task.facts.references[6] == pytest.approx(FREE["C"], abs=30)
     values = task.store.energy[split.train] - task.facts.reference(*_atoms(task.store, split.train))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxatoms.runs.finetune_report import comparison
+from jaxatoms.runs.finetune_report import MEASURES, comparison
 
 TEST = {"unit": "meV/A", "mae": 50.0, "mean_baseline_mae": 90.0}
 FORCES, CLASSES = "force_mae_mev_per_angstrom", "balanced_accuracy"
@@ -10,14 +10,13 @@ FORCES, CLASSES = "force_mae_mev_per_angstrom", "balanced_accuracy"
 
 def _summary(measure: str, before: float, after: float, baseline: float | None) -> dict:
     metrics = {"validation_before": before, "validation": after}
-    return {name: {"loss": 1.0, measure: value} for name, value in metrics.items()} | {
-        "validation_mean_baseline": baseline
-    }
+    found = {} if baseline is None else {"validation_mean_baselines": {MEASURES[measure]: baseline}}
+    return {name: {"loss": 1.0, measure: value} for name, value in metrics.items()} | found
 
 
 def test_errors_before_and_after_stand_beside_the_mean():
     title, validation, test = comparison(_summary(FORCES, 80.0, 45.0, 91.0), TEST).splitlines()
-    assert title.startswith("MAE (meV/A)") and title.endswith("mean of the labels")
+    assert title.startswith("MAE forces (meV/A)") and title.endswith("mean of the labels")
     assert validation.split() == ["validation", "80", "45", "91"] and test.split() == ["test", "-", "50", "90"]
 
 

@@ -27,6 +27,9 @@ class _Batch:
     energy_mask = jnp.array([True, True, False])
     task = jnp.zeros(3, int)
     node_graph = jnp.array([0, 0, 1, 1, 2])
+    node_table = jnp.array([[0, 1], [2, 3], [5, 5]])
+    atomic_numbers = jnp.array([1, 1, 1, 1, 0])
+    stress = None
 
 
 def _loss(term, energy) -> float:

@@ -16,35 +16,40 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import filetype
 
-from jaxatoms.data.readers.checks import fail, is_hidden
+from jaxatoms.data.readers.checks import fail, is_hidden, stress_matrix
 from jaxatoms.data.readers.compressed import plain_file
 from jaxatoms.data.readers.extxyz import parse_comment
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.data.tags import surface_tags
 from jaxatoms.types import InputError, System
 
-VERSION = 2
+VERSION = 3
 PREFIX = "target_"  # of the columns of a structure's own scalars
 # What a folder is searched for. A calculation leaves several of these kinds; then the user chooses.
 _KINDS = ("*.extxyz", "*.extxyz.?z", "*.xyz", "*.xyz.?z", "*.traj", "*.db", "vasprun.xml", "vasprun.xml.gz", "OUTCAR",
           "*.cif")  # fmt: skip
+_VIRIALS = ("virial", "virials")
 _LOOKED_AT = 100  # structures whose keys `label_candidates` lists
 _LIKE_ENERGY = re.compile(r"energ|toten|^e$|^e[_-]|[_-]e$|^u_?0$", re.IGNORECASE)
 _LIKE_FORCES = re.compile(r"forc|grad|^f$|^f[_-]|[_-]f$|^frc", re.IGNORECASE)
 _ANGSTROM, _EV = ("a", "ang", "angstrom", "å"), ("ev",)
 
 
-def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterator[System]:
+def read(
+    path: Path | str, energy_key: str = "", forces_key: str = "", stress_key: str = ""
+) -> Iterator[System]:
     """Yields every structure; its group is the key `group` of its info or database row, or itself alone.
 
     `extra` holds every numeric scalar of the comment line, of the database row (key-value pairs and data) and of the
-    results beside the energy, as `target_<key>`.
+    results beside the energy, as `target_<key>`, and `stress` [3, 3] eV/A^3 where a structure has one.
 
     Args:
       path: a file, a folder, a pattern such as `runs/*/vasprun.xml`, or several of them with commas between.
       energy_key: where the energy stands, if not as ASE's own energy: a key of the comment line or of the database.
       forces_key: where the forces stand, if not as ASE's own forces: a per-atom array. A structure without the named
         key has no such label, whatever else it carries.
+      stress_key: where the stress stands, eV/A^3; a key that ends in `virial` or `virials` holds -stress x volume, eV.
+        Default: `stress`, `virial` or `virials`, behind the same prefix as a named energy (`REF_energy`, `REF_stress`).
 
     Raises:
       InputError: missing file, a file ASE cannot read, a named key that no structure has, or a bad value (see
@@ -52,6 +57,7 @@ def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterat
     """
     keys = {"energy": energy_key, "forces": forces_key}
     wanted, known = {label for label, key in keys.items() if key}, set()
+    stress_names, found_stress = _stress_names(energy_key, forces_key, stress_key), False
     for file in source_files(path):
         for record, atoms in _iter_atoms(file, keys):
             places = {label: _places(atoms, label) for label in keys}
@@ -59,8 +65,12 @@ def read(path: Path | str, energy_key: str = "", forces_key: str = "") -> Iterat
             if wanted:
                 known.update(*(place for label in keys for place in places[label]))
             wanted -= {label for label in keys if _name_label(atoms, label, keys[label], places[label])}
+            stress = _stress(file, record, atoms, places["energy"], stress_names)
+            found_stress |= bool(stress)
             system = system_of(file, record, atoms)
-            yield system._replace(extra={**scalars, **(system.extra or {})})
+            yield system._replace(extra={**scalars, **stress, **(system.extra or {})})
+    if stress_key and not found_stress:
+        fail(path, "", f"has no stress under '{stress_key}' in any structure", "name the key that holds it")
     if wanted:
         label = min(wanted)
         names = ", ".join(sorted(known - {"numbers", "positions"})) or "nothing beside elements and positions"
@@ -204,6 +214,28 @@ def _name_label(atoms: ase.Atoms, label: str, key: str, places: list[dict[str, A
         results[label] = found
     atoms.calc = SinglePointCalculator(atoms, **results)
     return found is not None
+
+
+def _stress_names(energy_key: str, forces_key: str, stress_key: str) -> tuple[str, ...]:
+    """Keys under which a stress is looked for, the first that is there counting."""
+    if stress_key:
+        return (stress_key,)
+    ends = ((energy_key, "energy"), (forces_key, "forces"))
+    prefix = next((key.removesuffix(end) for key, end in ends if key.endswith(end)), "")
+    return tuple(prefix + name for name in ("stress", *_VIRIALS))
+
+
+def _stress(path: Path, record: str, atoms: ase.Atoms, places: list[dict], names: tuple[str, ...]) -> dict:
+    """{"stress": [3, 3] eV/A^3} in ASE's sign: positive where the structure pulls together; {} without one."""
+    found = next(((name, place[name]) for name in names for place in places if place.get(name) is not None), None)
+    if found is None:
+        return {}
+    matrix = stress_matrix(path, record, found[1])
+    if not found[0].endswith(_VIRIALS):
+        return {"stress": matrix}
+    if atoms.cell.rank < 3:
+        fail(path, record, f"has a {found[0]} and no cell", "give it a cell, or leave the virial out")
+    return {"stress": -matrix / atoms.get_volume()}
 
 
 def _scalars(places: list[dict[str, Any]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from jaxatoms.types import InputError
 
 MAX_ATOMIC_NUMBER = 120  # the atom embedding has rows for 1..120
 MIN_ATOMS = 4  # below it GemNet-OC has no quadruplets; the reference drops such upstream structures
+_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # which of ASE's six components each element of the matrix is
 FRAMES_PER_BLOCK = 4096  # bounds the memory of a conversion, whatever the size of a file's groups
 
 
@@ -25,6 +26,25 @@ def fail(path: Path | str, record: str, problem: str, remedy: str) -> NoReturn:
     """Raises InputError with one line naming the file, the record (may be empty) and the remedy."""
     where = f"{path}: {record}" if record else str(path)
     raise InputError(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+
+def stress_matrix(path: Path | str, record: str, value) -> np.ndarray:
+    """[3, 3] symmetric stress of a matrix, of its nine numbers or of ASE's six (xx, yy, zz, yz, xz, xy); NaN for None.
+
+    Raises:
+      InputError: another number of components, or one that is not finite.
+    """
+    if value is None:
+        return np.full((3, 3), np.nan)
+    try:
+        stress = np.asarray(value, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        fail(path, record, f"stress is {value!r:.40}, no numbers", "write six or nine numbers, or leave it out")
+    if stress.size not in (6, 9):
+        fail(path, record, f"stress has {stress.size} components", "6 or 9 were expected")
+    check_finite(path, record, "stress", stress)
+    matrix = stress[_VOIGT] if stress.size == 6 else stress.reshape(3, 3)
+    return (matrix + matrix.T) / 2
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

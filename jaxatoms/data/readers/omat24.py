@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase.constraints import dict2constraint
 
-from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, check_shape, fail
+from jaxatoms.data.readers.checks import check_cell, check_elements, check_finite, check_shape, fail, stress_matrix
 from jaxatoms.data.readers.lmdb_file import open_lmdb, ranges, shards
 from jaxatoms.data.readers.structures import PARTLY_FIXED, fixed_atoms
 from jaxatoms.data.tags import surface_tags
@@ -16,7 +16,6 @@ from jaxatoms.types import System
 
 VERSION = 2
 PATTERN = "*.aselmdb"
-_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # place of xx, yy, zz, yz, xz, xy in the matrix
 
 
 def read(path: Path | str) -> Iterator[System]:
@@ -94,6 +93,7 @@ def _system(shard: Path, record: str, row: dict) -> System:
     check_finite(shard, record, "energy", np.asarray(row["energy"]))
     pbc = np.asarray(row["pbc"], bool)
     fixed, n_partly = _fixed(shard, record, row, len(numbers))
+    stress = stress_matrix(shard, record, row.get("stress"))
     return System(
         atomic_numbers=numbers,
         positions=positions,
@@ -105,7 +105,7 @@ def _system(shard: Path, record: str, row: dict) -> System:
         fixed=fixed,
         group=_origin(row),
         key=record,
-        extra={"stress": _stress(shard, record, row.get("stress"))} | ({PARTLY_FIXED: n_partly} if n_partly else {}),
+        extra={"stress": stress} | ({PARTLY_FIXED: n_partly} if n_partly else {}),
     )
 
 
@@ -116,17 +116,6 @@ def _fixed(shard: Path, record: str, row: dict, n_node: int) -> tuple[np.ndarray
         return fixed_atoms([dict2constraint(item) for item in constraints], n_node)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         fail(shard, record, f"unreadable constraints ({type(error).__name__}: {error})", "write the row again")
-
-
-def _stress(shard: Path, record: str, value) -> np.ndarray:
-    """[3, 3], from the matrix or its six Voigt components."""
-    if value is None:
-        return np.full((3, 3), np.nan)
-    stress = np.asarray(value, np.float64).reshape(-1)
-    if stress.size not in (6, 9):
-        fail(shard, record, f"stress has {stress.size} components", "6 or 9 were expected")
-    check_finite(shard, record, "stress", stress)
-    return stress[_VOIGT] if stress.size == 6 else stress.reshape(3, 3)
 
 
 def _origin(row: dict) -> str:

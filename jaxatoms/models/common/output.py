@@ -1,7 +1,7 @@
 """What every model returns, and what a head is asked to predict."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,6 +14,7 @@ class ModelOutput(NamedTuple):
 
     energy: jax.Array | None  # [n_graph, T]; of a head for classes [n_graph, n_class] logits
     forces: jax.Array | None  # [n_node, 3, T]
+    stress: jax.Array | None = None  # [n_graph, 3, 3]; of potentials that learn it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,3 +25,12 @@ class HeadSpec:
     reduction: str = "sum"  # of the atoms' values of a scalar: see `reductions.REDUCTIONS`
     n_class: int = 0  # 0 for regression
     dropout: float = 0.0  # of the features that the head reads, in training
+    energy: bool = False  # direct: a head for energies beside that for forces
+    stress: bool = False  # gradient: also the derivative of the energy with respect to strain, per volume
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; those of an energy or a stress only where it has them, so that earlier versions read it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _LATER}
+
+
+_LATER = ("energy", "stress")

@@ -22,7 +22,7 @@ def build_finetuned(config: EquiformerV2Config, head: HeadSpec, rngs: nnx.Rngs, 
     """
     check_head(head)
     if head.kind == "direct":
-        return EquiformerV2Forces(config, rngs, precision)
+        return EquiformerV2Forces(config, rngs, precision, energy=head.energy)
     return EquiformerV2Scalar(config, head.reduction, rngs, precision)
 
 

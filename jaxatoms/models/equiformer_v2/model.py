@@ -1,7 +1,7 @@
 """Whole EquiformerV2 models: backbone and heads; normalised outputs, zero on padding.
 
 `EquiformerV2Model` has an energy head and a direct force head per task (pretraining). For fine-tuning there are
-`EquiformerV2Scalar` (one property) and `EquiformerV2Forces` (direct forces alone).
+`EquiformerV2Scalar` (one property) and `EquiformerV2Forces` (direct forces, with or without an energy).
 `key` switches dropout and stochastic depth on; `edge_dropout` is ignored, since nothing is rescaled for lost edges.
 """
 
@@ -71,14 +71,21 @@ class EquiformerV2Scalar(WithBackbone):
 
 
 class EquiformerV2Forces(WithBackbone):
-    """Forces [n_node, 3] from an attention layer; no energy, so that nothing untrained is predicted."""
+    """Forces [n_node, 3] from an attention layer.
 
-    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision = Precision()):
+    Args:
+      energy: also an energy [n_graph], the sum of a head over the atoms; without, nothing untrained is predicted.
+    """
+
+    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision = Precision(), *, energy=False):
         self.backbone = EquiformerV2(config, rngs, precision)
         self.out_forces = ForceHead(config, rngs, precision)
+        self.out_energy = EnergyHead(config, rngs, precision) if energy else None
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
         del edge_dropout
         features = self.backbone(batch, key=key)
-        forces = self.out_forces(features.node, features.edges)
-        return ModelOutput(None, jnp.where(batch.node_mask[:, None], forces, 0))
+        forces = jnp.where(batch.node_mask[:, None], self.out_forces(features.node, features.edges), 0)
+        if self.out_energy is None:
+            return ModelOutput(None, forces)
+        return ModelOutput(reduce_property(self.out_energy(features.node), batch, "sum"), forces)

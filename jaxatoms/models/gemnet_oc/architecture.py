@@ -35,9 +35,9 @@ def build_finetuned(config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, prec
     """A model with one head."""
     config = dataclasses.replace(config, direct_forces=head.kind == "direct")
     if head.kind == "gradient":
-        return GradientModel(config, rngs, precision)
+        return GradientModel(config, rngs, precision, stress=head.stress)
     if head.kind == "direct":
-        return DirectForceModel(config, rngs, precision)
+        return DirectForceModel(config, rngs, precision, energy=head.energy)
     return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
 
 

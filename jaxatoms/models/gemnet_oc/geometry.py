@@ -50,7 +50,7 @@ def edge_geometry(batch: GraphBatch, positions: jax.Array, edges: PaddedEdges, p
     n_graph, n = batch.node_table.shape
     dense = indexing.take_rows(positions, batch.node_table.reshape(-1), batch.node_slot).reshape(n_graph, n, 3)
     difference = (dense[:, :, None] - dense[:, None, :]).reshape(-1, 3)
-    cell = batch.cell[batch.node_graph[edges.receivers]].astype(positions.dtype)
+    cell = _cells(batch, edges).astype(positions.dtype)
     # Not a matmul: reduced-precision matmul units must not touch geometry.
     offset = jnp.sum(edges.shifts[:, :, None].astype(positions.dtype) * cell, axis=1)
     vector = indexing.take_segments(difference, pairs.pair, pairs.last) + offset
@@ -59,6 +59,13 @@ def edge_geometry(batch: GraphBatch, positions: jax.Array, edges: PaddedEdges, p
     vector = jnp.where(real, vector, jnp.asarray([FAR, 0, 0], vector.dtype))
     distance = jnp.sqrt(jnp.sum(vector**2, axis=-1))
     return EdgeGeometry(distance, vector / distance[:, None])
+
+
+def _cells(batch: GraphBatch, edges: PaddedEdges) -> jax.Array:
+    """[n_edge, 3, 3] the cell of each edge's structure; its gradient, which the stress needs, has no scatter."""
+    of_atoms = indexing.take_many(batch.cell, batch.node_graph, batch.node_table)
+    last = indexing.last_of_segment(edges.receivers, len(of_atoms))
+    return indexing.take_segments(of_atoms, edges.receivers, last)
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

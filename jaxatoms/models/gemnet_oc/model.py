@@ -1,8 +1,9 @@
 """Whole GemNet-OC models: atom embedding, backbone and heads.
 
 `MultiTaskModel` predicts an energy and direct forces per task (pretraining). For fine-tuning there are
-`GradientModel` (an energy, forces as its negative gradient), `DirectForceModel` (forces alone) and `ScalarModel`
-(any one property). All return normalised quantities, zero on padding; what a model lacks is None.
+`GradientModel` (an energy, forces as its negative gradient, stress), `DirectForceModel` (forces, with or without an
+energy) and `ScalarModel` (any one property). All return normalised quantities, zero on padding; what a model lacks is
+None.
 """
 
 import jax
@@ -13,6 +14,7 @@ from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.common.reductions import check_reduction, reduce_atoms, reduce_property
+from jaxatoms.models.common.strain import strained, stress_of
 from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.heads import NUM_EXTENT_LAYERS, HeadMLP, direct_forces
@@ -125,34 +127,46 @@ class ScalarModel(GemNetOCModel):
 
 
 class DirectForceModel(GemNetOCModel):
-    """Forces [n_node, 3] from a head on the edges; no energy, so that nothing untrained is predicted."""
+    """Forces [n_node, 3] from a head on the edges.
 
-    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
+    Args:
+      energy: also an energy [n_graph], the sum of a head over the atoms; without, nothing untrained is predicted.
+    """
+
+    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision(), *, energy=False):
         if not config.direct_forces:
             raise ValueError("DirectForceModel reads the edge branch; config.direct_forces must be True")
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
         self.out_forces = HeadMLP(config.emb_size_edge, rngs, precision)
+        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision) if energy else None
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
         """`key` is not used: nothing here is random."""
         del key
         features = self.features(batch, edge_dropout=edge_dropout)
         forces = direct_forces(self.out_forces(features.edge), features.directions, batch)
-        return ModelOutput(None, forces)
+        if self.out_energy is None:
+            return ModelOutput(None, forces)
+        return ModelOutput(reduce_atoms(self.out_energy(features.node), batch, "sum"), forces)
 
 
 class GradientModel(GemNetOCModel):
-    """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions."""
+    """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions.
+
+    Args:
+      stress: also the stress [n_graph, 3, 3] = dE/dstrain per volume, in the unit of the energy per A^3.
+    """
 
     gradient_forces = True
 
-    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision()):
+    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision(), *, stress=False):
         if config.direct_forces:
             raise ValueError("GradientModel needs config.direct_forces=False: nothing would read the edge branch")
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
         self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, bias=False)
+        self.stress = stress
 
     def energy(self, batch: GraphBatch, positions: jax.Array, *, edge_dropout: float = 0.0, observe=silent):
         """[n_graph] at `positions` [n_node, 3] A."""
@@ -162,6 +176,8 @@ class GradientModel(GemNetOCModel):
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
         """`key` is not used: nothing here is random."""
         del key
+        if self.stress:
+            return self._with_stress(batch, edge_dropout)
 
         def total(positions):
             energy = self.energy(batch, positions, edge_dropout=edge_dropout)
@@ -169,3 +185,12 @@ class GradientModel(GemNetOCModel):
 
         gradient, energy = jax.grad(total, has_aux=True)(batch.positions)
         return ModelOutput(energy, -gradient)
+
+    def _with_stress(self, batch: GraphBatch, edge_dropout: float) -> ModelOutput:
+        def total(positions, strain):
+            energy = self.energy(*strained(batch, positions, strain), edge_dropout=edge_dropout)
+            return jnp.sum(energy), energy
+
+        derivative = jax.grad(total, argnums=(0, 1), has_aux=True)
+        (gradient, virial), energy = derivative(batch.positions, jnp.zeros_like(batch.cell))
+        return ModelOutput(energy, -gradient, stress_of(virial, batch))

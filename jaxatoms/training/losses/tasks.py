@@ -20,3 +20,8 @@ def of_structures(energy: jax.Array, batch: GraphBatch) -> jax.Array:
 def of_atoms(forces: jax.Array, batch: GraphBatch) -> jax.Array:
     """[n_node, 3] of [n_node, 3, T], or of a model with one head [n_node, 3]."""
     return forces if forces.ndim == 2 else own_task(forces, batch.task[batch.node_graph])
+
+
+def atoms_in(batch: GraphBatch) -> jax.Array:
+    """[n_graph] atoms of each structure; 1 for padding, since it divides."""
+    return jnp.maximum(jnp.sum(batch.node_table < batch.atomic_numbers.shape[0], axis=1), 1)

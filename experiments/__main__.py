@@ -21,6 +21,7 @@ STEPS = {
     },
     "Use": {
         "predict": "energies, forces or properties of structures",
+        "label": "energies and forces from any ASE calculator, written as a data set",
         "convert": "PyTorch checkpoints and safetensors to and from checkpoints",
     },
     "Report": {

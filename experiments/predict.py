@@ -9,32 +9,24 @@ eV/A. Memory is bounded whatever the length; the same command continues where a 
 
 import contextlib
 import dataclasses
-import io
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 
 import ase
-import ase.io
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCartesian
 
+from jaxatoms.data.frames import ARRAYS, NESTED, as_extxyz, with_results
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
-from jaxatoms.data.readers.extxyz import writable_info
 from jaxatoms.inference import inputs
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks
 from jaxatoms.tools import cli, lock
-from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of
+from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of, stamp
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
-PREDICTED = ("energy", "free_energy", "forces", "stress")  # never copied from the input
-_NESTED = ("key_value_pairs", "data")  # entries of `info` that come from a database row
-_ARRAYS = "arrays"  # entry of a row's data: per-atom arrays that have no column of their own
 _IN_DATABASE = ("numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges")
 
 
@@ -114,10 +106,9 @@ def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
         dtype = feature_dtype(predictor.model.architecture.feature_width(predictor.model.config))
         drafts["features"] = TableDraft(Path(config.features), dtype)
     drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
-    file = source.stat()
     settings = {
         "--checkpoint": f"{predictor.model.path} ({inputs.weights(predictor.model.path)})",
-        "--structures": f"{source.absolute()} ({file.st_size} bytes, changed {file.st_mtime_ns})",
+        "--structures": stamp(source),
         "--task": predictor.record.name,
         "--raw-weights": config.raw_weights,
         "--features": config.features and str(Path(config.features).absolute()),
@@ -144,19 +135,10 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
 
 
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
-    """A copy of the input with the prediction: energy and forces as results, properties in `info`.
-
-    What the input itself says of these is not copied, wherever it stands; the rest of it is.
-    """
-    atoms = record.atoms.copy()
-    for name in PREDICTED:
-        atoms.info.pop(name, None)
-        atoms.arrays.pop(name, None)
-    atoms.info.update(prediction.properties or {})
+    """A copy of the input with the prediction: energy and forces as results, properties in `info`."""
     results = {"energy": prediction.energy, "forces": prediction.forces}
-    results = {name: value for name, value in results.items() if value is not None}
-    if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
+    atoms.info.update(prediction.properties or {})
     return atoms
 
 
@@ -172,44 +154,15 @@ def _outputs(config: PredictConfig, chunk: list[Record], predictions: list[Predi
     if config.features is not None:
         out["features"] = _feature_rows(chunk, predictions)
     database = Path(config.out).suffix in DATABASE
-    out["out"] = [(a, _row(a)) for a in atoms] if database else _extxyz(atoms)
+    out["out"] = [(a, _row(a)) for a in atoms] if database else as_extxyz(atoms)
     return out
-
-
-def _extxyz(structures: list[ase.Atoms]) -> bytes:
-    text = io.StringIO()
-    ase.io.write(text, [_for_extxyz(atoms) for atoms in structures], format="extxyz")
-    return text.getvalue().encode()
-
-
-def _for_extxyz(atoms: ase.Atoms) -> ase.Atoms:
-    """The structure with everything where extended XYZ keeps it: no nested dictionaries, no columns with gaps."""
-    info = {key: value for key, value in atoms.info.items() if key not in _NESTED}
-    info = {**atoms.info.get("data", {}), **atoms.info.get("key_value_pairs", {}), **info}
-    info = {key: value for key, value in info.items() if key not in PREDICTED}
-    for name, values in info.pop(_ARRAYS, {}).items():
-        atoms.arrays.setdefault(name, np.asarray(values))
-    for name in [name for name, values in atoms.arrays.items() if not _is_column(values)]:
-        info[name] = atoms.arrays.pop(name)
-    atoms.info = writable_info(info)
-    lost = {type(held).__name__ for held in atoms.constraints if not isinstance(held, FixAtoms | FixCartesian)}
-    if lost:
-        kinds = ", ".join(sorted(lost))
-        warnings.warn(f"extended XYZ does not keep the constraints {kinds}; write a .db", stacklevel=2)
-    return atoms
-
-
-def _is_column(values: np.ndarray) -> bool:
-    if values.dtype.kind in "OSU":
-        return values.ndim == 1 and all(len(str(value).split()) == 1 for value in values)
-    return values.ndim <= 2 and values.dtype.kind in "ifb"
 
 
 def _row(atoms: ase.Atoms) -> dict:
     """What a database keeps of a structure beside the usual columns: its `data`, with the key-value pairs in it."""
-    info = {key: value for key, value in atoms.info.items() if key not in _NESTED}
+    info = {key: value for key, value in atoms.info.items() if key not in NESTED}
     arrays = {name: values for name, values in atoms.arrays.items() if name not in _IN_DATABASE}
-    data = {**atoms.info.get("data", {}), **info, **({_ARRAYS: arrays} if arrays else {})}
+    data = {**atoms.info.get("data", {}), **info, **({ARRAYS: arrays} if arrays else {})}
     return {**_python(data), "key_value_pairs": atoms.info.get("key_value_pairs", {})}
 
 

@@ -81,13 +81,13 @@ def options_of(path: Path, config: str) -> tuple[Option, ...]:
     for field, below in itertools.pairwise([*body.body, ast.Pass()]):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
-        kind = ast.unparse(field.annotation)
+        kind = _kind(field.annotation)
         if "ClassVar" in kind:
             continue
         text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
         own.append(
             Option(
-                name="--" + field.target.id.replace("_", "-"),
+                name="--" + field.target.id.rstrip("_").replace("_", "-"),
                 kind=kind,
                 default=_typed(path, field.value),
                 help=" ".join(str(text).split()),
@@ -97,6 +97,13 @@ def options_of(path: Path, config: str) -> tuple[Option, ...]:
     titles = ["", *dict.fromkeys(groups.values())]
     own.sort(key=lambda option: titles.index(option.group))  # stable: the order of --help
     return tuple(itertools.chain(*inherited, own))
+
+
+def _kind(annotation: ast.expr) -> str:
+    """An annotation as written, without what `Annotated` adds to it."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        annotation = annotation.slice.elts[0]  # type: ignore[attr-defined]
+    return ast.unparse(annotation)
 
 
 def page(title: str, members: list[Command]) -> str:

@@ -29,6 +29,8 @@ ALLOWED = {
     "features": {"types", "io", "data", "graphs", "models", "csi", "interop", "training", "inference"},
     "runs": {"types", "io", "tools", "ops", "data", "graphs", "models", "csi", "training", "inference"},
     "ase": {"types", "data", "graphs", "models", "inference"},
+    # Of `inference` and `training` only the identity of a checkpoint; `ase` where one labels.
+    "labels": {"types", "units", "io", "tools", "data", "training", "inference", "ase"},
     "api": {"types", "data", "csi", "features", "inference", "ase"},
 }
 # What commands import: the library, and of their own folder what is no command.
@@ -89,7 +91,8 @@ def test_benchmarks_import_the_library_alone(path):
     assert not any(name.split(".")[0] == "experiments" for name in _imports(path))
 
 
-_LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "models", "pickles", "runs", "tools", "training"]
+_LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "labels", "models", "pickles", "runs", "tools",
+                  "training"]  # fmt: skip
 
 
 @pytest.mark.parametrize("package", _LIBRARY_TESTS)
@@ -109,7 +112,7 @@ def test_packages_for_data_workers_do_not_mention_jax(package):
 @pytest.mark.parametrize("module", [
     "jaxatoms.data.loader", "jaxatoms.graphs.batch", "jaxatoms.data.store", "jaxatoms.training.checkpoint_files",
     "jaxatoms.csi.distances.registry",
-    "experiments.tables", "experiments.reproduce", "experiments.study", "experiments.data",
+    "experiments.tables", "experiments.reproduce", "experiments.study", "experiments.data", "experiments.label",
 ])  # fmt: skip
 def test_importing_it_does_not_load_jax(module):
     code = f"import sys, {module}; assert 'jax' not in sys.modules, 'jax was loaded'"

@@ -148,7 +148,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[Path]:
         return
     # Spawned, not forked: the parent may hold threads of other libraries.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=end_with_parent) as pool:
         futures = [pool.submit(_convert_part, *job) for job in jobs]
         try:
             yield from (future.result() for future in as_completed(futures))
@@ -160,7 +160,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[Path]:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this worker when the process that started it is gone; a killed parent cannot say so itself."""
     parent = multiprocessing.parent_process()
 

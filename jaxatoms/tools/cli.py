@@ -1,7 +1,8 @@
 """Command lines from frozen dataclasses: arguments enter, a config or a one-line error leaves.
 
 Each field is an option (`batch_size` -> `--batch-size`), its help is the docstring below the field, nested
-dataclasses become `--model.cutoff`. Also here: what every command needs around its work, a run directory
+dataclasses become `--model.cutoff`. A word that Python reserves is written `with_: Annotated[str, tyro.conf.arg(name=
+"with")]`. Also here: what every command needs around its work, a run directory
 that can be written, stopping on a signal, errors in one line. Built on tyro's public interface.
 """
 
@@ -134,8 +135,8 @@ def with_defaults(config_class: type, record: Mapping[str, Any]) -> dict[str, An
 
 
 def option_of(name: str) -> str:
-    """batch_size -> --batch-size."""
-    return "--" + name.replace("_", "-")
+    """batch_size -> --batch-size; with_ -> --with."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 @contextlib.contextmanager
@@ -328,7 +329,7 @@ def _fields(config_class: type) -> dict[str, Any]:
 def _option_names(config_class: type, prefix: str = "--") -> list[str]:
     names = []
     for name, hint in _fields(config_class).items():
-        option = prefix + name.replace("_", "-")
+        option = prefix + option_of(name).removeprefix("--")
         if dataclasses.is_dataclass(hint):
             names += _option_names(hint, option + ".")
         else:
@@ -395,7 +396,7 @@ def _tokens(config_class: type, settings: Mapping[str, Any], prefix: str, path: 
     for name, value in settings.items():
         if name not in fields:
             raise InputError(f"--config {path}: unknown setting {name!r}{_nearest(name, list(fields))}")
-        option = prefix + name.replace("_", "-")
+        option = prefix + option_of(name).removeprefix("--")
         if dataclasses.is_dataclass(fields[name]) and isinstance(value, dict):
             tokens += _tokens(fields[name], value, option + ".", path)
         elif fields[name] is bool and isinstance(value, bool):

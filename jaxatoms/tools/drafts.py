@@ -41,6 +41,12 @@ def part_of(path: Path, ending: str = "part") -> Path:
     return path.with_name(f".{path.name}.{ending}")
 
 
+def stamp(path: Path) -> str:
+    """An input file as a journal's settings name it, so that a changed one is noticed."""
+    file = path.stat()
+    return f"{path.absolute()} ({file.st_size} bytes, changed {file.st_mtime_ns})"
+
+
 class BytesDraft:
     """A file of bytes."""
 

@@ -27,6 +27,7 @@ WITHOUT_JAX = {
     "experiments.data:DataConfig": ("experiments.data prepare",),
     "experiments.reproduce:ReproduceConfig": ("experiments.reproduce",),
     "experiments.tables:TablesConfig": ("experiments.tables",),
+    "experiments.label:LabelConfig": ("experiments.label",),
 }
 # Flags that pages name and that belong to other programs.
 FOREIGN = {
@@ -98,7 +99,7 @@ def test_the_reference_has_what_the_command_line_accepts(place):
         assert listed == set(cli._option_names(config)), command
         if command == "experiments.demo":
             continue  # it has defaults of its own
-        defaults = {f"--{f.name.replace('_', '-')}": f.default for f in dataclasses.fields(config)}
+        defaults = {cli.option_of(f.name): f.default for f in dataclasses.fields(config)}
         for option in COMMANDS[command].options:
             value = defaults[option.name]
             if value is dataclasses.MISSING:

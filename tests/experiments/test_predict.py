@@ -16,6 +16,7 @@ from fixtures.nano import NANO
 
 from experiments import predict
 from jaxatoms.csi.features import load_features
+from jaxatoms.data import frames
 from jaxatoms.data.readers import ase_file
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.inference import prediction
@@ -232,21 +233,6 @@ def test_labels_of_the_input_are_not_read_and_not_copied(checkpoint, tmp_path):
     assert np.isfinite(out.get_potential_energy()) and np.isfinite(out.get_forces()).all()
 
 
-def test_what_ase_cannot_write_back_is_written_so_that_it_can(tmp_path):
-    rich = ase.build.molecule("H2O")
-    rich.info = {"empty": "", "none": None, "lines": "a\nb", "quoted": 'say "x"', "path": "C:\\new", "digits": "007",
-                 "nested": {"a": [1, {"b": "c d"}]}, "blank": " ", "after": 3}  # fmt: skip
-    rich.new_array("note", np.array(["a b", "", "c"], dtype=object))
-    rich.new_array("tensor", np.arange(27.0).reshape(3, 3, 3))
-    rich.new_array("velocity", np.ones((3, 3)))
-    (tmp_path / "out.extxyz").write_bytes(predict._extxyz([rich.copy()]))
-    back = ase.io.read(tmp_path / "out.extxyz")
-    assert {key: back.info[key] for key in rich.info} == rich.info
-    assert list(back.info["note"]) == ["a b", "", "c"]
-    np.testing.assert_array_equal(back.info["tensor"], rich.arrays["tensor"])
-    np.testing.assert_array_equal(back.arrays["velocity"], rich.arrays["velocity"])
-
-
 def test_a_database_gives_back_ids_info_and_arrays(tmp_path):
     first = ase.build.molecule("H2O")
     first.info = {"key_value_pairs": {"sid": 7, "group": "w"}, "data": {"gap": 1.5}, "unique_id": "abc", "name": "x"}
@@ -260,7 +246,7 @@ def test_a_database_gives_back_ids_info_and_arrays(tmp_path):
     assert (row.data["gap"], row.data["name"], row.data["unique_id"]) == (1.5, "x", "abc")
     atoms, system = next(ase_file.read_atoms(tmp_path / "out.db"))
     assert system.group == "w"
-    text = predict._for_extxyz(atoms)
+    text = frames.for_extxyz(atoms)
     assert text.info["sid"] == 7 and text.info["label"] == '_JSON ["a b", "", "c"]'
     np.testing.assert_array_equal(text.arrays["velocity"], np.ones((3, 3)))
 

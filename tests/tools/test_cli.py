@@ -8,9 +8,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.pretrain_config import PretrainConfig
@@ -291,3 +292,19 @@ def test_long_help_shows_the_main_options_first_and_the_rest_in_groups(config, m
     assert all(text.index(f" {title} options ") > first for title in config.GROUPS)
     assert all(f"--{name.replace('_', '-')}" in text for name in fields)
     assert all(cli._field_docs(config).get(name) for name in fields), "every option says what it does"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reserved:
+    """Has an option that Python reserves as a word."""
+
+    with_: Annotated[str, tyro.conf.arg(name="with")]
+    """What it is done with."""
+
+
+def test_an_option_may_be_a_reserved_word(tmp_path):
+    assert parse(Reserved, ["--with", "a"]).with_ == "a"
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Reserved(with_="b"))))
+    assert parse(Reserved, ["--config", str(tmp_path / "config.json")]).with_ == "b"
+    with pytest.raises(InputError, match="did you mean '--with'"):
+        parse(Reserved, ["--wit", "a"])

@@ -114,7 +114,7 @@ def test_process_0_takes_the_folder_for_all_processes_of_a_run(tmp_path, monkeyp
         pass
 
 
-@pytest.mark.parametrize("command", ["pretrain", "finetune", "csi", "study", "predict"])
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "csi", "study", "predict", "label"])
 def test_commands_refuse_a_folder_in_use(tmp_path, holder, command):
     """Before they read any data."""
     arguments = {
@@ -123,8 +123,9 @@ def test_commands_refuse_a_folder_in_use(tmp_path, holder, command):
         "csi": ["--upstream", "a.npz", "--downstream", "b.npz", "--out", str(tmp_path)],
         "study": ["--upstream", "demo:organic", "--downstream", "demo:aspirin", "--out", str(tmp_path)],
         "predict": ["--checkpoint", "none", "--structures", "none.xyz", "--out", str(tmp_path / "out.extxyz")],
+        "label": ["--with", "none:none", "--structures", "none.xyz", "--out", str(tmp_path / "out.extxyz")],
     }[command]
-    if command == "predict":
+    if command in ("predict", "label"):
         (tmp_path / ".lock").rename(tmp_path / ".out.extxyz.lock")
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", f"experiments.{command}", *arguments], capture_output=True, text=True)

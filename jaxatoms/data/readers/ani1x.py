@@ -11,6 +11,7 @@ from jaxatoms.types import System
 from jaxatoms.units import HARTREE
 
 VERSION = 1
+ENERGY_UNIT = "Hartree"  # attribute `energy_unit` of a file whose method is another one than that of the release
 _NAMES = ("coordinates", "wb97x_dz.energy", "wb97x_dz.forces")
 _LAYOUT = "of the ANI-1x release: <formula>/{atomic_numbers, coordinates, wb97x_dz.energy, wb97x_dz.forces}"
 
@@ -19,7 +20,8 @@ def read(path: Path | str) -> Iterator[System]:
     """Yields every wB97X/6-31G(d) conformation of the formulas with at least four atoms.
 
     Energies come in Hartree and forces in Hartree/A (true forces, no sign change); positions are A already.
-    The group is the formula.
+    The group is the formula. A file with the attribute `energy_unit` says so itself, and its energies may be far from
+    those of free atoms in DFT, as those of semi-empirical methods are.
 
     Raises:
       InputError: missing file, another layout, unknown element, NaN or infinite label.
@@ -51,8 +53,9 @@ def read_part(part: tuple) -> Iterator[System]:
     """Yields one piece of `parts`."""
     path = Path(part[0])
     with open_hdf5(path) as file:
+        stated = file.attrs.get("energy_unit") == ENERGY_UNIT
         for formula in part[1:]:
-            yield from iter_frames(path, formula, file[formula], _NAMES, HARTREE, group=formula)
+            yield from iter_frames(path, formula, file[formula], _NAMES, HARTREE, formula, guess_unit=not stated)
 
 
 def _check_layout(path: Path, formula: str, molecule: h5py.Group | h5py.Dataset) -> None:

@@ -27,7 +27,8 @@ def pieces(n_frame: list[int]) -> list[range]:
 
 
 def iter_frames(
-    path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], unit: float, group: str
+    path: Path, record: str, molecule: h5py.Group, names: tuple[str, str, str], unit: float, group: str,
+    guess_unit: bool = True,
 ) -> Iterator[System]:
     """Yields the frames of one molecule.
 
@@ -37,6 +38,7 @@ def iter_frames(
       names: of the positions [m, n_node, 3] A, the energies [m] and the forces [m, n_node, 3].
       unit: eV per energy unit of the file (forces are per A).
       group: what must not be split.
+      guess_unit: refuse energies far from those of free atoms in DFT, which are in another unit.
 
     Raises:
       InputError: wrong shapes, unknown elements, NaN or infinite values, energies in another unit.
@@ -51,7 +53,8 @@ def iter_frames(
         positions, energy, forces = block
         # Scaled in float64: a float32 product of -1e4 eV would lose 1e-3 eV.
         energy, forces = energy.astype(np.float64) * unit, forces.astype(np.float64) * unit
-        check_energy_unit(path, record, numbers, energy)
+        if guess_unit:
+            check_energy_unit(path, record, numbers, energy)
         for i in range(len(energy)):
             yield System(
                 numbers,

@@ -126,6 +126,8 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     unit = predictor.record.target
     learnt = predictor.record.labels
     labels = [text for label, text in (("energy", "energies in eV"), ("forces", "forces in eV/A")) if label in learnt]
+    head = predictor.model.meta.head
+    labels += ["stress in eV/A^3"] if head is not None and head.stress else []
     what = ", ".join(labels) if unit in (None, "forces", "energy") else f"{unit} in its data set's unit"
     more = f"; node features -> {config.features}" if config.features else ""
     if predictor.without_energy:
@@ -135,8 +137,8 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
 
 
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
-    """A copy of the input with the prediction: energy and forces as results, properties in `info`."""
-    results = {"energy": prediction.energy, "forces": prediction.forces}
+    """A copy of the input with the prediction: energy, forces and stress as results, properties in `info`."""
+    results = {name: getattr(prediction, name) for name in ("energy", "forces", "stress")}
     atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
     atoms.info.update(prediction.properties or {})
     return atoms

@@ -9,6 +9,7 @@ import ase
 import jax
 import numpy as np
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
 from jaxatoms.data import loader, packing
@@ -44,6 +45,7 @@ class Prediction(NamedTuple):
     forces: np.ndarray | None = None  # [n_node, 3] eV/A
     properties: dict[str, Any] | None = None  # scalar models: {column: value in the column's unit}
     features: np.ndarray | None = None  # [n_node, d] float32, what the heads read
+    stress: np.ndarray | None = None  # [6] eV/A^3, in ASE's order; of periodic structures and models that learnt it
 
 
 def chunks(records: Iterable[Record], n_atom: int) -> Iterator[list[Record]]:
@@ -186,7 +188,8 @@ class Predictor:
             values = record.energies(own[:n_graph], systems).tolist()
             energy = [value if sure else None for value, sure in zip(values, known, strict=True)]
             self.without_energy += int((~known).sum())
-        return (Prediction(e, f, None, r) for e, f, r in zip(energy, forces, rows, strict=True))
+        stress = none if result.stress is None else _stresses(result.stress[:n_graph], record, systems)
+        return (Prediction(e, f, None, r, s) for e, f, r, s in zip(energy, forces, rows, stress, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +229,15 @@ def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) ->
     return [{name: int(p.argmax()), f"{name}_probability": float(p.max())} for p in probability]
 
 
+def _stresses(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> list[np.ndarray | None]:
+    """Stress of each periodic structure; None of one that has no volume."""
+    matrices = np.asarray(values, np.float64) * record.energy_std
+    periodic = systems.pbc.any(axis=1) & (np.abs(np.linalg.det(systems.cell.astype(np.float64))) > 0)
+    return [full_3x3_to_voigt_6_stress(m) if known else None for m, known in zip(matrices, periodic, strict=True)]
+
+
 def _is_finite(prediction: Prediction) -> bool:
-    numbers = [prediction.energy, prediction.forces, prediction.features, *(prediction.properties or {}).values()]
+    given = (prediction.energy, prediction.forces, prediction.features, prediction.stress)
+    numbers = [*given, *(prediction.properties or {}).values()]
     return all(np.isfinite(value).all() for value in numbers if value is not None)
 

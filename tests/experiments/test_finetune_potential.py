@@ -1,4 +1,4 @@
-"""Energies, forces and stress learnt together: the metrics, the record, and a calculator whose results are derivatives."""
+"""Energies, forces and stress learnt together: metrics, record, and a calculator whose results are derivatives."""
 
 import json
 

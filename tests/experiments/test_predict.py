@@ -363,7 +363,8 @@ def test_atoms_outside_the_cell_are_predicted_and_stay_where_they_are(checkpoint
     ase.io.write(tmp_path / "in.extxyz", [inside, outside])
     one, two = run(checkpoint, tmp_path / "in.extxyz", tmp_path / "out.extxyz")
     np.testing.assert_allclose(two.positions, outside.positions, atol=1e-6)
-    assert two.get_potential_energy() == pytest.approx(one.get_potential_energy(), rel=1e-5)
+    # Atoms 120 A away have float32 positions that are off by 4e-6 A once they are back in the cell.
+    assert two.get_potential_energy() == pytest.approx(one.get_potential_energy(), rel=5e-5)
     np.testing.assert_allclose(two.get_forces(), one.get_forces(), atol=5e-4)  # the file and the reader round
 
 

@@ -123,7 +123,7 @@ def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig | Pretrain
         record = json.loads((run_dir / "config.json").read_text())
         places = {k: getattr(config, k) for k in ("data_root", "cache_dir")}
         kind = PretrainConfig if "upstream" in record else FinetuneConfig
-        settings = kind(**record | {k: place for k, place in places.items() if place is not None})
+        settings = kind(**cli.up_to_date(kind, record) | {k: place for k, place in places.items() if place is not None})
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{run_dir} is no folder of experiments.finetune or experiments.pretrain ({error})"

@@ -30,9 +30,9 @@ _NEUTRAL = {
     *PRETRAIN_RESUMABLE, *FINETUNE_RESUMABLE, "seed", "precision", "batch_shapes", "val_samples", "val_every", "model",
 }  # fmt: skip
 _OF_PRETRAIN_ROW = _NEUTRAL | {"upstream", "mix", "n", "epochs"}
-_OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "target"}
+_OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "targets"}
 _IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # identify a pretraining run beside the row's settings
-_METHOD = ("init_mode", "freeze_backbone", "forces", "refit_scales")  # settings of fine-tuning that belong to the row
+_METHOD = ("init_mode", "train", "freeze", "forces", "refit_scales")  # settings of fine-tuning that belong to the row
 _JMP_BUDGET = (120_000_000, 2)  # structures, epochs of the public checkpoints
 
 
@@ -103,6 +103,7 @@ def read_result(folder: Path, root: Path) -> Result:
     config, resolved, summary, test = (
         _record(folder / f"{name}.json") for name in ("config", "resolved", "summary", "test")
     )
+    config = FinetuneConfig.from_earlier(config)
     if not summary.get("finished") or not test:
         raise InputError("not finished" if not summary.get("finished") else "no test.json")
     origin = read_origin(folder, root, config, resolved, summary)
@@ -281,8 +282,8 @@ def differences(config: Mapping, kind: type, neutral: Collection[str], only: Col
 
 def _column(config: Mapping, test: Mapping) -> Column:
     name, report = base_name(config["downstream"]), test[WEIGHTS[0]]
-    if config.get("target") and name not in DOWNSTREAM:
-        name = f"{name}[{config['target']}]"
+    if config.get("targets"):
+        name = f"{name}[{config['targets']}]"
     dataset, metric = DOWNSTREAM.get(name, (name, "mae" if "mae" in report else "balanced_accuracy"))
     recipe = differences(config, FinetuneConfig, {*_OF_FINETUNE_COLUMN, *_METHOD})
     return Column(dataset, metric, report.get("unit", ""), recipe)

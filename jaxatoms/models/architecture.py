@@ -123,6 +123,8 @@ class Architecture:
       gradient_divisors: (params, config) -> tree of numbers of uses by which gradients of shared parameters are
         divided, or None.
       rate_multipliers: (params, config) -> tree of learning-rate multipliers for recipes with `layer_rates`.
+      block_of: (name of a parameter, config) -> the block that it belongs to, -1 for what comes before the first and
+        the number of blocks for what comes after the last; None: blocks are stored together.
       finetuning: changes of the recipes.
       identity: config -> what beside the weights decides what the features are, for their identity.
       mark: what its records hold to be told from others; None: {"architecture": name}.
@@ -145,6 +147,7 @@ class Architecture:
     scale_factors: ScaleFactors | None = None
     gradient_divisors: Callable[[Any, Config], Any] = lambda params, config: None
     rate_multipliers: Callable[[Any, Config], Any] = lambda params, config: jax.tree.map(lambda _: 1.0, params)
+    block_of: Callable[[str, Config], int] | None = None
     finetuning: Finetuning = Finetuning()
     identity: Callable[[Config], str] = lambda config: ""
     mark: Mapping[str, Any] | None = None

@@ -1,7 +1,9 @@
 """Settings of a fine-tuning run, as the command line and config.json have them. No JAX: tables read runs by it."""
 
 import dataclasses
-from typing import ClassVar
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxatoms.data import packing
 from jaxatoms.data.subset import parse_count
@@ -21,7 +23,8 @@ class FinetuneConfig:
     """Settings of a fine-tuning run; None means: what the data set's recipe says."""
 
     GROUPS: ClassVar = {
-        "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay", "freeze_backbone"),
+        "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay"),
+        "trained_part": ("train", "freeze"),
         "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
         "batches": ("accumulate", "batch_shapes", "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom"),
@@ -83,8 +86,12 @@ class FinetuneConfig:
     """AdamW decays parameters by this rate, decoupled from the gradient; the default is the recipe's."""
     ema_decay: float = 0.99
     """The averaged weights keep this share of themselves at each step."""
-    freeze_backbone: bool = False
-    """Train the head alone (linear probing)."""
+    train: str = "all"
+    """This part of the network is trained: all; heads; last:K, the heads and the last K blocks; norms, the heads and
+    the normalisation layers; lora:R, the heads and corrections of rank R to the dense layers of the backbone."""
+    freeze: str | None = None
+    """Parameters whose names match one of these patterns, separated by commas, stay as they are, such as
+    embedding*,backbone/bases/*."""
     cutoff: float | None = None
     """Edges reach this far, in A; the default is that of the data set."""
     max_neighbors: int | None = None
@@ -131,6 +138,18 @@ class FinetuneConfig:
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")
         cli.check_choices(self, _CHOICES)
+        if not re.fullmatch(r"all|heads|norms|last:[1-9]\d*|lora:[1-9]\d*", self.train):
+            raise InputError(f"--train must be all, heads, last:K, norms or lora:R, got {self.train!r}")
+
+    @staticmethod
+    def from_earlier(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a run of an earlier version, under the names of this one."""
+        record = dict(record)
+        if "target" in record:
+            record["targets"] = record.pop("target")
+        if record.pop("freeze_backbone", False):
+            record["train"] = "heads"
+        return record
 
 
 _CHOICES = {

@@ -36,7 +36,7 @@ from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.runs import finetune_report, fleet, start
+from jaxatoms.runs import finetune_report, fleet, start, trained_part
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
@@ -49,7 +49,8 @@ from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.potential import potential_terms
 from jaxatoms.training.losses.terms import Terms, label_sums, mean_loss
-from jaxatoms.training.step import make_train_step
+from jaxatoms.training.partial import Partition
+from jaxatoms.training.step import TrainState, make_train_step
 from jaxatoms.types import InputError
 
 ENERGY_PROBE = 512  # training structures that fix the zero of a potential's energy
@@ -69,6 +70,7 @@ class Finetuning(TrainingRun):
     eval_shapes: list  # budgets of validation batches; the test's take them where they can
     head: HeadSpec
     origin: dict  # see `start.origin_record`
+    partition: Partition | None = None  # what is trained; None: all of it
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
     reference: LinearReference | None = None  # zero of the energy of a potential, as last fitted
     forward: Callable[..., Any] | None = None  # the model, jitted: validation and test share its compiled shapes
@@ -108,16 +110,56 @@ class Finetuning(TrainingRun):
         return registry.build_finetuned(config, self.head, nnx.Rngs(self.config.seed), policy)
 
     def optimizer(self):
-        """The recipe's optimiser, of the head alone where the backbone is frozen."""
-        params, frozen = self.model.params, self.config.freeze_backbone
-        trained = jax.tree_util.tree_map_with_path(
-            lambda path, _: not frozen or str(getattr(path[0], "key", path[0])).startswith("out_"), params
-        )
+        """The recipe's optimiser, of what is trained."""
+        params = self._whole(self.model.params, self.model.constants)
         rates = jax.tree.map(lambda _: 1.0, params)
         if self.recipe.layer_rates:
             rates = self.architecture.rate_multipliers(params, self.model_config)
         divisors = self.architecture.gradient_divisors(params, self.model_config)
-        return finetuning.make_finetune_optimizer(self.optim, rates, divisors, trained)
+        if self.partition is not None:
+            rates = self.partition.of_trained(rates)
+            divisors = None if divisors is None else self.partition.of_trained(divisors)
+        return finetuning.make_finetune_optimizer(self.optim, rates, divisors)
+
+    def _whole(self, params: Any, constants: Any) -> Any:
+        """The tree of all parameters, of shapes."""
+        if self.partition is None:
+            return jax.eval_shape(lambda: params)
+        return jax.eval_shape(self.partition.merged, params, constants["frozen"])
+
+    @property
+    def n_parameters(self) -> int:
+        return registry.count_params(self._whole(self.model.params, self.model.constants))
+
+    def applied(self, apply):
+        return apply if self.partition is None else self.partition.applied(apply)
+
+    def saved(self, state, constants):
+        """Of a part that is trained, whole parameters for all who read checkpoints, and what it is resumed from."""
+        if self.partition is None:
+            return super().saved(state, constants)
+        whole = jax.jit(lambda trained, frozen: self.partition.merged(trained.tree(), frozen))
+        both = {name: whole(getattr(state, name), constants["frozen"]) for name in ("params", "ema")}
+        return {**self.to_load(state, constants), **both}
+
+    def to_load(self, state, constants):
+        if self.partition is None:
+            return super().to_load(state, constants)
+        trained = {"params": state.params, "ema": state.ema}
+        parts = {"constants": constants["model"], "frozen": constants["frozen"]}
+        return {"step": state.step, "opt_state": state.opt_state, "trained": trained, **parts}
+
+    def loaded(self, arrays):
+        if self.partition is None:
+            return super().loaded(arrays)
+        state = TrainState(arrays["step"], **arrays["trained"], opt_state=arrays["opt_state"])
+        return state, {"model": arrays["constants"], "frozen": arrays["frozen"]}
+
+    def averaged(self, checkpoint: Path, like: Any) -> Any:
+        """The averaged weights of a checkpoint of the run, as the run trains them; `like`: arrays of their shapes."""
+        if self.partition is None:
+            return restore(checkpoint, {"ema": like})[0]["ema"]
+        return restore(checkpoint, {"trained": {"params": like, "ema": like}})[0]["trained"]["ema"]
 
     def make_step(self, apply, mesh=None, shardings=None):
         return make_train_step(
@@ -257,6 +299,11 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
         return [jax.device_put(batch) for batch in itertools.islice(plan.batches(), SCALE_FIT_BATCHES)]
 
     model, model_config, head = _make_model(config, recipe, task, batches_to_fit, init.path, init.model)
+    partition = trained_part.partition_of(config.train, config.freeze, model.params, model_config)
+    if not config.quiet:
+        say(trained_part.describe(partition, model.params, config.train))
+    if partition is not None:
+        model = _in_parts(model, partition, config.seed)
     total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
     total = min(total, batches.total_steps)
     run = Finetuning(
@@ -275,8 +322,20 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
         total_steps=total,
         devices=devices,
         origin=origin,
+        partition=partition,
     )
     return run.recomputed_if_asked(resolved)
+
+
+def _in_parts(model: registry.PureModel, partition: Partition, seed: int) -> registry.PureModel:
+    """The model as a function of what is trained of it; the rest is among its constants."""
+    trained, frozen = partition.split(model.params, seed)
+    return model._replace(
+        params=trained,
+        constants={"model": model.constants, "frozen": frozen},
+        apply=partition.applied(model.apply),
+        node_features=partition.applied(model.node_features),
+    )
 
 
 def _recipe(config: FinetuneConfig, task: DownstreamTask, model: Config) -> Recipe:
@@ -494,9 +553,9 @@ def fit_energy_zero(run: Finetuning, probe: Pass, predict: Callable) -> LinearRe
 def test_run(run: Finetuning, run_dir: Path, last_params, constants) -> dict:
     """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
     assert run.forward is not None
-    best, _ = restore(run_dir / "checkpoints" / "best", {"ema": last_params})
+    best = run.averaged(run_dir / "checkpoints" / "best", last_params)
     test = evaluation.draw(run.split.test, parse_count(run.config.test_samples))
-    weights = {"last_ema": last_params, "best_ema": best["ema"]}
+    weights = {"last_ema": last_params, "best_ema": best}
     forwards = {name: functools.partial(run.forward, params, constants) for name, params in weights.items()}
     return evaluation.assess(
         run_dir, "test", test, len(run.split.test), forwards, run.task, run.architecture.graphs, run.eval_shapes

@@ -7,7 +7,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -27,7 +27,7 @@ from jaxatoms.tools.provenance import peak_memory_gib, provenance
 from jaxatoms.training import parallel
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.runlog import RunLog
-from jaxatoms.training.step import init_state
+from jaxatoms.training.step import TrainState, init_state
 
 Evaluator = Callable[[Any, Any], dict[str, float]]  # (parameters, constants) -> validation metrics, "loss" among them
 
@@ -110,6 +110,27 @@ class TrainingRun(abc.ABC):
         """Further arguments of the next step."""
         return {}
 
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in the parameters of the whole model."""
+        return registry.count_params(self.model.params)
+
+    def applied(self, apply: Callable) -> Callable:
+        """A model's function of (parameters, constants, ...) as one of what the run trains and what it does not."""
+        return apply
+
+    def saved(self, state: TrainState, constants: Any) -> dict[str, Any]:
+        """The arrays of a checkpoint, by its top-level names."""
+        return {**state._asdict(), "constants": constants}
+
+    def loaded(self, arrays: Mapping[str, Any]) -> tuple[TrainState, Any]:
+        """(state, constants) of the arrays of a checkpoint; the inverse of `saved`, of what `to_load` names."""
+        return TrainState(**{name: arrays[name] for name in TrainState._fields}), arrays["constants"]
+
+    def to_load(self, state: TrainState, constants: Any) -> dict[str, Any]:
+        """What of a checkpoint a run that is resumed needs, as arrays or shapes."""
+        return self.saved(state, constants)
+
     def recall(self, meta: CheckpointMeta):
         """Take up what a checkpoint's record says of the run."""
         del meta
@@ -135,7 +156,9 @@ class TrainingRun(abc.ABC):
             return self
         config = dataclasses.replace(self.model_config, remat=True)
         apply = registry.split_model(nnx.eval_shape(lambda: self.module(config))).apply
-        return dataclasses.replace(self, model=self.model._replace(apply=apply), model_config=config)
+        return dataclasses.replace(
+            self, model=self.model._replace(apply=self.applied(apply)), model_config=config
+        )
 
     def _step_bytes(self) -> int:
         batch = collate(*empty_structures(), self.batches.budgets[-1])
@@ -160,7 +183,8 @@ def train_run(run: TrainingRun, run_dir: Path, resumed: bool) -> Trained:
     with fleet.FleetStore(run_dir / "checkpoints", devices, keep=config.keep, notify=say) as checkpoints:
         meta = None
         if resumed:
-            state, constants, meta = restore_run(checkpoints, state, constants)
+            arrays, meta = restore_run(checkpoints, run.to_load(state, constants))
+            state, constants = run.loaded(arrays)
             run.recall(meta)
         fleet.wait_for_all("checkpoint read")
         state, constants, shardings = devices.place_state(state, constants)
@@ -175,6 +199,7 @@ def train_run(run: TrainingRun, run_dir: Path, resumed: bool) -> Trained:
             session = Session(
                 checkpoints=checkpoints,
                 log=log,
+                arrays=lambda state: run.saved(state, constants),
                 constants=constants,
                 metrics=lambda params: evaluator(devices.whole(params), constants),
                 place=functools.partial(devices.place, axis=int(run.steps_per_call > 1)),
@@ -211,7 +236,8 @@ def _summarise(run: TrainingRun, session: Session, done: int, meter, shapes: int
         "total_steps": run.total_steps,
         "finished": done == run.total_steps,
         **run.summary(done),
-        "parameters": registry.count_params(run.model.params),
+        "parameters": run.n_parameters,
+        "trained_parameters": registry.count_params(run.model.params),
         **meter.rates(),
         "devices": parallel.n_parts(run.devices.mesh),
         "processes": jax.process_count(),

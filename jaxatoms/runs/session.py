@@ -27,6 +27,7 @@ class Session:
     checkpoints: CheckpointStore
     log: RunLog
     constants: Any
+    arrays: Callable[[TrainState], dict[str, Any]]  # what a checkpoint holds
     metrics: Callable[[Any], dict[str, float]]  # parameters -> validation metrics
     meta: Callable[[], CheckpointMeta]  # what a checkpoint records, but for step and metrics
     save_every: int  # steps
@@ -68,7 +69,7 @@ class Session:
             first_metrics=self.first_metrics,
             validated_at=self.validated_at,
         )
-        self.checkpoints.save(step, {**state._asdict(), "constants": self.constants}, meta.to_json(), kind)
+        self.checkpoints.save(step, self.arrays(state), meta.to_json(), kind)
         self.last_saved = step
 
     def run(self, state: TrainState, batches, train_step, *, first: int, total: int, log_every: int,
@@ -139,21 +140,22 @@ def has_finished(run_dir: Path, step: int, total: int) -> bool:
     return step == total and summary.is_file() and json.loads(summary.read_text()).get("finished", False)
 
 
-def restore_run(checkpoints: CheckpointStore, state: TrainState, constants) -> tuple[TrainState, Any, CheckpointMeta]:
-    """(state, constants, record) of the newest whole checkpoint.
+def restore_run(checkpoints: CheckpointStore, wanted: dict[str, Any]) -> tuple[dict[str, Any], CheckpointMeta]:
+    """(arrays, record) of the newest whole checkpoint.
+
+    Args:
+      wanted: arrays or shapes by top-level names.
 
     Raises:
       InputError: there is none.
     """
-    found = checkpoints.restore_latest({**state._asdict(), "constants": constants})
+    found = checkpoints.restore_latest(wanted)
     if found is None:
         raise InputError(f"{checkpoints.directory} has no checkpoint to resume from; start without --resume")
     arrays, meta = found[0], CheckpointMeta.from_json(found[1], str(checkpoints.directory))
-    # Onto the device, and apart from the restored NumPy memory: the step donates its input.
-    arrays = jax.tree.map(jnp.array, arrays)
     say(f"resuming at step {meta.step}")
-    constants = arrays.pop("constants")
-    return TrainState(**arrays), constants, meta
+    # Onto the device, and apart from the restored NumPy memory: the step donates its input.
+    return jax.tree.map(jnp.array, arrays), meta
 
 
 def say(text: str):

@@ -130,8 +130,14 @@ def refuse_unused(config: Any, names: Sequence[str], why: str) -> None:
 
 def with_defaults(config_class: type, record: Mapping[str, Any]) -> dict[str, Any]:
     """Saved settings, those that are younger than their file at their defaults."""
-    fields = dataclasses.fields(config_class)
-    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | dict(record)
+    defaults = {f.name: f.default for f in dataclasses.fields(config_class) if f.default is not dataclasses.MISSING}
+    return defaults | up_to_date(config_class, record)
+
+
+def up_to_date(config_class: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings under the names of this version: a class whose names have changed has `from_earlier`."""
+    rename = getattr(config_class, "from_earlier", dict)
+    return rename(record)
 
 
 def option_of(name: str) -> str:
@@ -388,7 +394,7 @@ def _file_tokens(config_class: type, path: Path) -> list[str]:
         raise InputError(f"--config {path} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path} must hold a JSON object of settings")
-    return _tokens(config_class, settings, "--", path)
+    return _tokens(config_class, up_to_date(config_class, settings), "--", path)
 
 
 def _tokens(config_class: type, settings: Mapping[str, Any], prefix: str, path: Path) -> list[str]:

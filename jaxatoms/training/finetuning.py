@@ -42,14 +42,13 @@ def rate_factor(config: FinetuneOptim, step, multiplier: float):
 
 
 def make_finetune_optimizer(
-    config: FinetuneOptim, multipliers: Any, divisors: Any, trained: Any
+    config: FinetuneOptim, multipliers: Any, divisors: Any
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with a learning rate per parameter; update(..., plateau=f) scales all of them.
 
     Args:
       multipliers: tree of learning rate multipliers (`Architecture.rate_multipliers`).
       divisors: tree by which gradients are divided first; None: nothing is.
-      trained: tree of bools; False freezes a parameter.
     """
 
     def init(params):
@@ -59,13 +58,11 @@ def make_finetune_optimizer(
     def update(updates, state, params=None, *, plateau=1.0, **extra):
         del params, extra
 
-        def scaled(u, multiplier, train):
-            if not train:
-                return jnp.zeros_like(u)
+        def scaled(u, multiplier):
             rate = config.lr * multiplier * rate_factor(config, state.count, multiplier)
             return -rate * plateau * u
 
-        scaled_updates = per_parameter(scaled, updates, multipliers, trained)
+        scaled_updates = per_parameter(scaled, updates, multipliers)
         return scaled_updates, optax.ScaleByScheduleState(state.count + 1)
 
     return optax.chain(

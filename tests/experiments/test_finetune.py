@@ -35,7 +35,7 @@ def gradient(nano_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scalar(nano_run, tmp_path_factory):
     """A run that learns a number per structure."""
-    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--freeze-backbone"]
+    options = ["--downstream", "demo:gap", "--init", str(nano_run), "--train", "heads"]
     return _run(tmp_path_factory.mktemp("ft") / "run", *options)
 
 
@@ -89,7 +89,7 @@ def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradien
 
 def _options_of(run) -> list[str]:
     config = _json(run / "config.json")
-    frozen = ["--freeze-backbone"] if config["freeze_backbone"] else []
+    frozen = ["--train", "heads"] if config["train"] == "heads" else []
     return ["--downstream", config["downstream"], "--init", config["init"], *frozen]
 
 

@@ -209,12 +209,12 @@ def test_what_departs_from_the_paper_is_kept_apart(tmp_path):
     pre = pretraining(tmp_path / "pre")
     finetuning(tmp_path / "paper", pre, "rmd17:aspirin", 5.0)
     finetuning(tmp_path / "short", pre, "rmd17:aspirin", 50.0, max_steps=10)
-    finetuning(tmp_path / "probe", pre, "rmd17:aspirin", 80.0, freeze_backbone=True)
+    finetuning(tmp_path / "probe", pre, "rmd17:aspirin", 80.0, train="heads")
     other = pretraining(tmp_path / "other", lr=1e-3, seed=1)
     finetuning(tmp_path / "lr", other, "rmd17:aspirin", 9.0)
     made = report_tables.make_table("1", find_results(tmp_path))
     rows, columns = made.others()
-    assert [r.variant for r in rows] == ["", "freeze_backbone=True", "lr=0.001"]
+    assert [r.variant for r in rows] == ["", "lr=0.001", "train=heads"]
     assert [c.recipe for c in columns] == ["", "max_steps=10"]
     assert made.cells[ANI, columns[0]].mean == 5.0
     assert made.counterpart(rows[0], columns[1]) == 5.4

@@ -87,16 +87,14 @@ def test_warm_up_rises_from_a_fifth_before_the_cosine():
 
 
 def test_the_optimiser_is_adamw_with_a_rate_per_group_and_clipped_components():
-    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0]), "c": jnp.array([4.0])}
-    grads = {"a": jnp.array([0.5, 30.0]), "b": jnp.array([8.0]), "c": jnp.array([1.0])}
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+    grads = {"a": jnp.array([0.5, 30.0]), "b": jnp.array([8.0])}
     optim = FinetuneOptim(lr=0.1, cosine_steps=320)
-    build = finetuning.make_finetune_optimizer
-    optimizer = build(optim, dict(a=1.0, b=0.5, c=1.0), dict(a=1, b=16, c=1), dict(a=True, b=True, c=False))
+    optimizer = finetuning.make_finetune_optimizer(optim, dict(a=1.0, b=0.5), dict(a=1, b=16))
     state, p = optimizer.init(params), params
     for _ in range(3):
         updates, state = optimizer.update(grads, state, p, plateau=0.8)
         p = optax.apply_updates(p, updates)
-    assert p["c"] == params["c"]
     for name, multiplier, clipped in (("a", 1.0, [0.5, 1.0]), ("b", 0.5, [0.5])):
         rate = [0.1 * 0.8 * multiplier * float(finetuning.rate_factor(optim, s, multiplier)) for s in range(3)]
         twin = optax.adamw(lambda s, r=rate: jnp.array(r)[s], 0.9, 0.95, 1e-8, weight_decay=0.1)

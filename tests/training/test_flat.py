@@ -55,7 +55,6 @@ OPTIMIZERS = {
         FinetuneOptim(lr=0.1, cosine_steps=10),
         {"a": 0.3, "b": 0.5, "c": 0.5, "d": 1.0},
         DIVISORS,
-        {"a": True, "b": True, "c": False, "d": True},
     ),
 }
 

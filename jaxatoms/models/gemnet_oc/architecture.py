@@ -13,7 +13,7 @@ from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc import names
 from jaxatoms.models.gemnet_oc.config import PRESETS, GemNetOCConfig
 from jaxatoms.models.gemnet_oc.model import DirectForceModel, GradientModel, MultiTaskModel, ScalarModel
-from jaxatoms.models.gemnet_oc.per_parameter import gradient_divisors, rate_multipliers
+from jaxatoms.models.gemnet_oc.per_parameter import block_of, gradient_divisors, rate_multipliers
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
 from jaxatoms.types import InputError
@@ -84,6 +84,7 @@ GEMNET_OC = Architecture(
     scale_factors=ScaleFactors(fit=fit_scale_factors, load_shipped=load_shipped_scales),
     gradient_divisors=gradient_divisors,
     rate_multipliers=rate_multipliers,
+    block_of=block_of,
     finetuning=Finetuning(dimensions=finetuned_dimensions),
     mark={"layout": LAYOUT},
     check_record=check_layout,

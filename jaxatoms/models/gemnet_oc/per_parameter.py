@@ -38,15 +38,29 @@ def rate_multipliers(params: Any, config: GemNetOCConfig) -> Any:
     blocks = block_multipliers(config.num_blocks)
 
     def multiplier(path, _) -> float:
-        keys = _keys(path)
-        if keys[0] == "embedding":
+        name = "/".join(_keys(path))
+        if name.startswith("embedding/"):
             return EMBEDDING_MULTIPLIER
-        for kind, offset in (("int_blocks", 0), ("out_blocks", 1)):
-            if kind in keys:
-                return blocks[max(int(keys[keys.index(kind) + 1]) - offset, 0)]
-        return 1.0
+        block = block_of(name, config)
+        return blocks[block] if 0 <= block < len(blocks) else 1.0
 
     return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+def block_of(name: str, config: GemNetOCConfig) -> int:
+    """The interaction block that a parameter belongs to: the first owns the first two output blocks.
+
+    Args:
+      name: "backbone/int_blocks/0/dense_ca/kernel".
+
+    Returns:
+      -1 for the embedding and the bases, `num_blocks` for the final MLPs and the heads.
+    """
+    keys = name.split("/")
+    for kind, offset in (("int_blocks", 0), ("out_blocks", 1)):
+        if kind in keys:
+            return max(int(keys[keys.index(kind) + 1]) - offset, 0)
+    return -1 if keys[0] == "embedding" or "bases" in keys else config.num_blocks
 
 
 def block_multipliers(num_blocks: int) -> tuple[float, ...]:

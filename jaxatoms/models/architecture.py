@@ -5,6 +5,7 @@ fine-tuning, the Chemical Similarity Index, prediction, conversion and the ASE c
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -76,6 +77,21 @@ class ScaleFactors:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ElementTables:
+    """Where a backbone keeps what it knows of each element, as rows of tables [..., n_row, d].
+
+    Attributes:
+      pattern: names of the tables.
+      first: atomic number of the first row.
+      enlarged: (config, largest atomic number) -> dimensions whose tables hold it.
+    """
+
+    pattern: re.Pattern[str]
+    first: int
+    enlarged: Callable[[Config, int], Config]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetuning:
     """What a backbone changes of the fine-tuning recipes, which are those of GemNet-OC.
 
@@ -115,6 +131,7 @@ class Architecture:
       build_finetuned: (config, head, rngs, precision) -> a model with one head.
       feature_width: config -> width of `Model.node_features`.
       largest_atomic_number: config -> the largest element that the tables hold.
+      element_tables: where these are; None: pretraining that goes on takes no new elements.
       arrays: names and layout of public checkpoints; None: it is not exported.
       energy_reduction: how atoms' energies combine in pretraining, "sum" or "mean".
       ema_decay: of the averaged weights per step of pretraining; 0: no average.
@@ -140,6 +157,7 @@ class Architecture:
     build_finetuned: Callable[[Config, HeadSpec, nnx.Rngs, Precision], Any]
     feature_width: Callable[[Config], int]
     largest_atomic_number: Callable[[Config], int]
+    element_tables: ElementTables | None = None
     arrays: Arrays | None = None
     energy_reduction: str = "sum"
     ema_decay: float = 0.99

@@ -189,7 +189,8 @@ def print_report(c: Compiled, run: Pretraining, out: TextIO):
     seconds, gib = step_seconds(times), 2**30
     say = lambda text: print(text, file=out, flush=True)  # noqa: E731
     say(f"topology    {c.topology}: {c.n_device} devices, {c.chip.cores} per chip; libtpu, nothing was run")
-    say(f"model       {config.model}: {models.count_params(run.model.params):,} parameters, {config.precision}")
+    name = config.model or config.init
+    say(f"model       {name}: {models.count_params(run.model.params):,} parameters, {config.precision}")
     say(f"part        {c.edges} edge slots per device; {c.structures:.0f} structures per step over all devices")
     say(f"compiled    in {c.seconds:.0f} s")
     total, limit = c.arguments + c.temporaries, c.chip.memory / c.chip.cores

@@ -31,7 +31,8 @@ def print_plan(run: Pretraining, out: TextIO):
     if run.left_out:
         say(f"            {run.left_out} of them are left out, since batches are whole")
     say(f"steps       {run.total_steps} ({run.steps_per_epoch} per epoch), warm-up {run.optim.warmup_steps}")
-    say(f"model       {config.model}: {models.count_params(run.model.params):,} parameters, {config.precision}")
+    name = config.model or config.init
+    say(f"model       {name}: {models.count_params(run.model.params):,} parameters, {config.precision}")
     shapes = ", ".join(f"{b.n_main}" for b in batches.budgets)
     say(f"batches     {len(batches.budgets)} shapes of {shapes} edges")
     sample = [batches.batch(step) for step in range(min(20, run.total_steps))]

@@ -49,9 +49,12 @@ class PretrainConfig:
     near copies of training structures), and FILE.npz names a saved split."""
     epochs: int = 5
     """The run passes this many times (E) over the N structures."""
-    model: str = "gemnet_oc_s"
-    """This names the network: gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m,
-    equiformer_v2_tiny, or a JSON file of dimensions."""
+    model: str | None = None
+    """This names the network: gemnet_oc_s (the default), gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano,
+    equiformer_v2_31m, equiformer_v2_tiny, or a JSON file of dimensions. A checkpoint of --init brings its own."""
+    init: str | None = None
+    """Pretraining goes on from this checkpoint: RUN (its best-validation one), RUN@last, a step folder or a converted
+    folder. It keeps its scale factors and the heads of data sets of the same name; other heads are new."""
     batch_size: int = 20
     """Each step trains on this many structures."""
     batch_edges: int | None = None
@@ -145,6 +148,10 @@ class PretrainConfig:
     def __post_init__(self):
         if self.n is None:
             object.__setattr__(self, "n", "2e6" if self.subset is None else "all")
+        if self.init is None and self.model is None:
+            object.__setattr__(self, "model", "gemnet_oc_s")
+        if self.init is not None:
+            cli.refuse_unused(self, ["scales"], "with --init, whose scale factors stay")
         if self.subset is not None and "," in self.upstream:
             raise InputError("--subset belongs to one data set; give one --upstream")
         if self.split not in ("auto", "group", "record") and len(split_names(self.upstream)) > 1:

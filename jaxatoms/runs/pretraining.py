@@ -1,7 +1,8 @@
 """Pretraining on one or several upstream data sets under a budget C = N x E: data, batches, model, schedule, step."""
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,11 +18,11 @@ from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.runs import fleet
+from jaxatoms.runs import fleet, start
+from jaxatoms.runs.continued import Continued
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import say
-from jaxatoms.runs.start import check_elements
 from jaxatoms.training import parallel
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
@@ -38,6 +39,7 @@ class Pretraining(TrainingRun):
 
     command: ClassVar[str] = "experiments.pretrain"
     data: list[tasks.TaskData]  # one per task
+    origin: Mapping | None = None  # of a run that goes on from a checkpoint, see `start.origin_record`
 
     @property
     def accumulate(self) -> int:
@@ -121,6 +123,7 @@ class Pretraining(TrainingRun):
             config=dataclasses.asdict(self.config),
             seed=self.config.seed,
             budget=budget_record(self),
+            origin=self.origin,
         )
 
     def resolved(self) -> dict:
@@ -132,6 +135,7 @@ class Pretraining(TrainingRun):
             "budgets": [dataclasses.asdict(b) for b in self.batches.budgets],
             "tasks": [tasks.task_record(d.task).to_json() for d in self.data],
             "matmul_precision": self.config.precision,
+            "origin": self.origin,
         }
 
     def summary(self, done: int) -> dict:
@@ -141,6 +145,7 @@ class Pretraining(TrainingRun):
             "n_per_task": {d.task.name: len(d.train) for d in self.data},
             "upstream": self.config.upstream,
             "model": self.config.model,
+            "origin": self.origin,
             "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(self.val, self.data),
             "mean_baseline_all_atom_force_mae_mev_per_angstrom": mean_force_baseline(self.val, self.data, False),
         }
@@ -182,15 +187,18 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
-    model_config = registry.find_config(config.model)
+    init = None if config.init is None or not fit else start.find_init(config.init, config.model)
+    model_config = _dimensions(config, init, data, run_dir)
     own = registry.architecture_of(model_config)
     for d in data:
-        check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))
+        start.check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))
     corpus, train_samples, val_samples = tasks.make_corpus(data, own.graphs)
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices)
     model = registry.make_model(model_config, len(data), config.seed, precision_of(config))
-    if fit and own.scale_factors is not None:
+    if init is not None:
+        start_from(model, model_config, init, data, (lambda _: None) if config.quiet else say)
+    elif fit and own.scale_factors is not None:
         drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)
         batches_to_fit = loader.eval_batches(corpus, drawn, min(config.batch_size, len(drawn.record)))
         set_scale_factors(config, model, model_config, batches_to_fit)
@@ -206,8 +214,41 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         total_steps=total,
         steps_per_epoch=max(1, batches.total_steps // config.epochs),
         devices=devices,
+        origin=_origin(init, run_dir),
     )
     return run.recomputed_if_asked(None if run_dir is None or fit else run_dir / "resolved.json")
+
+
+def _dimensions(config: PretrainConfig, init: start.Init | None, data: list[tasks.TaskData], run_dir: Path | None):
+    """The network's dimensions: as named, or those of the checkpoint to go on from, with room for the elements."""
+    if config.init is None:
+        return registry.find_config(config.model)
+    if init is None:  # resumed: what the run itself noted
+        assert run_dir is not None
+        return registry.config_from_record(json.loads((run_dir / "resolved.json").read_text())["model"])
+    tables = registry.architecture_of(init.model).element_tables
+    return init.model if tables is None else tables.enlarged(init.model, int(np.flatnonzero(_elements(data)).max()))
+
+
+def _elements(data: list[tasks.TaskData]) -> np.ndarray:
+    """[121] bool: elements of the training and validation structures."""
+    return np.logical_or.reduce([d.task.store.elements(np.concatenate([d.train, d.val])) for d in data])
+
+
+def start_from(module, config: Config, init: start.Init, data: list[tasks.TaskData], notify):
+    """Fill a new model from a checkpoint, in place."""
+    assert init.path is not None
+    found = Continued(init.path, [d.task.name for d in data], _elements(data))
+    model = found.fill(registry.split_model(module), config, notify)
+    nnx.update(module, model.params, model.constants)
+
+
+def _origin(init: start.Init | None, run_dir: Path | None) -> Mapping | None:
+    """Where the run starts; of one that is resumed, what it noted."""
+    if init is not None:
+        return init.origin
+    resolved = None if run_dir is None else run_dir / "resolved.json"
+    return json.loads(resolved.read_text()).get("origin") if resolved is not None and resolved.exists() else None
 
 
 def _schedule(config: PretrainConfig, total: int, ema_decay: float) -> OptimConfig:

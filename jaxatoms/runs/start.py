@@ -55,9 +55,8 @@ def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> Pur
     Raises:
       InputError: the checkpoint lacks a weight, or has it in another shape.
     """
-    weights = "ema" if mode == "ema" else "params"
-    arrays, _ = restore(checkpoint, None, only=(weights, "constants"))
-    source, constants = (_below(arrays, name) for name in (weights, "constants"))
+    source = named_arrays(checkpoint, "ema" if mode == "ema" else "params")
+    constants = named_arrays(checkpoint, "constants")
     fresh = ("embedding/",) if mode == "reference" else ()
     params, taken = _filled(model.params, source, checkpoint, skip=("out_energy/", "out_forces/", *fresh))
     constants, _ = _filled(model.constants, constants, checkpoint, skip=())
@@ -92,8 +91,9 @@ def _name(path) -> str:
     return "/".join(k for k in keys if k != "value")
 
 
-def _below(arrays: dict[str, np.ndarray], top: str) -> dict[str, np.ndarray]:
-    """The arrays of one part of a checkpoint, under the names that fine-tuned models use."""
+def named_arrays(checkpoint: Path, top: str) -> dict[str, np.ndarray]:
+    """The arrays of one part of a checkpoint ("ema", "constants"), under the names that fine-tuned models use."""
+    arrays, _ = restore(checkpoint, None, only=(top,))
     own = {n.removeprefix(f"{top}/").removesuffix("/value"): a for n, a in arrays.items() if n.startswith(f"{top}/")}
     return {name.replace("embedding/atom_embedding/", "embedding/"): array for name, array in own.items()}
 

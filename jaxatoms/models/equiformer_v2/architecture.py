@@ -1,11 +1,12 @@
 """EquiformerV2 as an `Architecture`."""
 
 import dataclasses
+import re
 
 from flax import nnx
 
 from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
-from jaxatoms.models.architecture import Architecture, Finetuning
+from jaxatoms.models.architecture import Architecture, ElementTables, Finetuning
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2 import names
@@ -52,6 +53,11 @@ def finetuned_dimensions(config: EquiformerV2Config, head: HeadSpec) -> Equiform
     )
 
 
+def with_elements(config: EquiformerV2Config, largest: int) -> EquiformerV2Config:
+    """Tables that hold the atomic number `largest`."""
+    return dataclasses.replace(config, max_num_elements=max(config.max_num_elements, largest + 1))
+
+
 def as_released(config: EquiformerV2Config, family: str, cutoff: float) -> EquiformerV2Config:
     """Gaussians to 12 A with the width for the cutoff's 7 A (docs/reference/equiformer_v2.md, Edge scalars)."""
     if family != "rmd17":
@@ -68,6 +74,9 @@ EQUIFORMER_V2 = Architecture(
     build_finetuned=build_finetuned,
     feature_width=lambda config: config.feature_width,
     largest_atomic_number=lambda config: config.max_num_elements - 1,  # the tables' first row stands for Z = 0
+    element_tables=ElementTables(
+        pattern=re.compile(r"(sphere|source|target)_embedding/"), first=0, enlarged=with_elements
+    ),
     arrays=names,
     energy_reduction="mean",  # as in the paper's pretraining
     ema_decay=0.0,  # the average is the weights (docs/reference/pretraining.md, Averaged weights)

@@ -1,13 +1,14 @@
 """GemNet-OC as an `Architecture`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
-from jaxatoms.models.architecture import Architecture, Finetuning, ScaleFactors
+from jaxatoms.models.architecture import Architecture, ElementTables, Finetuning, ScaleFactors
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc import names
@@ -80,6 +81,11 @@ GEMNET_OC = Architecture(
     build_finetuned=build_finetuned,
     feature_width=lambda config: config.emb_size_atom,
     largest_atomic_number=lambda config: config.num_elements,
+    element_tables=ElementTables(
+        pattern=re.compile(r"^embedding/"),
+        first=1,
+        enlarged=lambda config, largest: dataclasses.replace(config, num_elements=max(config.num_elements, largest)),
+    ),
     arrays=names,
     scale_factors=ScaleFactors(fit=fit_scale_factors, load_shipped=load_shipped_scales),
     gradient_divisors=gradient_divisors,

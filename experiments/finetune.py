@@ -5,10 +5,11 @@
 The recipe of each data set is the paper's; `--budget small` keeps everything but the number of steps.
 """
 
+from jaxatoms.runs import fleet
 from jaxatoms.runs.finetune_config import RESUMABLE, FinetuneConfig
 from jaxatoms.runs.finetuning import finetune
 from jaxatoms.runs.session import check_run_dir
-from jaxatoms.tools import cli, lock
+from jaxatoms.tools import cli
 from jaxatoms.tools.runtime import prepare_process
 
 
@@ -16,10 +17,13 @@ from jaxatoms.tools.runtime import prepare_process
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.finetune`."""
     config = cli.parse(FinetuneConfig, argv, description=__doc__, prog="python -m experiments.finetune")
+    fleet.join(config.coordinator, config.num_processes, config.process_id)
     prepare_process()
     run_dir = cli.resolve_run_dir(config.run_dir)
-    with lock.hold(run_dir):
-        finetune(config, run_dir, check_run_dir(run_dir, config, RESUMABLE))
+    with fleet.one_run(run_dir):
+        resumed = check_run_dir(run_dir, config, RESUMABLE)
+        fleet.wait_for_all("run folder checked")
+        finetune(config, run_dir, resumed)
     return 0
 
 

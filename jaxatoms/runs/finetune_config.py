@@ -14,7 +14,8 @@ from jaxatoms.types import InputError
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
     "resume", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "test_samples",
-    "batch_shapes", "devices", "shard_optimizer", "part_headroom",
+    "batch_shapes", "devices", "shard_optimizer", "part_headroom", "coordinator", "num_processes", "process_id",
+    "steps_per_call",
 )  # fmt: skip
 
 
@@ -26,8 +27,9 @@ class FinetuneConfig:
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay"),
         "trained_part": ("train", "freeze"),
         "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
-        "batches": ("accumulate", "batch_shapes", "workers"),
-        "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom"),
+        "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "workers"),
+        "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",
+                    "num_processes", "process_id"),
         "output": ("val_samples", "test_samples", "log_every", "keep", "quiet", "cache_dir"),
     }  # fmt: skip
 
@@ -76,6 +78,11 @@ class FinetuneConfig:
     """The run passes this many times over the training structures; the default is the recipe's number."""
     batch_size: int | None = None
     """Each step trains on this many structures; the default is the recipe's number."""
+    batch_edges: int | None = None
+    """Batches are filled up to this many edges, and structures are not counted; the learning rate has to follow."""
+    steps_per_call: int = 1
+    """This means the same as in experiments.pretrain: this many steps are dispatched together, for small batches on a
+    fast device."""
     accumulate: int = 1
     """This many batches, one after another on each device, make one update; --batch-size counts one of them."""
     lr: float | None = None
@@ -106,6 +113,13 @@ class FinetuneConfig:
     devices: int = 1
     """This many devices of this host share the batch of every step. The default is one, because the recipes' batches
     are small (rMD17: 4); every device computes the whole validation and test."""
+    coordinator: str | None = None
+    """This means the same as in experiments.pretrain: HOST:PORT of process 0 of a run of several processes, which use
+    all of their devices; auto asks a cluster that JAX knows."""
+    num_processes: int | None = None
+    """The run consists of this many processes; this belongs to --coordinator HOST:PORT."""
+    process_id: int | None = None
+    """This process has this number, counted from 0; it belongs to --coordinator HOST:PORT."""
     shard_optimizer: bool = False
     """This means the same as in experiments.pretrain: moments and average are spread over the devices."""
     part_headroom: float = packing.HEADROOM
@@ -133,7 +147,7 @@ class FinetuneConfig:
         parse_count(self.test_samples)
         cli.check_positive(
             self, "n_train", "n_val", "val_samples", "epochs", "batch_size", "accumulate", "lr", "max_steps",
-            "log_every", "devices",
+            "log_every", "devices", "batch_edges", "steps_per_call",
         )  # fmt: skip
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")

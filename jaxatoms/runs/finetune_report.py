@@ -1,4 +1,4 @@
-"""What a fine-tuning run says: its reference energies, and at its end errors before and after it beside the mean."""
+"""What a fine-tuning run says: its reference energies, validation errors, and at its end those before and after."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +11,7 @@ from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.inference.evaluation import quantities, unit_of
+from jaxatoms.training.losses.terms import Terms, mean_loss
 
 MEASURES = {  # of a validation -> the quantity it is the error of
     "force_mae_mev_per_angstrom": "forces",
@@ -20,6 +21,34 @@ MEASURES = {  # of a validation -> the quantity it is the error of
     "balanced_accuracy": "value",
 }
 LARGE_SHIFT = 1.0  # eV/atom; beyond it, energies of the checkpoint and of the data do not have one zero
+
+
+def validation_metrics(sums: dict, task: DownstreamTask, terms: Terms) -> dict[str, float]:
+    """The data set's metrics in the paper's units, and "loss" (what best means).
+
+    Of a potential that learns several labels "loss" is that of training; otherwise it is the metric.
+    """
+    if "class_count" in sums:
+        recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
+        return {"loss": 1 - recall, "balanced_accuracy": recall}
+    facts = task.facts
+    if not isinstance(facts, ForceData):
+        mae = _mean(sums, "energy") * task.std
+        return {"loss": mae, "mae": mae * unit_of(facts)[1]}
+    scale = 1000 * facts.force_std
+    if not facts.weights or set(facts.weights) == {"forces"}:
+        mae = _mean(sums, "force") * scale
+        return {"loss": mae / 1000, "force_mae_mev_per_angstrom": mae}
+    errors = {measure: _SUMS[of] for measure, of in MEASURES.items() if of in facts.weights}
+    labelled = {measure: name for measure, name in errors.items() if sums[f"{name}_count"].sum()}
+    return {"loss": mean_loss(terms, sums)} | {measure: _mean(sums, name) * scale for measure, name in labelled.items()}
+
+
+_SUMS = {"forces": "force", "energy": "energy_by_atom", "stress": "stress"}  # names in the sums of `error_sums`
+
+
+def _mean(sums: dict, name: str) -> float:
+    return float(sums[f"{name}_error"].sum() / max(sums[f"{name}_count"].sum(), 1))
 
 
 def reference_table(energies: AtomEnergies, counts: np.ndarray, before: Mapping[str, LinearReference]) -> str:

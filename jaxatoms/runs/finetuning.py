@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import loader, packing, shards
-from jaxatoms.data.classes import compositions
-from jaxatoms.data.corpus import Corpus, Samples, draw_over_tasks, samples_of
+from jaxatoms.data.corpus import Corpus, draw_over_tasks, samples_of
 from jaxatoms.data.downstream import ForceData
 from jaxatoms.data.downstream_task import (
     DownstreamTask,
@@ -37,6 +35,8 @@ from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.runs import finetune_report, fleet, start, trained_part
+from jaxatoms.runs.batches import Batches, make_batches, samples_seen
+from jaxatoms.runs.energy_zero import energy_probe, fit_energy_zero
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
@@ -48,12 +48,11 @@ from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.potential import potential_terms
-from jaxatoms.training.losses.terms import Terms, label_sums, mean_loss
+from jaxatoms.training.losses.terms import Terms, label_sums
 from jaxatoms.training.partial import Partition
 from jaxatoms.training.step import TrainState, make_train_step
 from jaxatoms.types import InputError
 
-ENERGY_PROBE = 512  # training structures that fix the zero of a potential's energy
 COUNTED = 1000  # training structures over which reference energies of checkpoint and data are compared
 SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
 _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's
@@ -96,10 +95,6 @@ class Finetuning(TrainingRun):
     @property
     def dropout_seed(self) -> int | None:
         return self.config.seed if self.head.dropout else super().dropout_seed
-
-    @property
-    def accumulate(self) -> int:
-        return self.config.accumulate
 
     @property
     def validate_every(self) -> int:
@@ -171,13 +166,14 @@ class Finetuning(TrainingRun):
             mesh=mesh,
             shardings=shardings,
             accumulate=self.config.accumulate,
+            steps_per_call=self.config.steps_per_call,
         )
 
     def step_arguments(self) -> dict[str, Any]:
         return {"plateau": jnp.float32(self.plateau.factor)}
 
     def make_evaluator(self, apply):
-        forward, probe = jax.jit(apply), energy_probe(self)
+        forward, probe = jax.jit(apply), self._energy_probe()
         terms, n_class = self.terms, self.head.n_class
         sums = jax.jit(lambda out, batch: error_sums(out, batch, n_class=n_class) | label_sums(terms, out, batch))
         self.forward = forward
@@ -187,10 +183,16 @@ class Finetuning(TrainingRun):
 
         def validated(params, constants) -> dict[str, float]:
             if probe is not None:
-                self.reference = fit_energy_zero(self, probe, functools.partial(forward, params, constants))
-            return validation_metrics(evaluate(params, constants, self.val, errors), self.task, terms)
+                self.reference = fit_energy_zero(probe, functools.partial(forward, params, constants))
+            return finetune_report.validation_metrics(evaluate(params, constants, self.val, errors), self.task, terms)
 
         return validated
+
+    def _energy_probe(self) -> Pass | None:
+        """The structures whose energies fix the zero of a potential that learns forces alone."""
+        if self.head.kind != "gradient":
+            return None
+        return energy_probe(self.corpus, self.split.train, self.config.seed, self.eval_shapes)
 
     def learning_rate(self, step: int) -> float:
         """Of the head."""
@@ -233,7 +235,7 @@ class Finetuning(TrainingRun):
 
     def summary(self, done: int) -> dict:
         return {
-            "samples_seen": done * self.recipe.batch_size * self.config.accumulate,
+            "samples_seen": samples_seen(self.batches, self.config, self.recipe.batch_size, done),
             "downstream": self.config.downstream,
             "upstream": self.upstream,
             "origin": self.origin,
@@ -253,6 +255,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
         return
     if trained.summary is not None or _lacks_test(run, run_dir):
         test_run(run, run_dir, trained.params, trained.constants)
+    fleet.wait_for_all("test written")
     test, summary = (json.loads((run_dir / name).read_text()) for name in ("test.json", "summary.json"))
     print(evaluation.describe(test))
     print(f"\n{finetune_report.comparison(summary, test['last_ema'])}\nrun folder: {run_dir}")
@@ -277,17 +280,20 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
-    task, split = open_data(config, init.model, folder if resumed else None)
+    with fleet.writer_first("data prepared"):
+        task, split = open_data(config, init.model, folder if resumed else None)
     if task.energies is not None and not config.quiet:
         counts = task.store.element_counts(split.train[:COUNTED])
         say(finetune_report.reference_table(task.energies, counts, start.references_of(init.path)))
     corpus = Corpus((task,), registry.architecture_of(init.model).graphs)
     start.check_elements(task.store, init.model, config.downstream)
     recipe = _recipe(config, task, init.model)
-    if folder is not None and not resumed:
+    if folder is not None and not resumed and fleet.is_writer():
         save_run_data(folder, split, task.store, constants_record(task))
-    devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
-    batches = _make_batches(config, recipe, corpus, samples_of(0, split.train), devices)
+    n_device = None if jax.process_count() > 1 else config.devices  # several processes use all that they have
+    devices = fleet.Fleet(parallel.make_mesh(n_device), config.shard_optimizer)
+    batches = make_batches(config, corpus, samples_of(0, split.train), devices, epochs=recipe.epochs,
+                           batch_size=recipe.batch_size, round_up=True)  # fmt: skip
     n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
     val_samples = samples_of(0, evaluation.draw(split.val, n_val))
     eval_shapes: list = []
@@ -353,7 +359,7 @@ def _recorded_origin(resolved: Path | None) -> dict | None:
     return record.get("origin") or {"upstream": record["upstream"]}  # an older run noted no more
 
 
-def _make_optim(recipe: Recipe, batches: loader.TrainBatches | shards.ShardedBatches, total: int) -> FinetuneOptim:
+def _make_optim(recipe: Recipe, batches: Batches, total: int) -> FinetuneOptim:
     """The schedule of a run of `total` steps; one cut short has its cosine and warm-up shortened."""
     whole = batches.total_steps
     per_epoch = whole // recipe.epochs
@@ -399,29 +405,6 @@ def open_data(
     return task, split
 
 
-def _make_batches(config: FinetuneConfig, recipe: Recipe, corpus, samples: Samples, devices: fleet.Fleet):
-    """The run's batches, in parts where several devices or several batches make one update."""
-    sizes = loader.measure(corpus, samples, 0.0, config.seed)
-    batch_size = recipe.batch_size * config.accumulate
-    steps = -(-len(samples.record) // batch_size) * recipe.epochs
-    largest = loader.largest_structure(corpus, samples)
-    shapes = config.batch_shapes or packing.shapes_worth_compiling(steps)
-    budgets = packing.fixed_budgets(sizes, batch_size, largest, steps, config.seed, shapes)
-    whole = loader.TrainBatches(
-        corpus=corpus,
-        samples=samples,
-        budgets=budgets,
-        epochs=recipe.epochs,
-        seed=config.seed,
-        edge_dropout=0.0,
-        batch_size=batch_size,
-        round_up=True,
-    )
-    edges = shards.expected_edges(sizes, corpus.n_node(samples))
-    return devices.share(whole, sizes, edges, batch_edges=None, shapes=shapes, headroom=config.part_headroom,
-                         accumulate=config.accumulate, alike=1)  # fmt: skip
-
-
 def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, batches_to_fit: Callable[[], list],
                 path: Path | None, dimensions: Config):
     """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
@@ -446,34 +429,6 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, ba
     if own.scale_factors is not None and (path is None or config.refit_scales):
         own.scale_factors.fit(module, batches_to_fit(), lambda _: None)
     return registry.split_model(module), dimensions, head
-
-
-def validation_metrics(sums: dict, task: DownstreamTask, terms: Terms) -> dict[str, float]:
-    """The data set's metrics in the paper's units, and "loss" (what best means).
-
-    Of a potential that learns several labels "loss" is that of training; otherwise it is the metric.
-    """
-    if "class_count" in sums:
-        recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
-        return {"loss": 1 - recall, "balanced_accuracy": recall}
-    facts = task.facts
-    if not isinstance(facts, ForceData):
-        mae = _mean(sums, "energy") * task.std
-        return {"loss": mae, "mae": mae * evaluation.unit_of(facts)[1]}
-    scale = 1000 * facts.force_std
-    if not facts.weights or set(facts.weights) == {"forces"}:
-        mae = _mean(sums, "force") * scale
-        return {"loss": mae / 1000, "force_mae_mev_per_angstrom": mae}
-    errors = {measure: _SUMS[of] for measure, of in finetune_report.MEASURES.items() if of in facts.weights}
-    labelled = {measure: name for measure, name in errors.items() if sums[f"{name}_count"].sum()}
-    return {"loss": mean_loss(terms, sums)} | {measure: _mean(sums, name) * scale for measure, name in labelled.items()}
-
-
-_SUMS = {"forces": "force", "energy": "energy_by_atom", "stress": "stress"}  # names in the sums of `error_sums`
-
-
-def _mean(sums: dict, name: str) -> float:
-    return float(sums[f"{name}_error"].sum() / max(sums[f"{name}_count"].sum(), 1))
 
 
 def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecord:
@@ -514,42 +469,6 @@ def _predicted(head: HeadSpec) -> tuple[str, ...]:
     return ("energy", "forces") if head.kind == "gradient" else ("energy",)
 
 
-def energy_probe(run: Finetuning) -> Pass | None:
-    """The training structures whose energies fix the zero of a potential's: all compositions alike, at most 512.
-
-    None where the energy has its zero from training, or no zero at all.
-    """
-    if getattr(run.task.facts, "learns_energy", False):
-        return None
-    store, train = run.task.store, run.split.train
-    train = train[np.isfinite(store.energy[train])]
-    if run.head.kind != "gradient" or len(train) == 0:
-        return None
-    _, composition = np.unique(compositions(store, train), return_inverse=True)
-    drawn = draw_over_tasks(Samples(composition.astype(np.int32), train), ENERGY_PROBE, run.config.seed)
-    return plan_pass(run.corpus, samples_of(0, np.sort(drawn.record)), evaluation.BATCH_EDGES, run.eval_shapes)
-
-
-def fit_energy_zero(run: Finetuning, probe: Pass, predict: Callable) -> LinearReference:
-    """Energies per element, eV, that are least squares of what the labels are above the potential.
-
-    Args:
-      probe: of `energy_probe`.
-      predict: batch -> ModelOutput.
-
-    A potential trained on forces is right up to a constant of each composition. Constants per element fit those of
-    the training compositions, and say which others they fix (`LinearReference.determines`).
-    """
-    task, counts, rest = run.task, [], []
-    assert isinstance(task.facts, ForceData)
-    for group, batch in zip(probe.groups, probe.batches(), strict=True):
-        records = probe.samples.record[group]
-        energy = np.asarray(predict(batch).energy, np.float64)[: len(records)] * task.facts.force_std
-        counts.append(task.store.element_counts(records))
-        rest.append(task.store.energy[records] - energy)
-    return LinearReference.solve(np.concatenate(counts).astype(np.float64), np.concatenate(rest))
-
-
 def test_run(run: Finetuning, run_dir: Path, last_params, constants) -> dict:
     """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
     assert run.forward is not None
@@ -557,6 +476,5 @@ def test_run(run: Finetuning, run_dir: Path, last_params, constants) -> dict:
     test = evaluation.draw(run.split.test, parse_count(run.config.test_samples))
     weights = {"last_ema": last_params, "best_ema": best}
     forwards = {name: functools.partial(run.forward, params, constants) for name, params in weights.items()}
-    return evaluation.assess(
-        run_dir, "test", test, len(run.split.test), forwards, run.task, run.architecture.graphs, run.eval_shapes
-    )
+    folder, graphs = fleet.output_dir(run_dir), run.architecture.graphs
+    return evaluation.assess(folder, "test", test, len(run.split.test), forwards, run.task, graphs, run.eval_shapes)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import calls, loader, mixture, packing, shards, tasks
+from jaxatoms.data import loader, mixture, tasks
 from jaxatoms.data.corpus import draw_over_tasks
 from jaxatoms.data.subset import parse_count
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
@@ -19,6 +19,7 @@ from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.runs import fleet, start
+from jaxatoms.runs.batches import make_batches, samples_seen
 from jaxatoms.runs.continued import Continued
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
@@ -40,14 +41,6 @@ class Pretraining(TrainingRun):
     command: ClassVar[str] = "experiments.pretrain"
     data: list[tasks.TaskData]  # one per task
     origin: Mapping | None = None  # of a run that goes on from a checkpoint, see `start.origin_record`
-
-    @property
-    def accumulate(self) -> int:
-        return self.config.accumulate
-
-    @property
-    def steps_per_call(self) -> int:
-        return self.config.steps_per_call
 
     @property
     def validate_every(self) -> int:
@@ -106,15 +99,6 @@ class Pretraining(TrainingRun):
     def learning_rate(self, step: int) -> float:
         return float(warmup_cosine(self.optim, self.total_steps)(step))
 
-    def stream(self, first: int) -> Iterator:
-        config = self.config
-        if config.steps_per_call == 1:
-            return super().stream(first)
-        plan = calls.plan_calls(
-            first, self.total_steps, (self.validate_every, self.steps_per_epoch), config.steps_per_call
-        )
-        return loader.prefetch(calls.StackedBatches(self.batches).batch, plan, config.workers)
-
     def checkpoint_meta(self) -> CheckpointMeta:
         return CheckpointMeta(
             model=registry.model_record(self.model_config),
@@ -140,7 +124,7 @@ class Pretraining(TrainingRun):
 
     def summary(self, done: int) -> dict:
         return {
-            "samples_seen": self._samples_seen(done),
+            "samples_seen": samples_seen(self.batches, self.config, self.config.batch_size, done),
             "budget": budget_record(self) | {"left_out": self.left_out},
             "n_per_task": {d.task.name: len(d.train) for d in self.data},
             "upstream": self.config.upstream,
@@ -149,11 +133,6 @@ class Pretraining(TrainingRun):
             "mean_baseline_force_mae_mev_per_angstrom": mean_force_baseline(self.val, self.data),
             "mean_baseline_all_atom_force_mae_mev_per_angstrom": mean_force_baseline(self.val, self.data, False),
         }
-
-    def _samples_seen(self, done: int) -> int:
-        if self.config.batch_edges is None:
-            return done * self.config.batch_size * self.config.accumulate
-        return sum(len(self.batches.indices(step)) for step in range(done))
 
 
 def precision_of(config: PretrainConfig) -> Precision:
@@ -194,7 +173,8 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         start.check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))
     corpus, train_samples, val_samples = tasks.make_corpus(data, own.graphs)
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
-    batches = make_batches(config, corpus, train_samples, devices)
+    batches = make_batches(config, corpus, train_samples, devices, epochs=config.epochs,
+                           batch_size=config.batch_size, edge_dropout=config.edge_dropout)  # fmt: skip
     model = registry.make_model(model_config, len(data), config.seed, precision_of(config))
     if init is not None:
         start_from(model, model_config, init, data, (lambda _: None) if config.quiet else say)
@@ -279,29 +259,6 @@ def prepare_data(config: PretrainConfig, run_dir: Path | None, resumed: bool) ->
         save_to=folder if fleet.is_writer() and not resumed else None,
         saved=folder if resumed else None,
     )
-
-
-def make_batches(config: PretrainConfig, corpus, samples, devices: fleet.Fleet):
-    """The run's batches (in parts where there are several devices), budgets measured on a sample of structures."""
-    sizes = loader.measure(corpus, samples, config.edge_dropout, config.seed)
-    largest = loader.largest_structure(corpus, samples)
-    args = dict(corpus=corpus, samples=samples, epochs=config.epochs, seed=config.seed,
-                edge_dropout=config.edge_dropout)
-    batch_size = config.batch_size * config.accumulate
-    capacity = None if config.batch_edges is None else config.batch_edges * config.accumulate
-    steps = max(1, len(samples.record) * config.epochs // batch_size)
-    shapes = config.batch_shapes or packing.shapes_worth_compiling(steps)
-    parts = dict(batch_edges=capacity, shapes=shapes, headroom=config.part_headroom,
-                 accumulate=config.accumulate, alike=config.steps_per_call)
-    if capacity is None:
-        budgets = packing.fixed_budgets(
-            sizes, batch_size, largest, steps, config.seed, shapes, config.steps_per_call
-        )
-        whole = loader.TrainBatches(budgets=budgets, batch_size=batch_size, **args)
-        return devices.share(whole, sizes, shards.expected_edges(sizes, corpus.n_node(samples)), **parts)
-    weights = loader.measure(corpus, samples, config.edge_dropout, config.seed, limit=None)["n_main"]
-    budgets = packing.packed_budgets(sizes, capacity, largest, weights)
-    return devices.share(loader.TrainBatches(budgets=budgets, weights=weights, **args), sizes, weights, **parts)
 
 
 def set_scale_factors(config: PretrainConfig, model, model_config, drawn: list):

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import loader, shards
+from jaxatoms.data import calls, loader
 from jaxatoms.graphs.batch import collate, empty_structures, stack
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Architecture, Config
 from jaxatoms.runs import fleet, remat
+from jaxatoms.runs.batches import Batches
 from jaxatoms.runs.session import Session, has_finished, restore_run, say
 from jaxatoms.tools.provenance import peak_memory_gib, provenance
 from jaxatoms.training import parallel
@@ -38,7 +39,7 @@ class TrainingRun(abc.ABC):
 
     command: ClassVar[str]
     config: Any  # the command's settings
-    batches: loader.TrainBatches | shards.ShardedBatches
+    batches: Batches
     val: list  # padded batches on the host
     model: registry.PureModel
     model_config: Config
@@ -60,12 +61,12 @@ class TrainingRun(abc.ABC):
     @property
     def accumulate(self) -> int:
         """Batches per step and device, one after another."""
-        return 1
+        return self.config.accumulate
 
     @property
     def steps_per_call(self) -> int:
         """Steps of one compiled call."""
-        return 1
+        return self.config.steps_per_call
 
     # --- what pretraining and fine-tuning differ in ---------------------------------------------------
 
@@ -141,7 +142,11 @@ class TrainingRun(abc.ABC):
 
     def stream(self, first: int) -> Iterator:
         """Host batches of the calls from step `first` on."""
-        return loader.prefetch(self.batches.batch, range(first, self.total_steps), self.config.workers)
+        if self.steps_per_call == 1:
+            return loader.prefetch(self.batches.batch, range(first, self.total_steps), self.config.workers)
+        ends = (self.validate_every, self.steps_per_epoch)
+        plan = calls.plan_calls(first, self.total_steps, ends, self.steps_per_call)
+        return loader.prefetch(calls.StackedBatches(self.batches).batch, plan, self.config.workers)
 
     # --------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from experiments import finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 # Three steps an epoch, of 8, 8 and 4 structures: on eight devices the last leaves four of them empty.
@@ -21,6 +24,7 @@ RUNS = {
     "one": ["--batch-size", "8"],
     "eight": ["--batch-size", "8", "--devices", "8", "--shard-optimizer"],
     "two pieces": ["--batch-size", "4", "--accumulate", "2", "--devices", "4"],
+    "calls of two": ["--batch-size", "8", "--steps-per-call", "2"],
 }
 PROGRAM = "import json, sys; from experiments.finetune import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
 
@@ -51,9 +55,39 @@ def test_losses_validations_and_tests_are_those_of_one_device(runs):
     losses = _series(one, "train", "loss")
     assert len(losses) == 6 and losses[0] != losses[-1]
     test = json.loads((one / "test.json").read_text())["last_ema"]["mae"]
-    for name in ("eight", "two pieces"):
+    for name in ("eight", "two pieces", "calls of two"):
         np.testing.assert_allclose(_series(runs[name], "train", "loss"), losses, rtol=2e-6, err_msg=name)
         np.testing.assert_allclose(_series(runs[name], "val", "loss"), _series(one, "val", "loss"), rtol=1e-5)
         assert json.loads((runs[name] / "test.json").read_text())["last_ema"]["mae"] == pytest.approx(test, rel=1e-5)
         summary = json.loads((runs[name] / "summary.json").read_text())
-        assert summary["samples_seen"] == 48 and summary["devices"] == {"eight": 8, "two pieces": 4}[name]
+        devices = {"eight": 8, "two pieces": 4, "calls of two": 1}
+        assert summary["samples_seen"] == 48 and summary["devices"] == devices[name]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_the_test_of_one(nano_run, tmp_path):
+    start = [*KINDS["direct forces"], "--init", str(nano_run), *COMMON, *RUNS["one"]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "experiments.finetune", *start, "--run-dir"]
+    join = ["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    commands = [[*words, str(tmp_path / "two"), *join, str(i)] for i in (0, 1)]
+    both = [subprocess.Popen(command, env=env, cwd=tmp_path, **pipes) for command in commands]
+    ended = [(process.communicate(timeout=600)[1], process.returncode) for process in both]
+    assert all(code == 0 for _, code in ended), [error[-2000:] for error, _ in ended]
+    assert subprocess.run([*words, str(tmp_path / "one")], env=env, cwd=tmp_path).returncode == 0
+    one, two = tmp_path / "one", tmp_path / "two"
+    np.testing.assert_allclose(_series(two, "train", "loss"), _series(one, "train", "loss"), rtol=2e-6)
+    maes = [json.loads((run / "test.json").read_text())["last_ema"]["mae"] for run in (one, two)]
+    assert maes[1] == pytest.approx(maes[0], rel=1e-5)
+    assert json.loads((two / "summary.json").read_text())["processes"] == 2
+
+
+def test_batches_filled_by_edges(nano_run, tmp_path):
+    options = [*KINDS["a scalar"], "--init", str(nano_run), *COMMON, "--batch-edges", "2000"]
+    assert finetune.main([*options, "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["finished"] and summary["samples_seen"] > 6 and summary["compiled_shapes"] == 1

@@ -88,7 +88,7 @@ def _labels(name: str, store: Store, train: np.ndarray) -> tuple[str, ...]:
     """What can be learnt: "energy", "forces" or both."""
     found = tuple(np.array(["energy", "forces"])[list(labels_in(store, train))].tolist())
     if not found:
-        remedy = label_hint(store) or "compute them, or fine-tune on a scalar with --target"
+        remedy = label_hint(store) or "compute them, or fine-tune on a scalar with --targets"
         raise InputError(f"{name}: no training structure has an energy or forces; {remedy}")
     return found
 

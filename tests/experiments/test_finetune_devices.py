@@ -90,4 +90,5 @@ def test_batches_filled_by_edges(nano_run, tmp_path):
     options = [*KINDS["a scalar"], "--init", str(nano_run), *COMMON, "--batch-edges", "2000"]
     assert finetune.main([*options, "--run-dir", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["finished"] and summary["samples_seen"] > 6 and summary["compiled_shapes"] == 1
+    assert summary["finished"] and summary["samples_seen"] > 6
+    assert summary["compiled_shapes"] <= summary["batch_shapes"]

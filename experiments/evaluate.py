@@ -25,13 +25,15 @@ from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.runs.finetune_config import FinetuneConfig
-from jaxatoms.runs.finetuning import open_data
+from jaxatoms.runs.finetune_data import open_parts
+from jaxatoms.runs.finetuning import corpus_of
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import loss_scales_of, physical, prepare_data
 from jaxatoms.tools import cli
 from jaxatoms.tools.provenance import provenance
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.training import loop
+from jaxatoms.training.checkpoint_files import resolve_checkpoint
 from jaxatoms.training.losses.pretraining import pretraining_terms
 from jaxatoms.training.step import make_eval_step
 from jaxatoms.types import InputError
@@ -75,17 +77,23 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
     models, model_config = averaged_weights(run_dir)
-    task, split = open_data(settings, model_config, run_dir / "data")
-    graphs = registry.architecture_of(model_config).graphs
-    whole = getattr(split, config.split)
-    records = evaluation.draw(whole, parse_count(config.samples))
+    parts = open_parts(settings, model_config, resolved_init(settings), run_dir / "data")
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
     forwards = {name: functools.partial(apply, m.params, m.constants) for name, m in models.items()}
-    result = evaluation.assess(
-        run_dir, config.split, records, len(whole), forwards, task, graphs, [], config.batch_edges
-    )
-    print(evaluation.describe(result))
-    print(f"-> {run_dir}/{config.split}.json and {config.split}_*.png")
+    corpus, shapes = corpus_of(parts, model_config), []
+    for i, part in enumerate(parts):
+        whole = getattr(part.split, config.split)
+        records = evaluation.draw(whole, parse_count(config.samples))
+        result = evaluation.assess(
+            run_dir, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges
+        )
+        print(evaluation.describe(result))
+        print(f"-> {run_dir}/{evaluation.result_name(config.split, i)} and plots beside it")
+
+
+def resolved_init(settings: FinetuneConfig) -> Path | None:
+    """The checkpoint of a run, where the record of a replayed set stands; None where none is needed."""
+    return None if settings.replay is None else resolve_checkpoint(settings.init)
 
 
 def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: EvaluateConfig):

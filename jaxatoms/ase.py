@@ -121,7 +121,7 @@ class JaxAtomsCalculator(Calculator):
         spec = self._model.architecture.graphs
         graphs = spec.cut(edges, distance, systems.n_node, systems.tags, spec.limits_of(self._limit, 1))
         budget = self._run.budget_for(packing.exact_budget([packing.whole_size(systems, graphs)]))
-        batch = inference.unlabelled(systems, graphs, budget, self._dtype)
+        batch = inference.unlabelled(systems, graphs, budget, self._dtype, self._task)
         with self._precision():
             out = jax.tree.map(np.asarray, self._run(budget, self._state, batch))
         self._store(out, systems)

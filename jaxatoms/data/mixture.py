@@ -1,5 +1,6 @@
 """`--upstream a,b,c --mix ...`: the tasks of a run, each with its share of the N structures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxatoms.data import tasks
@@ -58,8 +59,13 @@ def family(name: str) -> str:
 
 def task_names(data: list[tasks.TaskData]) -> list[str]:
     """Short names for metrics: without paths, numbered where that leaves them equal."""
-    names = [d.task.name.partition("@")[0].partition("#")[0].rpartition("/")[2] for d in data]
-    return [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return short_names([d.task.name for d in data])
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of data sets without paths, numbered where that leaves them equal."""
+    short = [name.partition("@")[0].partition("#")[0].rpartition("/")[2] for name in names]
+    return [f"{name}-{i}" if short.count(name) > 1 else name for i, name in enumerate(short)]
 
 
 def task_folder(folder: Path | None, index: int, n_task: int) -> Path | None:

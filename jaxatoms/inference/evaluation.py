@@ -14,7 +14,6 @@ from jaxatoms.data.corpus import Corpus, samples_of
 from jaxatoms.data.downstream import ForceData, ScalarData
 from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.passes import plan_pass
-from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.io import write_json
 from jaxatoms.plots import drawing
 from jaxatoms.tools.provenance import provenance
@@ -41,43 +40,54 @@ def assess(
     records: np.ndarray,
     of: int,
     forwards: Mapping[str, Callable],
-    task: DownstreamTask,
-    graphs: GraphSpec,
+    corpus: Corpus,
+    index: int,
     shapes: list,
     batch_edges: int = BATCH_EDGES,
 ) -> dict:
     """Errors of each of `forwards` (by name) on the records; written to <split>.json, and plots beside it.
 
+    Of a further data set of the run the files are named <split>-<index>.
+
     Args:
       of: number of records in the whole split.
       forwards: batch -> ModelOutput, jitted.
-      task, graphs: whose records they are, and the graphs that the model reads.
+      corpus: the data sets of the run; index: number of the one whose records they are.
       shapes: budgets that they were compiled for, to be used again; grows.
     """
+    task, stem = corpus.tasks[index], result_name(split, index).removesuffix(".json")
+    assert isinstance(task, DownstreamTask)
     facts = task.facts
-    result: dict = {"split": split, "n_structure": len(records), "of": of}
+    result: dict = {"data": facts.name, "split": split, "n_structure": len(records), "of": of}
     for name, forward in forwards.items():
-        found = predict_split(forward, task, graphs, records, shapes, batch_edges)
+        found = predict_split(forward, corpus, index, records, shapes, batch_edges)
         reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
         first = next(iter(reports))
         result[name] = reports.pop(first) | reports
         for quantity, data in found.items():
             kind = "{}" if quantity == first else f"{quantity}_{{}}"
             title = f"{facts.name}, {split}, {name}"
-            plot(run_dir, data, unit_of(facts, quantity), f"{split}_{kind}_{name}.png", title)
-    write_json(run_dir / f"{split}.json", result | {"provenance": provenance()})
+            plot(run_dir, data, unit_of(facts, quantity), f"{stem}_{kind}_{name}.png", title)
+    write_json(run_dir / f"{stem}.json", result | {"provenance": provenance()})
     return result
 
 
+def result_name(split: str, index: int) -> str:
+    """The file of a data set's results: that of the first, which tables read, has the name of the split alone."""
+    return f"{split}-{index}.json" if index else f"{split}.json"
+
+
 def predict_split(
-    forward: Callable, task: DownstreamTask, graphs: GraphSpec, records: np.ndarray, shapes: list, batch_edges: int
+    forward: Callable, corpus: Corpus, index: int, records: np.ndarray, shapes: list, batch_edges: int
 ) -> dict[str, Predictions]:
     """Predictions of what is learnt for the records of a data set, padding left out; arguments as in `assess`.
 
     Returns:
       By "forces", "energy" and "stress", or of a scalar by "value"; what no record is labelled with is left out.
     """
-    plan = plan_pass(Corpus((task,), graphs), samples_of(0, records), batch_edges, shapes)
+    task = corpus.tasks[index]
+    assert isinstance(task, DownstreamTask)
+    plan = plan_pass(corpus, samples_of(index, records), batch_edges, shapes)
     rows: dict[str, list] = {}
     for batch in plan.batches():
         out = jax.device_get(forward(batch))

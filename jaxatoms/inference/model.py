@@ -3,6 +3,7 @@
 Nothing here knows how a checkpoint came about: pretraining, fine-tuning and conversion write the same record.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -87,12 +88,27 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:
     """
     if model.kind == "scalar":
         raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
+    return choose_head(model, name)
+
+
+def choose_head(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:
+    """Index and record of a head, of whatever it predicts.
+
+    Args:
+      name: of its data set, or the last part of a path in it without its ending: `own` for `file:data/own.extxyz`.
+
+    Raises:
+      InputError: no such head, or none named where there are several.
+    """
     names = [task.name for task in model.meta.tasks]
     if not names:
         raise InputError(f"{model.path} has no heads (weights of a backbone only); fine-tune it first")
+    short = [Path(task.partition("#")[0].rpartition("@")[2].removeprefix("file:")).stem for task in names]
+    if name not in names and short.count(name) == 1:
+        name = names[short.index(name)]
     if name not in names and (name or len(names) > 1):
         raise InputError(f"{model.path} has the heads {', '.join(names)}; choose one of them, got {name!r}")
-    index = names.index(name) if name else 0
+    index = names.index(name) if name in names else 0
     return index, model.meta.tasks[index]
 
 
@@ -105,10 +121,12 @@ def whole_shells(graphs: GraphSpec, parted: np.ndarray, k: int) -> str:
     return f"max_neighbors = {main} keeps shells whole in the main graph, {every} in all four graphs"
 
 
-def unlabelled(systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32) -> GraphBatch:
-    """A padded batch without targets, positions and cells in `dtype`."""
+def unlabelled(
+    systems: SystemBatch, graphs: Graphs, budget: BatchBudget, dtype=np.float32, task: int = 0
+) -> GraphBatch:
+    """A padded batch without targets, positions and cells in `dtype`; `task`: number of the head that predicts it."""
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
-    missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.zeros(n_graph, np.int32))
+    missing = Targets(np.full(n_graph, np.nan), np.full((n_node, 3), np.nan), np.full(n_graph, task, np.int32))
     return collate(systems, graphs, missing, budget, dtype)
 
 

@@ -23,7 +23,7 @@ from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Labels
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
-from jaxatoms.types import InputError, System, SystemBatch
+from jaxatoms.types import System, SystemBatch
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
 MAX_STRUCTURES = 1024
@@ -77,12 +77,7 @@ class Predictor:
 
     def __init__(self, model: inference.LoadedModel, head: str | None, batch_edges: int, features: bool = False):
         self.model, self.batch_edges = model, batch_edges
-        if model.kind == "scalar":
-            self.task, self.record = 0, model.meta.tasks[0]
-            if head not in (None, self.record.name):
-                raise InputError(f"{model.path} has the head {self.record.name} alone, got --task {head!r}")
-        else:
-            self.task, self.record = inference.choose_task(model, head)
+        self.task, self.record = inference.choose_head(model, head)
         self.without_energy = 0  # structures whose energy the model's training leaves open
         graphdef, self._state = nnx.split(model.module)
 
@@ -144,6 +139,7 @@ class Predictor:
         stream = self._plan(path, chunk)
         found: dict[int, Prediction] = {}
         for group, batch in zip(stream.groups, stream.batches(), strict=True):
+            batch = batch._replace(task=np.full_like(batch.task, self.task))
             result, features = jax.device_get(self._run(stream.budget, self._state, batch))
             systems = concatenate([chunk[i].system for i in group])
             found.update(zip(group.tolist(), self._physical(result, features, systems), strict=True))

@@ -25,7 +25,7 @@ class FinetuneConfig:
 
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay"),
-        "trained_part": ("train", "freeze"),
+        "trained_part": ("train", "freeze", "replay", "replay_share"),
         "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
         "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",
@@ -35,7 +35,7 @@ class FinetuneConfig:
 
     downstream: str
     """This names the task: rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin
-    or file:PATH."""
+    or file:PATH; NAME,NAME trains a head for each of several sets of one kind."""
     init: str
     """The run starts from this checkpoint: RUN (its best-validation one), RUN@last, a step folder or a converted
     folder; scratch starts from random weights."""
@@ -96,6 +96,11 @@ class FinetuneConfig:
     train: str = "all"
     """This part of the network is trained: all; heads; last:K, the heads and the last K blocks; norms, the heads and
     the normalisation layers; lora:R, the heads and corrections of rank R to the dense layers of the backbone."""
+    replay: str | None = None
+    """This pretraining set of the checkpoint is mixed in, with the head that it has there, so that the network does not
+    forget it; NAME@PATH reads its structures from another file."""
+    replay_share: float = 0.2
+    """This share of the training structures is of --replay."""
     freeze: str | None = None
     """Parameters whose names match one of these patterns, separated by commas, stay as they are, such as
     embedding*,backbone/bases/*."""
@@ -152,6 +157,10 @@ class FinetuneConfig:
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")
         cli.check_choices(self, _CHOICES)
+        if not 0 < self.replay_share < 1:
+            raise InputError(f"--replay-share must lie between 0 and 1, got {self.replay_share}")
+        if self.replay is None:
+            cli.refuse_unused(self, ["replay_share"], "without --replay")
         if not re.fullmatch(r"all|heads|norms|last:[1-9]\d*|lora:[1-9]\d*", self.train):
             raise InputError(f"--train must be all, heads, last:K, norms or lora:R, got {self.train!r}")
 

@@ -116,15 +116,29 @@ def _labels(quantity: str, batch: GraphBatch, task: DownstreamTask) -> np.ndarra
     return values / (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)[batch.energy_mask]
 
 
-def comparison(summary: Mapping, test: Mapping) -> str:
+def comparison(summary: Mapping, tests: Sequence[Mapping]) -> str:
     """A table of validation and test errors, and a sentence where training did not help.
 
     Args:
-      summary: summary.json of the run, with the validation before and after; its heads begin untrained.
-      test: the entry of test.json for the last weights.
+      summary: summary.json of the run, with the validation before and after; new heads begin untrained.
+      tests: of every data set of the run, the entry of its test file for the last weights.
     """
-    before, after = summary["validation_before"], summary["validation"]
-    baselines = summary.get("validation_mean_baselines", {})  # older runs noted none
+    if len(tests) == 1:
+        return _of_one(summary["validation_before"], summary["validation"],
+                       summary.get("validation_mean_baselines", {}), tests[0])  # fmt: skip
+    tables = []
+    for name, test in zip(summary["data_sets"], tests, strict=True):
+        before, after = (_named(summary[key], name) for key in ("validation_before", "validation"))
+        tables.append(f"{name}\n{_of_one(before, after, {}, test)}")
+    return "\n\n".join(tables)
+
+
+def _named(metrics: Mapping, name: str) -> dict:
+    """The metrics of one of several data sets."""
+    return {key.removesuffix(f"/{name}"): value for key, value in metrics.items() if key.endswith(f"/{name}")}
+
+
+def _of_one(before: Mapping, after: Mapping, baselines: Mapping, test: Mapping) -> str:
     first, *more = [name for name in MEASURES if name in after]
     lines = _table(first, before, after, test, baselines)
     for measure in more:

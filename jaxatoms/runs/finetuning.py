@@ -13,19 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data.corpus import Corpus, draw_over_tasks, samples_of
+from jaxatoms.data.corpus import Corpus, Samples, draw_over_tasks, samples_of
 from jaxatoms.data.downstream import ForceData
 from jaxatoms.data.downstream_task import (
     DownstreamTask,
-    constants_record,
     family_of,
-    open_downstream,
-    with_constants,
 )
+from jaxatoms.data.mixture import short_names
 from jaxatoms.data.passes import Pass, plan_pass
 from jaxatoms.data.references import LinearReference
-from jaxatoms.data.run_data import load_run_constants, load_run_split, save_run_data
-from jaxatoms.data.splits import Split
 from jaxatoms.data.subset import parse_count
 from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.inference import evaluation
@@ -38,6 +34,7 @@ from jaxatoms.runs import finetune_report, fleet, start, trained_part
 from jaxatoms.runs.batches import Batches, make_batches, samples_seen
 from jaxatoms.runs.energy_zero import energy_probe, fit_energy_zero
 from jaxatoms.runs.finetune_config import FinetuneConfig
+from jaxatoms.runs.finetune_data import Part, open_parts, save_parts
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import has_checkpoint, say
@@ -48,6 +45,7 @@ from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.potential import potential_terms
+from jaxatoms.training.losses.tasks import of_task
 from jaxatoms.training.losses.terms import Terms, label_sums
 from jaxatoms.training.partial import Partition
 from jaxatoms.training.step import TrainState, make_train_step
@@ -60,18 +58,18 @@ _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that ove
 
 @dataclasses.dataclass(kw_only=True)
 class Finetuning(TrainingRun):
-    """A fine-tuning run before its first step; `plateau`, `reference` and `forward` change while it goes on."""
+    """A fine-tuning run before its first step; `plateau`, `references` and `forward` change while it goes on."""
 
     command: ClassVar[str] = "experiments.finetune"
     recipe: Recipe
-    task: DownstreamTask
-    split: Split
+    parts: list[Part]
     eval_shapes: list  # budgets of validation batches; the test's take them where they can
     head: HeadSpec
     origin: dict  # see `start.origin_record`
     partition: Partition | None = None  # what is trained; None: all of it
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
-    reference: LinearReference | None = None  # zero of the energy of a potential, as last fitted
+    # Zero of the energy of each potential that learnt forces alone, as last fitted.
+    references: dict[int, LinearReference] = dataclasses.field(default_factory=dict)
     forward: Callable[..., Any] | None = None  # the model, jitted: validation and test share its compiled shapes
 
     @property
@@ -81,8 +79,18 @@ class Finetuning(TrainingRun):
 
     @property
     def corpus(self) -> Corpus:
-        """The task with the graphs that the model reads."""
-        return Corpus((self.task,), self.architecture.graphs)
+        """The data sets with the graphs that the model reads."""
+        return corpus_of(self.parts, self.model_config)
+
+    @property
+    def task(self) -> DownstreamTask:
+        """The first data set, whose recipe is followed."""
+        return self.parts[0].task
+
+    @property
+    def own(self) -> list[int]:
+        """Numbers of the data sets that are learnt, and not replayed."""
+        return [i for i, part in enumerate(self.parts) if part.kept is None]
 
     @property
     def terms(self) -> Terms:
@@ -173,26 +181,46 @@ class Finetuning(TrainingRun):
         return {"plateau": jnp.float32(self.plateau.factor)}
 
     def make_evaluator(self, apply):
-        forward, probe = jax.jit(apply), self._energy_probe()
-        terms, n_class = self.terms, self.head.n_class
-        sums = jax.jit(lambda out, batch: error_sums(out, batch, n_class=n_class) | label_sums(terms, out, batch))
+        forward, terms, n_class = jax.jit(apply), self.terms, self.head.n_class
+        probes = {i: probe for i in self.own if (probe := self._energy_probe(i)) is not None}
         self.forward = forward
+
+        @jax.jit
+        def sums(out, batch):
+            each = [of_task(batch, i) if len(self.parts) > 1 else batch for i in range(len(self.parts))]
+            return [error_sums(out, own, n_class=n_class) | label_sums(terms, out, own) for own in each]
 
         def errors(params, constants, batch):
             return sums(forward(params, constants, batch), batch)
 
         def validated(params, constants) -> dict[str, float]:
-            if probe is not None:
-                self.reference = fit_energy_zero(probe, functools.partial(forward, params, constants))
-            return finetune_report.validation_metrics(evaluate(params, constants, self.val, errors), self.task, terms)
+            predict = functools.partial(forward, params, constants)
+            self.references = {i: fit_energy_zero(probe, predict) for i, probe in probes.items()}
+            return self._metrics(evaluate(params, constants, self.val, errors))
 
         return validated
 
-    def _energy_probe(self) -> Pass | None:
+    def _metrics(self, sums: list[dict]) -> dict[str, float]:
+        """Validation metrics; of several data sets each one's by name, and the mean loss of those that are learnt."""
+        pairs = zip(sums, self.parts, strict=True)
+        found = [finetune_report.validation_metrics(own, part.task, self.terms) for own, part in pairs]
+        if len(found) == 1:
+            return found[0]
+        named = {f"{measure}/{name}": value for name, metrics in zip(self.labels, found, strict=True)
+                 for measure, value in metrics.items()}  # fmt: skip
+        return {"loss": float(np.mean([found[i]["loss"] for i in self.own]))} | named
+
+    @property
+    def labels(self) -> list[str]:
+        """Short names of the data sets, for metrics."""
+        return short_names([part.name for part in self.parts])
+
+    def _energy_probe(self, index: int) -> Pass | None:
         """The structures whose energies fix the zero of a potential that learns forces alone."""
         if self.head.kind != "gradient":
             return None
-        return energy_probe(self.corpus, self.split.train, self.config.seed, self.eval_shapes)
+        train = self.parts[index].split.train
+        return energy_probe(self.corpus, index, train, self.config.seed, self.eval_shapes)
 
     def learning_rate(self, step: int) -> float:
         """Of the head."""
@@ -201,7 +229,7 @@ class Finetuning(TrainingRun):
     def recall(self, meta: CheckpointMeta):
         """The plateau, and the zero of the energy that a run stopped with, until its next validation."""
         self.plateau = Plateau(**meta.plateau)
-        self.reference = meta.tasks[0].reference if meta.tasks[0].energy_zero == "fitted" else None
+        self.references = {i: t.reference for i, t in enumerate(meta.tasks) if t.energy_zero == "fitted"}
 
     def after_validation(self, step: int, metrics: dict):
         if step > self.optim.cosine_steps:
@@ -212,7 +240,7 @@ class Finetuning(TrainingRun):
             model=registry.model_record(self.model_config),
             head=self.head,
             precision=self.config.precision,
-            tasks=(task_record(self, self.reference),),
+            tasks=tuple(task_record(p, self.head, self.references.get(i)) for i, p in enumerate(self.parts)),
             upstream=self.upstream,
             origin=self.origin,
             config=dataclasses.asdict(self.config),
@@ -229,6 +257,7 @@ class Finetuning(TrainingRun):
             "steps_per_epoch": self.steps_per_epoch,
             "budgets": [dataclasses.asdict(b) for b in self.batches.budgets],
             "facts": dataclasses.asdict(self.task.facts),
+            "other_facts": [dataclasses.asdict(part.task.facts) for part in self.parts[1:]],
             "upstream": self.upstream,
             "origin": self.origin,
         }
@@ -240,9 +269,11 @@ class Finetuning(TrainingRun):
             "upstream": self.upstream,
             "origin": self.origin,
             "init": self.config.init,
-            "split": {name: len(part) for name, part in self.split._asdict().items()},
+            "split": _sizes(self.parts[0]),
+            "other_splits": {label: _sizes(p) for label, p in zip(self.labels[1:], self.parts[1:], strict=True)},
             "head": self.head.to_json(),
             "validation_mean_baselines": finetune_report.mean_baselines(self.val, self.task),
+            "data_sets": self.labels,
         }
 
 
@@ -256,14 +287,16 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
     if trained.summary is not None or _lacks_test(run, run_dir):
         test_run(run, run_dir, trained.params, trained.constants)
     fleet.wait_for_all("test written")
-    test, summary = (json.loads((run_dir / name).read_text()) for name in ("test.json", "summary.json"))
-    print(evaluation.describe(test))
-    print(f"\n{finetune_report.comparison(summary, test['last_ema'])}\nrun folder: {run_dir}")
+    names = [evaluation.result_name("test", i) for i in range(len(run.parts))]
+    tests = [json.loads((run_dir / name).read_text()) for name in names]
+    print("\n".join(map(evaluation.describe, tests)))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    print(f"\n{finetune_report.comparison(summary, [test['last_ema'] for test in tests])}\nrun folder: {run_dir}")
 
 
 def _lacks_test(run: Finetuning, run_dir: Path) -> bool:
     """Whether a resumed run that had ended has no test, or one of another size."""
-    found, test = run_dir / "test.json", evaluation.draw(run.split.test, parse_count(run.config.test_samples))
+    found, test = run_dir / "test.json", evaluation.draw(run.parts[0].split.test, parse_count(run.config.test_samples))
     if found.is_file() and json.loads(found.read_text())["n_structure"] >= len(test):
         say(f"the run has made all its {run.total_steps} steps and its test: there is nothing to do")
         return False
@@ -281,21 +314,22 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
     with fleet.writer_first("data prepared"):
-        task, split = open_data(config, init.model, folder if resumed else None)
-    if task.energies is not None and not config.quiet:
-        counts = task.store.element_counts(split.train[:COUNTED])
-        say(finetune_report.reference_table(task.energies, counts, start.references_of(init.path)))
-    corpus = Corpus((task,), registry.architecture_of(init.model).graphs)
-    start.check_elements(task.store, init.model, config.downstream)
+        parts = open_parts(config, init.model, init.path, folder if resumed else None)
+    task, corpus = parts[0].task, corpus_of(parts, init.model)
+    for part in parts:
+        if not config.quiet and part.task.energies is not None:
+            counts = part.task.store.element_counts(part.split.train[:COUNTED])
+            say(finetune_report.reference_table(part.task.energies, counts, start.references_of(init.path)))
+        start.check_elements(part.task.store, init.model, part.name)
     recipe = _recipe(config, task, init.model)
     if folder is not None and not resumed and fleet.is_writer():
-        save_run_data(folder, split, task.store, constants_record(task))
+        save_parts(folder, parts)
     n_device = None if jax.process_count() > 1 else config.devices  # several processes use all that they have
     devices = fleet.Fleet(parallel.make_mesh(n_device), config.shard_optimizer)
-    batches = make_batches(config, corpus, samples_of(0, split.train), devices, epochs=recipe.epochs,
+    batches = make_batches(config, corpus, _samples(parts, "train"), devices, epochs=recipe.epochs,
                            batch_size=recipe.batch_size, round_up=True)  # fmt: skip
     n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
-    val_samples = samples_of(0, evaluation.draw(split.val, n_val))
+    val_samples = _samples(parts, "val", n_val)
     eval_shapes: list = []
     val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
 
@@ -304,7 +338,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
         plan = plan_pass(corpus, drawn, evaluation.BATCH_EDGES, eval_shapes)
         return [jax.device_put(batch) for batch in itertools.islice(plan.batches(), SCALE_FIT_BATCHES)]
 
-    model, model_config, head = _make_model(config, recipe, task, batches_to_fit, init.path, init.model)
+    model, model_config, head = _make_model(config, recipe, parts, batches_to_fit, init.path, init.model)
     partition = trained_part.partition_of(config.train, config.freeze, model.params, model_config)
     if not config.quiet:
         say(trained_part.describe(partition, model.params, config.train))
@@ -315,8 +349,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     run = Finetuning(
         config=config,
         recipe=recipe,
-        task=task,
-        split=split,
+        parts=parts,
         batches=batches,
         val=val,
         eval_shapes=eval_shapes,
@@ -372,40 +405,24 @@ def _make_optim(recipe: Recipe, batches: Batches, total: int) -> FinetuneOptim:
     )
 
 
-def open_data(
-    config: FinetuneConfig, model: Config, saved: Path | None = None
-) -> tuple[DownstreamTask, Split]:
-    """The data set and split that a run's settings name, with the cutoff and neighbours that its model is given.
-
-    Args:
-      saved: folder of the run's own split and constants (`run_data`), which are taken where it is given.
-
-    Raises:
-      InputError: anything wrong with them, or data that have changed since the run began.
-    """
-    sizes = None if config.n_train is None or config.n_val is None else (config.n_train, config.n_val)
-    own = registry.architecture_of(model)
-    cutoff, max_neighbors = own.finetuning.graphs.get(family_of(config.downstream), (None, None))
-    task, split = open_downstream(
-        config.downstream,
-        config.data_root,
-        config.cache_dir,
-        targets=config.targets,
-        e0s=config.e0s,
-        rule=config.split,
-        sizes=sizes,
-        cutoff=config.cutoff or cutoff,
-        max_neighbors=config.max_neighbors or max_neighbors,
-        split=None if saved is None else functools.partial(load_run_split, saved),
-    )
-    constants = None if saved is None else load_run_constants(saved)
-    task = task if constants is None else with_constants(task, constants)
-    if len(split.test) == 0:
-        raise InputError(f"{config.downstream}: the split leaves no test structures; give more, or another --split")
-    return task, split
+def corpus_of(parts: list[Part], model: Config) -> Corpus:
+    """The data sets with the graphs that the model reads."""
+    return Corpus(tuple(part.task for part in parts), registry.architecture_of(model).graphs)
 
 
-def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, batches_to_fit: Callable[[], list],
+def _samples(parts: list[Part], split: str, n: int | None = None) -> Samples:
+    """The structures of one part of the split of every data set; at most `n` of each."""
+    records = [getattr(part.split, split) for part in parts]
+    drawn = records if n is None else [evaluation.draw(own, n) for own in records]
+    each = [samples_of(i, own) for i, own in enumerate(drawn)]
+    return Samples(*(np.concatenate(column) for column in zip(*each, strict=True)))
+
+
+def _sizes(part: Part) -> dict[str, int]:
+    return {name: len(records) for name, records in part.split._asdict().items()}
+
+
+def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batches_to_fit: Callable[[], list],
                 path: Path | None, dimensions: Config):
     """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
 
@@ -413,7 +430,10 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, ba
       InputError: --refit-scales for a network that has no scale factors, or a checkpoint that does not fit.
     """
     direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
-    head, precision = start.head_of(task.facts, recipe.dropout, direct), Precision(matmul=config.precision)
+    task, precision = parts[0].task, Precision(matmul=config.precision)
+    kept = {i: part.kept for i, part in enumerate(parts) if part.kept is not None}
+    head = start.head_of(task.facts, recipe.dropout, direct)
+    head = dataclasses.replace(head, heads=len(parts), kept=len(kept))
     own = registry.architecture_of(dimensions)
     dimensions = own.finetuning.dimensions(dimensions, head)
     if config.init_mode == "reference":
@@ -423,6 +443,8 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, ba
     if path is not None:
         notify = (lambda _: None) if config.quiet else say
         model = start.transfer(registry.split_model(module), path, config.init_mode, notify)
+        units = {i: parts[i].task.std for i in kept}
+        model = start.with_kept_heads(model, path, kept, units if head.kind == "gradient" else {})
         nnx.update(module, model.params, model.constants)
     if config.refit_scales and own.scale_factors is None:
         raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
@@ -431,18 +453,18 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, task: DownstreamTask, ba
     return registry.split_model(module), dimensions, head
 
 
-def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecord:
-    """What prediction needs of the head.
+def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -> TaskRecord:
+    """What prediction needs of the head of one data set.
 
     Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std. Its
     zero, which forces say nothing about, is `reference`, fitted to training energies; None where there are none.
     """
-    facts, task, kind = run.task.facts, run.task, run.head.kind
-    seen = task.store.elements(run.split.train)
+    task, facts = part.task, part.task.facts
+    seen = task.store.elements(part.split.train)
     given, span = facts.references, None if facts.span is None else np.array(facts.span)
     coeff = np.array([float(given.get(z, 0.0)) if own else 0.0 for z, own in enumerate(seen)])
     record = TaskRecord(
-        name=run.config.downstream,
+        name=part.name,
         energy_std=task.std,
         energy_mean=task.mean,
         force_std=getattr(facts, "force_std", None),
@@ -451,9 +473,9 @@ def task_record(run: Finetuning, reference: LinearReference | None) -> TaskRecor
         max_neighbors=facts.graph.max_neighbors,
         conditional=facts.graph.conditional,
         target=getattr(facts, "column", "forces"),
-        labels=_predicted(run.head),
+        labels=_predicted(head),
     )
-    if kind != "gradient" or getattr(facts, "learns_energy", False):
+    if head.kind != "gradient" or getattr(facts, "learns_energy", False):
         return record
     assert record.force_std is not None
     record = dataclasses.replace(record, energy_std=record.force_std, energy_mean=0.0, energy_zero="unknown")
@@ -469,12 +491,13 @@ def _predicted(head: HeadSpec) -> tuple[str, ...]:
     return ("energy", "forces") if head.kind == "gradient" else ("energy",)
 
 
-def test_run(run: Finetuning, run_dir: Path, last_params, constants) -> dict:
-    """Errors on the test split of the last and of the best averaged weights; writes test.json and plots."""
+def test_run(run: Finetuning, run_dir: Path, last_params, constants):
+    """Errors on the test splits of the last and of the best averaged weights; writes test.json and plots."""
     assert run.forward is not None
     best = run.averaged(run_dir / "checkpoints" / "best", last_params)
-    test = evaluation.draw(run.split.test, parse_count(run.config.test_samples))
     weights = {"last_ema": last_params, "best_ema": best}
     forwards = {name: functools.partial(run.forward, params, constants) for name, params in weights.items()}
-    folder, graphs = fleet.output_dir(run_dir), run.architecture.graphs
-    return evaluation.assess(folder, "test", test, len(run.split.test), forwards, run.task, graphs, run.eval_shapes)
+    folder = fleet.output_dir(run_dir)
+    for i, part in enumerate(run.parts):
+        test = evaluation.draw(part.split.test, parse_count(run.config.test_samples))
+        evaluation.assess(folder, "test", test, len(part.split.test), forwards, run.corpus, i, run.eval_shapes)

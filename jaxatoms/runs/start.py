@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ from jaxatoms.models.registry import (
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.training.checkpoint_files import MARKER, POINTERS, resolve_checkpoint
 from jaxatoms.types import InputError
+
+_HEAD = re.compile(r"(out_energy|out_forces)/(\d+)/(.+)")
 
 
 def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
@@ -63,6 +67,37 @@ def transfer(model: PureModel, checkpoint: Path, mode: str, notify=print) -> Pur
     dropped = sorted({"/".join(n.split("/")[:2]) for n in source if n not in taken})
     notify(f"{len(taken)} arrays from {checkpoint.parent.parent.name or checkpoint}; left behind: {', '.join(dropped)}")
     return model._replace(params=params, constants=constants)
+
+
+def with_kept_heads(
+    model: PureModel, checkpoint: Path, kept: Mapping[int, int], units: Mapping[int, float]
+) -> PureModel:
+    """`model` with heads of pretraining: its averaged weights, of the data sets that are replayed.
+
+    Args:
+      kept: {number of a head of the model: that of pretraining}.
+      units: of heads whose energies have another unit than in pretraining, eV; their last layer is multiplied, which
+        has no bias.
+
+    Raises:
+      InputError: a head of another shape.
+    """
+    if not kept:
+        return model
+    source, records = named_arrays(checkpoint, "ema"), read_checkpoint_meta(checkpoint).tasks
+
+    def fill(path, leaf):
+        head = _HEAD.fullmatch(_name(path))
+        if head is None or int(head[2]) not in kept:
+            return leaf
+        own = int(head[2])
+        array = source.get(f"output/{head[1]}/{kept[own]}/{head[3]}")
+        if array is None or array.shape != leaf.shape:
+            raise InputError(f"{checkpoint}: its heads do not fit this network; leave --replay out")
+        factor = records[kept[own]].energy_std / units[own] if own in units and array.shape[-1] == 1 else 1.0
+        return jnp.asarray(array * factor, leaf.dtype)
+
+    return model._replace(params=jax.tree_util.tree_map_with_path(fill, model.params))
 
 
 def _filled(tree: Any, source: dict[str, np.ndarray], checkpoint: Path, skip: tuple[str, ...]):

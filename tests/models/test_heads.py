@@ -10,6 +10,7 @@ from fixtures.structures import GALLERY, pad
 from flax import nnx
 
 from jaxatoms.data.downstream import downstream
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.common.reductions import reduce_atoms, squared_distances
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
@@ -57,7 +58,8 @@ def test_squared_distances_are_to_the_centre_of_mass(padded):
 
 def _filled(reduction: str, batch, **options):
     """(scalar model whose head has random weights and whose backbone gives random features, weights, features)."""
-    model = nnx.eval_shape(lambda: ScalarModel(CONFIG, reduction, nnx.Rngs(0), **options))
+    head = HeadSpec(kind="scalar", reduction=reduction, **options)
+    model = nnx.eval_shape(lambda: ScalarModel(CONFIG, head, nnx.Rngs(0)))
     rng, weights = np.random.default_rng(1), {}
     for path, variable in nnx.to_flat_state(nnx.state(model.out_energy)):
         weights[checkpoint_name(("out_energy", *path))] = rng.normal(size=variable.shape) / 3

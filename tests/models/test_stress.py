@@ -9,6 +9,7 @@ from fixtures.structures import BUDGET, GALLERY, pad
 from flax import nnx
 
 from jaxatoms.inference.model import cast
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.strain import strained
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.models.gemnet_oc.model import GradientModel
@@ -18,7 +19,8 @@ from jaxatoms.models.gemnet_oc.model import GradientModel
 def potential():
     """(model, batch) in float64: a crystal, a molecule and padding."""
     with jax.enable_x64(True):
-        model = GradientModel(GemNetOCConfig(**NANO, direct_forces=False), nnx.Rngs(0), stress=True)
+        config = GemNetOCConfig(**NANO, direct_forces=False)
+        model = GradientModel(config, nnx.Rngs(0), head=HeadSpec(kind="gradient", stress=True))
         definition, state = cast(model, np.float64)
         yield nnx.merge(definition, state), jax.device_put(
             pad([GALLERY["crystal"], GALLERY["seven"]], np.float64, BUDGET)

@@ -27,10 +27,12 @@ class HeadSpec:
     dropout: float = 0.0  # of the features that the head reads, in training
     energy: bool = False  # direct: a head for energies beside that for forces
     stress: bool = False  # gradient: also the derivative of the energy with respect to strain, per volume
+    heads: int = 1  # one per data set; a structure's task says which one it gets
+    kept: int = 0  # the last of them, which are pretraining's and have biases
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; those of an energy or a stress only where it has them, so that earlier versions read it."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _LATER}
+        """Its fields; those that earlier versions do not know only where they say something."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != _LATER.get(name)}
 
 
-_LATER = ("energy", "stress")
+_LATER = {"energy": False, "stress": False, "heads": 1, "kept": 0}  # not in records of earlier versions

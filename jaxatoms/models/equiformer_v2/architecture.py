@@ -22,9 +22,7 @@ def build_finetuned(config: EquiformerV2Config, head: HeadSpec, rngs: nnx.Rngs, 
       InputError: a head that EquiformerV2 does not have.
     """
     check_head(head)
-    if head.kind == "direct":
-        return EquiformerV2Forces(config, rngs, precision, energy=head.energy)
-    return EquiformerV2Scalar(config, head.reduction, rngs, precision)
+    return (EquiformerV2Forces if head.kind == "direct" else EquiformerV2Scalar)(config, head, rngs, precision)
 
 
 def check_head(head: HeadSpec):

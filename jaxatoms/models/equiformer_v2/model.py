@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.head_choice import make_heads, own_head
+from jaxatoms.models.common.output import HeadSpec, ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.common.reductions import check_reduction, reduce_property
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
@@ -55,18 +56,18 @@ class EquiformerV2Scalar(WithBackbone):
     """One property per structure: `ModelOutput.energy` is [n_graph]; no forces.
 
     Args:
-      reduction: "sum", "mean" or "max" of the atoms' outputs, or "extent", as in GemNet-OC's `ScalarModel`.
+      head: its `reduction` is "sum", "mean" or "max" of the atoms' outputs, or "extent", as in GemNet-OC.
     """
 
-    def __init__(self, config: EquiformerV2Config, reduction: str, rngs, precision: Precision = Precision()):
-        check_reduction(reduction)
+    def __init__(self, config: EquiformerV2Config, head: HeadSpec, rngs, precision: Precision = Precision()):
+        check_reduction(head.reduction)
         self.backbone = EquiformerV2(config, rngs, precision)
-        self.out_energy = EnergyHead(config, rngs, precision)
-        self.reduction = reduction
+        self.out_energy = make_heads(head, lambda: EnergyHead(config, rngs, precision))
+        self.reduction = head.reduction
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
         del edge_dropout
-        values = self.out_energy(self.backbone(batch, key=key).node)
+        values = own_head(self.out_energy, batch.task[batch.node_graph], self.backbone(batch, key=key).node)
         return ModelOutput(reduce_property(values, batch, self.reduction), None)
 
 
@@ -74,18 +75,20 @@ class EquiformerV2Forces(WithBackbone):
     """Forces [n_node, 3] from an attention layer.
 
     Args:
-      energy: also an energy [n_graph], the sum of a head over the atoms; without, nothing untrained is predicted.
+      head: with `energy` there is also an energy [n_graph], the sum of a head over the atoms; without, nothing
+        untrained is predicted.
     """
 
-    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision = Precision(), *, energy=False):
+    def __init__(self, config: EquiformerV2Config, head: HeadSpec, rngs, precision: Precision = Precision()):
         self.backbone = EquiformerV2(config, rngs, precision)
-        self.out_forces = ForceHead(config, rngs, precision)
-        self.out_energy = EnergyHead(config, rngs, precision) if energy else None
+        self.out_forces = make_heads(head, lambda: ForceHead(config, rngs, precision))
+        self.out_energy = make_heads(head, lambda: EnergyHead(config, rngs, precision)) if head.energy else None
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
         del edge_dropout
-        features = self.backbone(batch, key=key)
-        forces = jnp.where(batch.node_mask[:, None], self.out_forces(features.node, features.edges), 0)
+        features, task = self.backbone(batch, key=key), batch.task[batch.node_graph]
+        forces = own_head(self.out_forces, task, features.node, features.edges)
+        forces = jnp.where(batch.node_mask[:, None], forces, 0)
         if self.out_energy is None:
             return ModelOutput(None, forces)
-        return ModelOutput(reduce_property(self.out_energy(features.node), batch, "sum"), forces)
+        return ModelOutput(reduce_property(own_head(self.out_energy, task, features.node), batch, "sum"), forces)

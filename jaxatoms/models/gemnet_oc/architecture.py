@@ -36,10 +36,8 @@ def build_finetuned(config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, prec
     """A model with one head."""
     config = dataclasses.replace(config, direct_forces=head.kind == "direct")
     if head.kind == "gradient":
-        return GradientModel(config, rngs, precision, stress=head.stress)
-    if head.kind == "direct":
-        return DirectForceModel(config, rngs, precision, energy=head.energy)
-    return ScalarModel(config, head.reduction, rngs, precision, n_class=head.n_class, dropout=head.dropout)
+        return GradientModel(config, rngs, precision, head)
+    return (DirectForceModel if head.kind == "direct" else ScalarModel)(config, head, rngs, precision)
 
 
 def finetuned_dimensions(config: GemNetOCConfig, head: HeadSpec) -> GemNetOCConfig:

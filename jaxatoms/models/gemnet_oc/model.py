@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.models.common.head_choice import make_heads, own_head
+from jaxatoms.models.common.output import HeadSpec, ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.common.reductions import check_reduction, reduce_atoms, reduce_property
 from jaxatoms.models.common.strain import strained, stress_of
@@ -100,29 +101,30 @@ class ScalarModel(GemNetOCModel):
     """One property per structure: `ModelOutput.energy` is [n_graph], or [n_graph, n_class] logits; no forces.
 
     Args:
-      reduction: "sum", "mean" or "max" of the atoms' outputs, or "extent": their sum weighted by the squared
-        distance to the centre of mass (electronic spatial extent), by a head of six layers without biases.
-      n_class: 0 for regression.
-      dropout: of the features that the head reads, in training.
+      head: its `reduction` is "sum", "mean" or "max" of the atoms' outputs, or "extent": their sum weighted by the
+        squared distance to the centre of mass (electronic spatial extent), by a head of six layers without biases;
+        `n_class` is 0 for regression; `dropout` is of the features that the head reads, in training.
 
     Source: docs/reference/gemnet_oc.md, Fine-tuning heads.
     """
 
-    def __init__(
-        self, config: GemNetOCConfig, reduction: str, rngs, precision=Precision(), *, n_class=0, dropout: float = 0
-    ):
+    def __init__(self, config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, precision: Precision = Precision()):
         if config.direct_forces:
             raise ValueError("ScalarModel needs config.direct_forces=False: nothing would read the edge branch")
-        check_reduction(reduction)
+        check_reduction(head.reduction)
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
-        shape = dict(bias=False, n_layers=NUM_EXTENT_LAYERS) if reduction == "extent" else dict(n_out=max(n_class, 1))
-        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, dropout=dropout, **shape)
-        self.reduction = reduction
+        extent = head.reduction == "extent"
+        shape = dict(bias=False, n_layers=NUM_EXTENT_LAYERS) if extent else dict(n_out=max(head.n_class, 1))
+        self.out_energy = make_heads(
+            head, lambda: HeadMLP(config.emb_size_atom, rngs, precision, dropout=head.dropout, **shape)
+        )
+        self.reduction = head.reduction
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
         """`key` switches dropout on."""
-        values = self.out_energy(self.features(batch, edge_dropout=edge_dropout).node, key)
+        features = self.features(batch, edge_dropout=edge_dropout).node
+        values = own_head(self.out_energy, batch.task[batch.node_graph], features, key)
         return ModelOutput(reduce_property(values, batch, self.reduction), None)
 
 
@@ -130,48 +132,58 @@ class DirectForceModel(GemNetOCModel):
     """Forces [n_node, 3] from a head on the edges.
 
     Args:
-      energy: also an energy [n_graph], the sum of a head over the atoms; without, nothing untrained is predicted.
+      head: with `energy` there is also an energy [n_graph], the sum of a head over the atoms; without, nothing
+        untrained is predicted.
     """
 
-    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision(), *, energy=False):
+    def __init__(self, config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, precision: Precision = Precision()):
         if not config.direct_forces:
             raise ValueError("DirectForceModel reads the edge branch; config.direct_forces must be True")
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
-        self.out_forces = HeadMLP(config.emb_size_edge, rngs, precision)
-        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision) if energy else None
+        self.out_forces = make_heads(head, lambda: HeadMLP(config.emb_size_edge, rngs, precision))
+        energy = lambda: HeadMLP(config.emb_size_atom, rngs, precision)  # noqa: E731
+        self.out_energy = make_heads(head, energy) if head.energy else None
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
         """`key` is not used: nothing here is random."""
         del key
-        features = self.features(batch, edge_dropout=edge_dropout)
-        forces = direct_forces(self.out_forces(features.edge), features.directions, batch)
+        features, task = self.features(batch, edge_dropout=edge_dropout), batch.task[batch.node_graph]
+        scalars = own_head(self.out_forces, task[batch.main.receivers], features.edge)
+        forces = direct_forces(scalars, features.directions, batch)
         if self.out_energy is None:
             return ModelOutput(None, forces)
-        return ModelOutput(reduce_atoms(self.out_energy(features.node), batch, "sum"), forces)
+        return ModelOutput(reduce_atoms(own_head(self.out_energy, task, features.node), batch, "sum"), forces)
 
 
 class GradientModel(GemNetOCModel):
     """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions.
 
     Args:
-      stress: also the stress [n_graph, 3, 3] = dE/dstrain per volume, in the unit of the energy per A^3.
+      head: with `stress` there is also the stress [n_graph, 3, 3] = dE/dstrain per volume, in the unit of the energy
+        per A^3.
     """
 
     gradient_forces = True
 
-    def __init__(self, config: GemNetOCConfig, rngs: nnx.Rngs, precision: Precision = Precision(), *, stress=False):
+    def __init__(
+        self,
+        config: GemNetOCConfig,
+        rngs: nnx.Rngs,
+        precision: Precision = Precision(),
+        head: HeadSpec = HeadSpec(kind="gradient"),
+    ):
         if config.direct_forces:
             raise ValueError("GradientModel needs config.direct_forces=False: nothing would read the edge branch")
         self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
         self.backbone = GemNetOC(config, rngs, precision)
-        self.out_energy = HeadMLP(config.emb_size_atom, rngs, precision, bias=False)
-        self.stress = stress
+        self.out_energy = make_heads(head, lambda bias=False: HeadMLP(config.emb_size_atom, rngs, precision, bias=bias))
+        self.stress = head.stress
 
     def energy(self, batch: GraphBatch, positions: jax.Array, *, edge_dropout: float = 0.0, observe=silent):
         """[n_graph] at `positions` [n_node, 3] A."""
         features = self.features(batch, positions=positions, edge_dropout=edge_dropout, observe=observe)
-        return reduce_atoms(self.out_energy(features.node), batch, "sum")
+        return reduce_atoms(own_head(self.out_energy, batch.task[batch.node_graph], features.node), batch, "sum")
 
     def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key=None) -> ModelOutput:
         """`key` is not used: nothing here is random."""

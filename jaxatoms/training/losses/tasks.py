@@ -22,6 +22,22 @@ def of_atoms(forces: jax.Array, batch: GraphBatch) -> jax.Array:
     return forces if forces.ndim == 2 else own_task(forces, batch.task[batch.node_graph])
 
 
+def of_task(batch: GraphBatch, task: int) -> GraphBatch:
+    """The batch with the labels of one task alone, as if there were no other.
+
+    For losses and errors of outputs without an axis of tasks, not as input of a model.
+    """
+    own = batch.task == task
+    masks = {
+        "task": jnp.zeros_like(batch.task),
+        "energy_mask": batch.energy_mask & own,
+        "force_mask": batch.force_mask & own[batch.node_graph],
+    }
+    if batch.stress_mask is not None:
+        masks["stress_mask"] = batch.stress_mask & own
+    return batch._replace(**masks)
+
+
 def atoms_in(batch: GraphBatch) -> jax.Array:
     """[n_graph] atoms of each structure; 1 for padding, since it divides."""
     return jnp.maximum(jnp.sum(batch.node_table < batch.atomic_numbers.shape[0], axis=1), 1)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from jaxatoms.data import packing
 from jaxatoms.data.subset import parse_count
-from jaxatoms.runs.pretrain_config import REMAT
+from jaxatoms.runs.pretrain_config import REMAT, SMOOTH_QUADRUPLETS
 from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
@@ -22,7 +22,7 @@ class FinetuneConfig:
 
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay", "freeze_backbone"),
-        "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
+        "network": ("init_mode", "refit_scales", "smooth_quadruplets", "cutoff", "max_neighbors"),
         "batches": ("accumulate", "batch_shapes", "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom"),
         "output": ("val_samples", "test_samples", "log_every", "keep", "quiet", "cache_dir"),
@@ -44,6 +44,9 @@ class FinetuneConfig:
     model: str | None = None
     """This sets the dimensions of a run from scratch (gemnet_oc_s by default); a checkpoint of other dimensions is
     refused."""
+    smooth_quadruplets: str = "auto"
+    """This means the same as in experiments.pretrain: yes or no; auto does as the checkpoint, or from scratch --model,
+    says."""
     target: str | None = None
     """This names what is learnt of a data set without a recipe: forces, energy, or a scalar of the file. The default is
     forces where there are any, and energies otherwise."""
@@ -134,4 +137,5 @@ _CHOICES = {
     "budget": ("paper", "small"),
     "precision": ("float32", "tf32", "bfloat16"),
     "remat": REMAT,
+    "smooth_quadruplets": SMOOTH_QUADRUPLETS,
 }

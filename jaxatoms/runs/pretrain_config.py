@@ -10,6 +10,7 @@ from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 REMAT = ("no", "yes", "auto")
+SMOOTH_QUADRUPLETS = ("auto", "yes", "no")
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
     "resume", "plan", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
@@ -52,6 +53,9 @@ class PretrainConfig:
     model: str = "gemnet_oc_s"
     """This names the network: gemnet_oc_s, gemnet_oc_l, gemnet_oc_tiny, gemnet_oc_nano, equiformer_v2_31m,
     equiformer_v2_tiny, or a JSON file of dimensions."""
+    smooth_quadruplets: str = "auto"
+    """yes fades quadruplets of GemNet-OC out where three of their atoms are nearly in line, so that energies and their
+    gradients are smooth there; no keeps the published function; auto does as --model says."""
     batch_size: int = 20
     """Each step trains on this many structures."""
     batch_edges: int | None = None
@@ -171,4 +175,5 @@ _CHOICES = {
     "scales": ("fit", "shipped"),
     "precision": ("float32", "tf32", "bfloat16"),
     "remat": REMAT,
+    "smooth_quadruplets": SMOOTH_QUADRUPLETS,
 }

@@ -182,7 +182,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
-    model_config = registry.find_config(config.model)
+    model_config = registry.with_smooth_quadruplets(registry.find_config(config.model), config.smooth_quadruplets)
     own = registry.architecture_of(model_config)
     for d in data:
         check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))

@@ -85,6 +85,7 @@ GEMNET_OC = Architecture(
     gradient_divisors=gradient_divisors,
     rate_multipliers=rate_multipliers,
     finetuning=Finetuning(dimensions=finetuned_dimensions),
+    identity=lambda config: "smooth_quadruplets" if config.smooth_quadruplets else "",
     mark={"layout": LAYOUT},
     check_record=check_layout,
 )

@@ -23,27 +23,29 @@ LINE = System(
     np.array([6, 6, 1, 8, 1], np.uint8),
     np.array([[0, 0, 0], [1.3, 0, 0], [1.9, 1.1, 0.2], [-1.2, 0, 0], [0.2, -0.5, 1.1]]),
 )
-PATH = np.linspace(-0.6, 0.6, 481)  # A, of atom 3 along y
+PATH = np.linspace(-0.5, 0.5, 401)  # A, of atom 3 along y
 SPACING = PATH[1] - PATH[0]
 
 
 @functools.cache
 def _function(smooth: bool):
     model = golden.model(MODEL, np.float64, smooth_quadruplets=smooth)
-    batch = jax.tree.map(jnp.asarray, pad([LINE]))
+    systems = concatenate([LINE])
+    batch = pad([LINE], budget=golden.tight_budget(systems, graphs_of(systems)))
+    batch = jax.tree.map(jnp.asarray, batch)
 
     def one(positions):
         out = model(batch._replace(positions=batch.positions.at[: len(positions)].set(positions)))
         return out.energy[0], out.forces[: len(positions)]
 
-    return jax.jit(lambda many: jax.lax.map(one, many))
+    return jax.jit(one)
 
 
 def _predict(smooth: bool, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energies [T] and forces [T, 5, 3] at positions [T, 5, 3]."""
     with jax.enable_x64(True):
-        energy, forces = _function(smooth)(positions)
-        return np.asarray(energy), np.asarray(forces)
+        energy, forces = zip(*map(_function(smooth), positions), strict=True)
+        return np.array(energy), np.array(forces)
 
 
 def _moved(y, z=0.0) -> np.ndarray:
@@ -72,36 +74,36 @@ def test_bent_structures_are_computed_as_published():
     bent = LINE.positions.copy()
     bent[3] = [-0.6, 1.2, -0.3]
     assert smallest_sine(bent) > geo.BENT_SINE
-    (energy, forces), (energy_2, forces_2) = (_predict(smooth, np.stack([bent] * len(PATH))) for smooth in BOTH)
+    (energy, forces), (energy_2, forces_2) = (_predict(smooth, bent[None]) for smooth in BOTH)
     np.testing.assert_allclose(energy_2, energy, rtol=1e-12)
     np.testing.assert_allclose(forces_2, forces, rtol=0, atol=1e-12 * np.abs(forces).max())
 
 
 @pytest.mark.parametrize("z", [0.0, 1e-3])
 def test_energies_through_a_straight_line(z):
-    """Second differences (eV/A^2, steps of 2.5e-3 A): 171 and 46 as published, 0.33 where quadruplets fade out."""
+    """Second differences (eV/A^2, steps of 2.5e-3 A): 171 and 46 as published, 0.25 where quadruplets fade out."""
     published, smooth = (_curvature(_predict(smooth, _moved(PATH, z))[0]) for smooth in BOTH)
     assert published.max() > 40
     assert smooth.max() < 0.5
-    assert np.median(smooth) == pytest.approx(np.median(published), rel=0.1)
+    assert np.median(smooth) == pytest.approx(np.median(published), rel=0.2)
 
 
 def test_forces_through_a_straight_line():
-    """Changes of the force (eV/A^2): 137 as published, 0.33 where quadruplets fade out."""
+    """Changes of the force (eV/A^2): 264 as published, 0.29 where quadruplets fade out."""
     slopes = []
     for smooth in BOTH:
         forces = _predict(smooth, _moved(PATH, 1e-3))[1]
         slopes.append(np.abs(np.diff(forces, axis=0)).max() / SPACING)
     assert slopes[0] > 100
-    assert slopes[1] < 2
+    assert slopes[1] < 0.5
 
 
 def test_the_energy_on_the_line_is_the_limit_of_those_beside_it():
     """As published it depends on the side from which atom 3 comes, however near; the azimuth does."""
-    turn = np.linspace(0, 2 * np.pi, len(PATH))
+    turn = np.linspace(0, 2 * np.pi, 24)
     near = 1e-6
     published, smooth = (_predict(s, _moved(near * np.cos(turn), near * np.sin(turn)))[0] for s in BOTH)
-    on_the_line = _predict(True, _moved(np.zeros(len(PATH))))[0][0]
+    on_the_line = _predict(True, _moved([0.0]))[0]
     assert np.ptp(published) > 1e-4
     assert np.abs(smooth - on_the_line).max() < 1e-6
 
@@ -112,16 +114,15 @@ def test_forces_are_the_slope_of_the_energy_at_and_near_a_straight_line(away):
     start, step = _moved([0.8 * away], 0.6 * away)[0], 2e-4
     directions = np.random.default_rng(3).normal(size=(6, *start.shape))
     places = [start + k * step * d for d in directions for k in (-2, -1, 1, 2)]
-    padding = [start] * (len(PATH) - len(places))
-    energy, forces = _predict(True, np.stack(places + padding))
-    before_2, before, after, after_2 = energy[: len(places)].reshape(-1, 4).T
+    energy, forces = _predict(True, np.stack([*places, start]))
+    before_2, before, after, after_2 = energy[:-1].reshape(-1, 4).T
     slope = (before_2 - 8 * before + 8 * after - after_2) / (12 * step)
     work = np.sum(forces[-1] * directions, axis=(1, 2))
     np.testing.assert_allclose(-slope, work, rtol=0, atol=1e-7 * np.abs(work).max())
 
 
 def test_against_every_quadruplet_listed():
-    """Molecules, chains exactly in line and a cut crystal, against the NumPy twin with the factor on each quadruplet."""
+    """Molecules, chains exactly in line and a cut crystal, against the NumPy twin with a factor on each one."""
     systems = list(GALLERY.values())
     batch, built = concatenate(systems), graphs_of(concatenate(systems))
     graphs = {g: (np.stack(getattr(built, g)[:2]), -getattr(built, g).shifts) for g in golden.GRAPHS}

@@ -76,6 +76,19 @@ def find_config(name: str) -> Config:
         raise InputError(f"model file {name}: {error}; it must hold fields of GemNetOCConfig") from error
 
 
+def with_smooth_quadruplets(config: Config, choice: str) -> Config:
+    """The dimensions with the switch of that name on ("yes"), off ("no") or as it is ("auto").
+
+    Raises:
+      InputError: a network without quadruplets.
+    """
+    if choice == "auto":
+        return config
+    if not hasattr(config, "smooth_quadruplets"):
+        raise InputError("--smooth-quadruplets is for GemNet-OC; leave it out")
+    return dataclasses.replace(config, smooth_quadruplets=choice == "yes")
+
+
 def architecture_in(record: Mapping[str, Any]) -> Architecture:
     """The architecture of a saved configuration.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from jaxatoms.data import packing
 from jaxatoms.data.subset import parse_count
-from jaxatoms.runs.pretrain_config import REMAT
+from jaxatoms.runs.pretrain_config import REMAT, SMOOTH_QUADRUPLETS
 from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
@@ -26,7 +26,7 @@ class FinetuneConfig:
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay"),
         "trained_part": ("train", "freeze", "replay", "replay_share"),
-        "network": ("init_mode", "refit_scales", "cutoff", "max_neighbors"),
+        "network": ("init_mode", "refit_scales", "smooth_quadruplets", "cutoff", "max_neighbors"),
         "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",
                     "num_processes", "process_id"),
@@ -49,6 +49,9 @@ class FinetuneConfig:
     model: str | None = None
     """This sets the dimensions of a run from scratch (gemnet_oc_s by default); a checkpoint of other dimensions is
     refused."""
+    smooth_quadruplets: str = "auto"
+    """This means the same as in experiments.pretrain: yes or no; auto does as the checkpoint, or from scratch --model,
+    says."""
     targets: str | None = None
     """This names what is learnt of a data set without a recipe: a scalar of the file, or any of energy, forces and
     stress, each with its weight (energy:20,forces:10,stress:1, which are also the weights of bare names). The default
@@ -181,4 +184,5 @@ _CHOICES = {
     "budget": ("paper", "small"),
     "precision": ("float32", "tf32", "bfloat16"),
     "remat": REMAT,
+    "smooth_quadruplets": SMOOTH_QUADRUPLETS,
 }

@@ -308,6 +308,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     """Data, batches, model and schedule of a run."""
     resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = start.find_init(config.init, config.model)
+    init = init._replace(model=registry.with_smooth_quadruplets(init.model, config.smooth_quadruplets))
     folder = None if run_dir is None else run_dir / "data"
     resumed = run_dir is not None and has_checkpoint(run_dir)
     origin = _recorded_origin(resolved) or init.origin

@@ -10,6 +10,7 @@ from jaxatoms.tools import cli
 from jaxatoms.types import InputError
 
 REMAT = ("no", "yes", "auto")
+SMOOTH_QUADRUPLETS = ("auto", "yes", "no")
 # Settings that may change when a run is resumed: they do not enter the result.
 RESUMABLE = (
     "resume", "plan", "remat", "workers", "data_root", "cache_dir", "log_every", "quiet", "run_dir", "keep", "devices",
@@ -55,6 +56,9 @@ class PretrainConfig:
     init: str | None = None
     """Pretraining goes on from this checkpoint: RUN (its best-validation one), RUN@last, a step folder or a converted
     folder. It keeps its scale factors and the heads of data sets of the same name; other heads are new."""
+    smooth_quadruplets: str = "auto"
+    """yes fades quadruplets of GemNet-OC out where three of their atoms are nearly in line, so that energies and their
+    gradients are smooth there; no keeps the published function; auto does as --model or --init says."""
     batch_size: int = 20
     """Each step trains on this many structures."""
     batch_edges: int | None = None
@@ -178,4 +182,5 @@ _CHOICES = {
     "scales": ("fit", "shipped"),
     "precision": ("float32", "tf32", "bfloat16"),
     "remat": REMAT,
+    "smooth_quadruplets": SMOOTH_QUADRUPLETS,
 }

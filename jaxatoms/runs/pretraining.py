@@ -168,6 +168,7 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
         data = prepare_data(config, run_dir, resumed=not fit)
     init = None if config.init is None or not fit else start.find_init(config.init, config.model)
     model_config = _dimensions(config, init, data, run_dir)
+    model_config = registry.with_smooth_quadruplets(model_config, config.smooth_quadruplets)
     own = registry.architecture_of(model_config)
     for d in data:
         start.check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))

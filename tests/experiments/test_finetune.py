@@ -106,6 +106,14 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
         assert taken == (mode == "ema")
 
 
+def test_smooth_quadruplets_are_the_checkpoint_s_unless_asked_for(nano_run):
+    base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
+    for choice, smooth in (("auto", False), ("yes", True)):
+        run = finetuning.prepare(FinetuneConfig(smooth_quadruplets=choice, **base), None)
+        assert run.model_config.smooth_quadruplets is smooth
+        assert run.checkpoint_meta().model["smooth_quadruplets"] is smooth
+
+
 def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):
     best, last = (start.find_init(f"{nano_run}{word}") for word in ("", "@last"))
     assert best.origin["named"][0] == "best" and last.origin["step"] == 8 and "last" in last.origin["named"]

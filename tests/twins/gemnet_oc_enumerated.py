@@ -122,6 +122,15 @@ def dihedral(v_ca, v_ba, v_db):
     return x, np.maximum(y, MIN_SINE)
 
 
+def smooth_factor(v_ca, v_ba, v_db):
+    """Of each quadruplet: a C2 step of sin^2(angle) / 0.25^2 for either angle with the middle edge (not published)."""
+    factor = np.ones(len(v_ba))
+    for v in (v_ca, v_db):
+        u = np.minimum(np.sum(np.cross(v, v_ba) ** 2, axis=-1) / 0.0625, 1.0)
+        factor *= 6 * u**5 - 15 * u**4 + 10 * u**3
+    return factor
+
+
 def _dot(a, b):
     return np.clip(np.sum(a * b, axis=-1), -1.0, 1.0)
 
@@ -334,7 +343,7 @@ def _final(w, parts):
 # --------------------------------------------------------------------------------------------- forward
 
 
-def _bases(w, graphs, positions, cell, batch, centres, out):
+def _bases(w, graphs, positions, cell, batch, centres, out, smooth):
     """What all blocks use (docs/reference/gemnet_oc.md, Bases); fills the golden keys of the geometry in `out`."""
     geometry = {name: edge_geometry(graphs[name], positions, cell, batch) for name in NAMES}
     n_radial = w.get("mlp_rbf_h.linear.weight").shape[1]
@@ -378,6 +387,8 @@ def _bases(w, graphs, positions, cell, batch, centres, out):
     first = circular_basis(cos_cab, n_spherical)
     second = circular_basis(x / np.sqrt(x * x + y * y), n_spherical)
     b["y_sbf"] = (first[:, :, None] * second[:, None, :]).reshape(len(x), n_spherical**2)
+    if smooth:
+        b["y_sbf"] *= smooth_factor(v_ca, v_ba, v_db)[:, None]
 
     out.update({"quad/abd/edge_db": db, "quad/abd/edge_ba": ba, "quad/abd/cos": cos_abd, "quad/abd/cbf": b["cir"]})
     out["quad/cab/edge_ba"], out["quad/cab/edge_ca"] = quads["cab"]
@@ -394,13 +405,14 @@ def _bases(w, graphs, positions, cell, batch, centres, out):
     return b
 
 
-def forward(params, atomic_numbers, positions, cell, batch, graphs, centres=None):
+def forward(params, atomic_numbers, positions, cell, batch, graphs, centres=None, smooth=False):
     """Backbone on a concatenated batch; returns a dictionary with the keys of the golden files.
 
     params: checkpoint name -> array. positions [N, 3] A, cell [B, 3, 3] A (rows are lattice vectors; any
     values for a molecule), batch [N] structure of each atom. graphs: "main", "a2a", "a2ee2a", "qint" ->
     (edge_index [2, E] = (source, target), cell_offset [E, 3] of the source), and "id_swap" [E of main].
     centres: Gaussian centres if not the float64 linspace (checkpoints hold PyTorch's float32 one: 4e-8 off).
+    smooth: whether quadruplets are multiplied by `smooth_factor`.
     Without the force branch among the weights, `out<i>/x_F` and `feature/edge` are absent.
     """
     index = {k: tuple(np.asarray(a, dtype=np.int64) for a in graphs[k]) for k in NAMES}
@@ -413,7 +425,7 @@ def forward(params, atomic_numbers, positions, cell, batch, graphs, centres=None
     table = "embedding.atom_embedding.weight"
     table = table if table in params else "embedding.weight"
     h = np.asarray(params[table], dtype=np.float64)[np.asarray(atomic_numbers, dtype=np.int64) - 1]
-    b = _bases(w.at("bases"), index, positions, cell, batch, centres, out)
+    b = _bases(w.at("bases"), index, positions, cell, batch, centres, out, smooth)
     source, target = b["main"]
     m = w.dense("bases.edge_emb.dense", np.concatenate([h[source], h[target], b["rad_main"]], axis=-1))
     out["emb/h"], out["emb/m"] = h, m

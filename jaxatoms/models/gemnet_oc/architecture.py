@@ -90,6 +90,7 @@ GEMNET_OC = Architecture(
     rate_multipliers=rate_multipliers,
     block_of=block_of,
     finetuning=Finetuning(dimensions=finetuned_dimensions),
+    identity=lambda config: "smooth_quadruplets" if config.smooth_quadruplets else "",
     mark={"layout": LAYOUT},
     check_record=check_layout,
 )

@@ -207,11 +207,19 @@ class Bases(nnx.Module):
         from_b = take_many(main_v.reshape(n_node, -1), batch.qint.senders, batch.qint.out_table)
         inner = geo.azimuth(from_b.reshape(-1, k, 3), qint_v[:, None], first[:, None], second[:, None], count)
         weights = self.mlp_cbf_qint(radial["qint"]) * jnp.asarray(geo.harmonic_norms(count), qint_v.dtype)
-        circular = product(geo.legendre(inner.cosine, count), weights, "highest", weights.dtype, True)
+        circular = product(self._polar(inner), weights, "highest", weights.dtype, True)
         regular, collinear = indices.in_mask & ~inner.collinear, indices.in_mask & inner.collinear
         phases = [jnp.where(regular, wave, 0) for wave in inner.phases] + [collinear.astype(qint_v.dtype)]
         project, self_weight = self._quad_project(radial["main"], qint_v, first, second, main_v, batch, indices)
         return QuadBasis(self.precision.store(circular), stacked(phases, 1), project, self_weight)
+
+    def _polar(self, around: geo.Azimuth) -> jax.Array:
+        """[..., n_spherical] P_l of the angle with the middle edge; of smooth quadruplets times their factor `bend`.
+
+        The factor of d scales x', which is linear in the circular basis, and so reaches the excluded case c = d too.
+        """
+        legendre = geo.legendre(around.cosine, self.config.num_spherical)
+        return legendre * geo.bend(around.squared_sine)[..., None] if self.config.smooth_quadruplets else legendre
 
     def _quad_project(self, radial, qint_v, first, second, main_v, batch, indices: Indices):
         """The spherical basis of c -> a, contracted with the Fourier expansion of P_l(cos theta)."""
@@ -223,7 +231,7 @@ class Bases(nnx.Module):
         outer = geo.azimuth(main_v[:, :, None], axis, first, second, count)  # [N, k, k_q]
         norms = jnp.asarray(geo.harmonic_norms(count), radial.dtype)
         mask = indices.out_mask.transpose(0, 2, 1)[..., None]
-        polar = jnp.where(mask, geo.legendre(outer.cosine, count) * norms, 0)
+        polar = jnp.where(mask, self._polar(outer) * norms, 0)
         in_table = batch.main.in_table
         slots = take_rows(radial, in_table.reshape(-1), indices.main_slot)
         series = geo.legendre_of_cosine(count) * geo.harmonic_norms(count)[:, None]

@@ -31,6 +31,7 @@ class GemNetOCConfig:
     num_elements: int = 120
     rbf_cutoff: float = 12.0  # A; the radial basis is scaled by this, whatever the cutoff of the graphs
     direct_forces: bool = True  # builds the edge ("F") branch that direct force heads read
+    smooth_quadruplets: bool = False  # fade quadruplets out where three of their atoms are nearly in line
     remat: bool = False  # recompute each block in the backward pass: less memory, one more forward
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
 from jaxatoms.models.common import indexing
 
 FAR = 1e3  # A; length of padding edges: finite, and far outside the envelope
+BENT_SINE = 0.25  # sine of an angle (14.5 degrees from a straight line) from which on a smooth quadruplet is whole
 
 
 class EdgeGeometry(NamedTuple):
@@ -109,9 +110,10 @@ def frame(direction: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Azimuth(NamedTuple):
-    """Direction of v around an axis: its cosine with the axis, harmonics of its azimuth, collinearity."""
+    """Direction of v around an axis: its angle with the axis, harmonics of its azimuth, collinearity."""
 
     cosine: jax.Array  # [...]
+    squared_sine: jax.Array  # [...]
     phases: tuple[jax.Array, ...]  # 2 * count - 1 of [...]: 1, cos(k alpha), sin(k alpha), k = 1..count-1
     collinear: jax.Array  # [...] bool
 
@@ -133,7 +135,17 @@ def azimuth(v: jax.Array, axis: jax.Array, first: jax.Array, second: jax.Array, 
         c, s = cosines[-1], sines[-1]
         cosines.append(c * c1 - s * s1)
         sines.append(c * s1 + s * c1)
-    return Azimuth(dot(v, axis), (*cosines, *sines[1:]), collinear)
+    return Azimuth(dot(v, axis), squared, (*cosines, *sines[1:]), collinear)
+
+
+def bend(squared_sine: jax.Array) -> jax.Array:
+    """0 on a straight line, 1 from a sine of `BENT_SINE` on; twice continuously differentiable and flat at both ends.
+
+    Near a line it falls with the sixth power of the sine, which makes up for harmonics of the azimuth up to order 6.
+    Source: ours, not published (docs/reference/gemnet_oc.md, Smooth quadruplets).
+    """
+    u = jnp.minimum(squared_sine / BENT_SINE**2, 1.0)
+    return u**3 * (10 - 15 * u + 6 * u**2)
 
 
 def legendre_of_cosine(count: int) -> np.ndarray:

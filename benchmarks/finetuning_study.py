@@ -19,7 +19,7 @@ import numpy as np
 
 PRETRAINING = "ani1x_like/ani1x_like.h5"
 SETTINGS = [
-    "--n-train", "300", "--n-val", "30", "--split", "record", "--batch-size", "5", "--batch-shapes", "1", "--cutoff",
+    "--n-train", "250", "--n-val", "30", "--split", "record", "--batch-size", "5", "--batch-shapes", "1", "--cutoff",
     "6", "--max-neighbors", "30", "--test-samples", "10", "--val-samples", "30", "--quiet",
 ]  # fmt: skip
 # Name: options beside those of every run. "scratch" starts from random weights.

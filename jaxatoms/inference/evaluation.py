@@ -61,15 +61,25 @@ def assess(
     result: dict = {"data": facts.name, "split": split, "n_structure": len(records), "of": of}
     for name, forward in forwards.items():
         found = predict_split(forward, corpus, index, records, shapes, batch_edges)
-        reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
-        first = next(iter(reports))
-        result[name] = reports.pop(first) | reports
+        first, result[name] = next(iter(found)), _reports(found, facts)
         for quantity, data in found.items():
             kind = "{}" if quantity == first else f"{quantity}_{{}}"
             title = f"{facts.name}, {split}, {name}"
             plot(run_dir, data, unit_of(facts, quantity), f"{stem}_{kind}_{name}.png", title)
     write_json(run_dir / f"{stem}.json", result | {"provenance": provenance()})
     return result
+
+
+def errors(forward: Callable, corpus: Corpus, index: int, records: np.ndarray, shapes: list) -> dict:
+    """The errors of one set of weights on the records, as `assess` reports them; nothing is written."""
+    found = predict_split(forward, corpus, index, records, shapes, BATCH_EDGES)
+    return _reports(found, corpus.tasks[index].facts)  # type: ignore[attr-defined]
+
+
+def _reports(found: dict[str, Predictions], facts: ForceData | ScalarData) -> dict:
+    """The errors of what a data set is about, and below its name those of every other quantity."""
+    reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
+    return reports.pop(next(iter(reports))) | reports
 
 
 def result_name(split: str, index: int) -> str:

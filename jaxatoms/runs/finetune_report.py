@@ -116,20 +116,21 @@ def _labels(quantity: str, batch: GraphBatch, task: DownstreamTask) -> np.ndarra
     return values / (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)[batch.energy_mask]
 
 
-def comparison(summary: Mapping, tests: Sequence[Mapping]) -> str:
+def comparison(summary: Mapping, starts: Sequence[Mapping | None], tests: Sequence[Mapping]) -> str:
     """A table of validation and test errors, and a sentence where training did not help.
 
     Args:
       summary: summary.json of the run, with the validation before and after; new heads begin untrained.
-      tests: of every data set of the run, the entry of its test file for the last weights.
+      starts: of every data set of the run, the test errors before training; None where they are not known.
+      tests: the same after it, of the last weights.
     """
     if len(tests) == 1:
         return _of_one(summary["validation_before"], summary["validation"],
-                       summary.get("validation_mean_baselines", {}), tests[0])  # fmt: skip
+                       summary.get("validation_mean_baselines", {}), starts[0] or {}, tests[0])  # fmt: skip
     tables = []
-    for name, test in zip(summary["data_sets"], tests, strict=True):
+    for name, start, test in zip(summary["data_sets"], starts, tests, strict=True):
         before, after = (_named(summary[key], name) for key in ("validation_before", "validation"))
-        tables.append(f"{name}\n{_of_one(before, after, {}, test)}")
+        tables.append(f"{name}\n{_of_one(before, after, {}, start or {}, test)}")
     return "\n\n".join(tables)
 
 
@@ -138,25 +139,27 @@ def _named(metrics: Mapping, name: str) -> dict:
     return {key.removesuffix(f"/{name}"): value for key, value in metrics.items() if key.endswith(f"/{name}")}
 
 
-def _of_one(before: Mapping, after: Mapping, baselines: Mapping, test: Mapping) -> str:
+def _of_one(before: Mapping, after: Mapping, baselines: Mapping, start: Mapping, test: Mapping) -> str:
     first, *more = [name for name in MEASURES if name in after]
-    lines = _table(first, before, after, test, baselines)
+    lines = _table(first, before, after, start, test, baselines)
     for measure in more:
         quantity = MEASURES[measure]
-        lines += _table(measure, before, after, test.get(quantity, {}), baselines)
+        lines += _table(measure, before, after, start.get(quantity, {}), test.get(quantity, {}), baselines)
     return "\n".join([*lines, *_verdict(first, before, after, baselines.get(MEASURES[first]))])
 
 
-def _table(measure: str, before: Mapping, after: Mapping, test: Mapping, baselines: Mapping) -> list[str]:
+def _table(
+    measure: str, before: Mapping, after: Mapping, start: Mapping, test: Mapping, baselines: Mapping
+) -> list[str]:
     higher = measure == "balanced_accuracy"
     quantity = MEASURES[measure]
     of = "" if quantity == "value" else f" {quantity}"
     title = "balanced accuracy" if higher else f"MAE{of} ({test.get('unit', '')})"
-    tested = None if higher else test.get("mean_baseline_mae")
+    name, tested = (measure, None) if higher else ("mae", test.get("mean_baseline_mae"))
     rows = [
         (title, "before training", "after", "one class" if higher else "mean of the labels"),
         ("validation", before[measure], after[measure], baselines.get(quantity)),
-        ("test", None, test.get(measure if higher else "mae"), tested),
+        ("test", start.get(name), test.get(name), tested),
     ]
     return [f"{row[0]:22s}" + "".join(f"{_cell(value):>20s}" for value in row[1:]) for row in rows]
 

@@ -26,6 +26,7 @@ from jaxatoms.data.subset import parse_count
 from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.inference import evaluation
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
+from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
@@ -51,6 +52,7 @@ from jaxatoms.training.partial import Partition
 from jaxatoms.training.step import TrainState, make_train_step
 from jaxatoms.types import InputError
 
+BEFORE = 2000  # test structures at most on which the start of a run is judged
 COUNTED = 1000  # training structures over which reference energies of checkpoint and data are compared
 SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
 _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's
@@ -222,6 +224,16 @@ class Finetuning(TrainingRun):
         train = self.parts[index].split.train
         return energy_probe(self.corpus, index, train, self.config.seed, self.eval_shapes)
 
+    def before_training(self, folder: Path, params, constants):
+        """The errors of the start on the test splits, to be compared with those of the end."""
+        assert self.forward is not None
+        forward = functools.partial(self.forward, params, constants)
+        wanted = parse_count(self.config.test_samples)
+        n = BEFORE if wanted == "all" else min(int(wanted), BEFORE)
+        tests = [evaluation.draw(part.split.test, n) for part in self.parts]
+        found = [evaluation.errors(forward, self.corpus, i, test, self.eval_shapes) for i, test in enumerate(tests)]
+        write_json(folder / "test_before.json", found)
+
     def learning_rate(self, step: int) -> float:
         """Of the head."""
         return float(self.optim.lr * self.plateau.factor * finetuning.rate_factor(self.optim, step, 1.0))
@@ -291,7 +303,10 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
     tests = [json.loads((run_dir / name).read_text()) for name in names]
     print("\n".join(map(evaluation.describe, tests)))
     summary = json.loads((run_dir / "summary.json").read_text())
-    print(f"\n{finetune_report.comparison(summary, [test['last_ema'] for test in tests])}\nrun folder: {run_dir}")
+    before = run_dir / "test_before.json"  # not there in runs of earlier versions
+    starts = json.loads(before.read_text()) if before.exists() else [None] * len(tests)
+    ends = [test["last_ema"] for test in tests]
+    print(f"\n{finetune_report.comparison(summary, starts, ends)}\nrun folder: {run_dir}")
 
 
 def _lacks_test(run: Finetuning, run_dir: Path) -> bool:

@@ -136,6 +136,10 @@ class TrainingRun(abc.ABC):
         """Take up what a checkpoint's record says of the run."""
         del meta
 
+    def before_training(self, folder: Path, params: Any, constants: Any):
+        """Called once, after the first validation of a new run, which writes into `folder`."""
+        del folder, params, constants
+
     def after_validation(self, step: int, metrics: dict):
         """Called with every validation but that before the first step."""
         del step, metrics
@@ -215,6 +219,7 @@ def train_run(run: TrainingRun, run_dir: Path, resumed: bool) -> Trained:
             )
             if meta is None:
                 session.validate(0, state)
+                run.before_training(out_dir, devices.whole(state.ema), constants)
             else:
                 session.recall(meta)
             state, done, meter = session.run(

@@ -127,6 +127,10 @@ def test_the_start_and_the_reference_energies_are_told(nano_run, file, tmp_path,
     summary = json.loads((run / "summary.json").read_text())
     assert summary["validation"] == pytest.approx(summary["validation_before"], rel=1e-6)
     assert "did not improve" in told
+    (before,) = json.loads((run / "test_before.json").read_text())
+    after = json.loads((run / "test.json").read_text())["last_ema"]
+    for one, two in ((before, after), (before["energy"], after["energy"])):
+        assert one["mae"] == pytest.approx(two["mae"], rel=1e-6) and one["n"] == two["n"]
 
 
 def test_direct_forces_with_energies(nano_run, file, tmp_path, refusal):

@@ -5,6 +5,7 @@ import pytest
 from jaxatoms.runs.finetune_report import MEASURES, comparison
 
 TEST = {"unit": "meV/A", "mae": 50.0, "mean_baseline_mae": 90.0}
+START = {"unit": "meV/A", "mae": 85.0}
 FORCES, CLASSES = "force_mae_mev_per_angstrom", "balanced_accuracy"
 
 
@@ -15,9 +16,9 @@ def _summary(measure: str, before: float, after: float, baseline: float | None) 
 
 
 def test_errors_before_and_after_stand_beside_the_mean():
-    title, validation, test = comparison(_summary(FORCES, 80.0, 45.0, 91.0), [TEST]).splitlines()
+    title, validation, test = comparison(_summary(FORCES, 80.0, 45.0, 91.0), [START], [TEST]).splitlines()
     assert title.startswith("MAE forces (meV/A)") and title.endswith("mean of the labels")
-    assert validation.split() == ["validation", "80", "45", "91"] and test.split() == ["test", "-", "50", "90"]
+    assert validation.split() == ["validation", "80", "45", "91"] and test.split() == ["test", "85", "50", "90"]
 
 
 @pytest.mark.parametrize("measure, before, after, baseline, words", [
@@ -28,11 +29,11 @@ def test_errors_before_and_after_stand_beside_the_mean():
 ])  # fmt: skip
 def test_a_run_that_did_not_help_is_told_so(measure, before, after, baseline, words):
     test = {"unit": "", "balanced_accuracy": 0.5} if measure == CLASSES else TEST
-    assert words in comparison(_summary(measure, before, after, baseline), [test]).splitlines()[-1]
+    assert words in comparison(_summary(measure, before, after, baseline), [None], [test]).splitlines()[-1]
 
 
 @pytest.mark.parametrize("baseline", [None, 0.5])
 def test_a_run_that_helped_is_not_warned(baseline):
     """Runs of earlier versions noted no baseline."""
     test = {"unit": "", "balanced_accuracy": 0.8}
-    assert len(comparison(_summary(CLASSES, 0.4, 0.8, baseline), [test]).splitlines()) == 3
+    assert len(comparison(_summary(CLASSES, 0.4, 0.8, baseline), [None], [test]).splitlines()) == 3

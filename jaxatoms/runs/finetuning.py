@@ -284,9 +284,14 @@ class Finetuning(TrainingRun):
             "split": _sizes(self.parts[0]),
             "other_splits": {label: _sizes(p) for label, p in zip(self.labels[1:], self.parts[1:], strict=True)},
             "head": self.head.to_json(),
-            "validation_mean_baselines": finetune_report.mean_baselines(self.val, self.task),
+            "validation_mean_baselines": self._mean_baselines(),
             "data_sets": self.labels,
         }
+
+
+    def _mean_baselines(self) -> dict[str, float]:
+        """The errors of predicting the mean of the validation labels; none of several data sets with a mean each."""
+        return finetune_report.mean_baselines(self.val, self.task) if len(self.parts) == 1 else {}
 
 
 def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
@@ -299,6 +304,11 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
     if trained.summary is not None or _lacks_test(run, run_dir):
         test_run(run, run_dir, trained.params, trained.constants)
     fleet.wait_for_all("test written")
+    _closing_words(run, run_dir)
+
+
+def _closing_words(run: Finetuning, run_dir: Path):
+    """The errors of the test, and a table of those before and after training."""
     names = [evaluation.result_name("test", i) for i in range(len(run.parts))]
     tests = [json.loads((run_dir / name).read_text()) for name in names]
     print("\n".join(map(evaluation.describe, tests)))
@@ -329,15 +339,9 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
-    with fleet.writer_first("data prepared"):
-        parts = open_parts(config, init.model, init.path, folder if resumed else None)
-    task, corpus = parts[0].task, corpus_of(parts, init.model)
-    for part in parts:
-        if not config.quiet and part.task.energies is not None:
-            counts = part.task.store.element_counts(part.split.train[:COUNTED])
-            say(finetune_report.reference_table(part.task.energies, counts, start.references_of(init.path)))
-        start.check_elements(part.task.store, init.model, part.name)
-    recipe = _recipe(config, task, init.model)
+    parts = _opened(config, init, folder if resumed else None)
+    corpus = corpus_of(parts, init.model)
+    recipe = _recipe(config, parts[0], init.model)
     if folder is not None and not resumed and fleet.is_writer():
         save_parts(folder, parts)
     n_device = None if jax.process_count() > 1 else config.devices  # several processes use all that they have
@@ -382,6 +386,18 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     return run.recomputed_if_asked(resolved)
 
 
+def _opened(config: FinetuneConfig, init: start.Init, saved: Path | None) -> list[Part]:
+    """The data sets, of which the network holds every element; says their reference energies."""
+    with fleet.writer_first("data prepared"):
+        parts = open_parts(config, init.model, init.path, saved)
+    for part in parts:
+        start.check_elements(part.task.store, init.model, part.name)
+        if not config.quiet and part.task.energies is not None:
+            counts = part.task.store.element_counts(part.split.train[:COUNTED])
+            say(finetune_report.reference_table(part.task.energies, counts, start.references_of(init.path)))
+    return parts
+
+
 def _in_parts(model: registry.PureModel, partition: Partition, seed: int) -> registry.PureModel:
     """The model as a function of what is trained of it; the rest is among its constants."""
     trained, frozen = partition.split(model.params, seed)
@@ -393,11 +409,11 @@ def _in_parts(model: registry.PureModel, partition: Partition, seed: int) -> reg
     )
 
 
-def _recipe(config: FinetuneConfig, task: DownstreamTask, model: Config) -> Recipe:
-    """The data set's recipe with what the backbone and the settings change of it."""
+def _recipe(config: FinetuneConfig, part: Part, model: Config) -> Recipe:
+    """The recipe of the first data set with what the backbone and the settings change of it."""
     given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
-    own = registry.architecture_of(model).finetuning.changes(family_of(config.downstream))
-    return dataclasses.replace(find_recipe(config.downstream, task.facts), **own | given)
+    own = registry.architecture_of(model).finetuning.changes(family_of(part.name))
+    return dataclasses.replace(find_recipe(part.name, part.task.facts), **own | given)
 
 
 def _recorded_origin(resolved: Path | None) -> dict | None:
@@ -453,7 +469,7 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batch
     own = registry.architecture_of(dimensions)
     dimensions = own.finetuning.dimensions(dimensions, head)
     if config.init_mode == "reference":
-        family, cutoff = family_of(config.downstream), task.graph.cutoff
+        family, cutoff = family_of(parts[0].name), task.graph.cutoff
         dimensions = own.finetuning.as_released(dimensions, family, cutoff)
     module = registry.build_finetuned(dimensions, head, nnx.Rngs(config.seed), precision)
     if path is not None:

@@ -8,7 +8,6 @@ Reports the last and the best averaged weights on the structures that the run it
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -20,10 +19,12 @@ from jaxatoms.data.passes import plan_pass
 from jaxatoms.data.subset import parse_count
 from jaxatoms.data.tasks import make_corpus
 from jaxatoms.inference import evaluation
+from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
 from jaxatoms.inference.model import restore_model
 from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
+from jaxatoms.runs.energy_zero import shift_of, with_shift
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import open_parts
 from jaxatoms.runs.finetuning import corpus_of
@@ -77,13 +78,15 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
     models, model_config = averaged_weights(run_dir)
+    tasks = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name).tasks for name in ("last", "best")}
     parts = open_parts(settings, model_config, resolved_init(settings), run_dir / "data")
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
-    forwards = {name: functools.partial(apply, m.params, m.constants) for name, m in models.items()}
     corpus, shapes = corpus_of(parts, model_config), []
     for i, part in enumerate(parts):
         whole = getattr(part.split, config.split)
         records = evaluation.draw(whole, parse_count(config.samples))
+        forwards = {name: with_shift(apply, m.params, m.constants, shift_of(part.task, tasks[name][i].reference))
+                    for name, m in models.items()}  # fmt: skip
         result = evaluation.assess(
             run_dir, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges
         )

@@ -25,7 +25,7 @@ from jaxatoms.data.references import LinearReference
 from jaxatoms.data.subset import parse_count
 from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.inference import evaluation
-from jaxatoms.inference.checkpoint_meta import CheckpointMeta
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
@@ -33,7 +33,14 @@ from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.runs import finetune_report, fleet, start, trained_part
 from jaxatoms.runs.batches import Batches, make_batches, samples_seen
-from jaxatoms.runs.energy_zero import energy_probe, fit_energy_zero
+from jaxatoms.runs.energy_zero import (
+    energy_probe,
+    fit_energy_zero,
+    learns_energy,
+    shift_of,
+    shifted,
+    with_shift,
+)
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import Part, open_parts, save_parts
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
@@ -70,7 +77,7 @@ class Finetuning(TrainingRun):
     origin: dict  # see `start.origin_record`
     partition: Partition | None = None  # what is trained; None: all of it
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
-    # Zero of the energy of each potential that learnt forces alone, as last fitted.
+    # Zero of the energy of each potential, as last fitted.
     references: dict[int, LinearReference] = dataclasses.field(default_factory=dict)
     forward: Callable[..., Any] | None = None  # the model, jitted: validation and test share its compiled shapes
 
@@ -188,12 +195,14 @@ class Finetuning(TrainingRun):
         self.forward = forward
 
         @jax.jit
-        def sums(out, batch):
-            each = [of_task(batch, i) if len(self.parts) > 1 else batch for i in range(len(self.parts))]
-            return [error_sums(out, own, n_class=n_class) | label_sums(terms, out, own) for own in each]
+        def sums(out, batch, shifts):
+            each = [of_task(batch, i) if len(shifts) > 1 else batch for i in range(len(shifts))]
+            outs = [shifted(out, batch, shift) for shift in shifts]
+            pairs = zip(outs, each, strict=True)
+            return [error_sums(out, own, n_class=n_class) | label_sums(terms, out, own) for out, own in pairs]
 
         def errors(params, constants, batch):
-            return sums(forward(params, constants, batch), batch)
+            return sums(forward(params, constants, batch), batch, self.shifts)
 
         def validated(params, constants) -> dict[str, float]:
             predict = functools.partial(forward, params, constants)
@@ -201,6 +210,11 @@ class Finetuning(TrainingRun):
             return self._metrics(evaluate(params, constants, self.val, errors))
 
         return validated
+
+    @property
+    def shifts(self) -> list[np.ndarray]:
+        """What the fitted zeros add to energies that are learnt, of every data set."""
+        return [shift_of(part.task, self.references.get(i)) for i, part in enumerate(self.parts)]
 
     def _metrics(self, sums: list[dict]) -> dict[str, float]:
         """Validation metrics; of several data sets each one's by name, and the mean loss of those that are learnt."""
@@ -218,8 +232,8 @@ class Finetuning(TrainingRun):
         return short_names([part.name for part in self.parts])
 
     def _energy_probe(self, index: int) -> Pass | None:
-        """The structures whose energies fix the zero of a potential that learns forces alone."""
-        if self.head.kind != "gradient":
+        """The structures whose energies fix the zero of a potential."""
+        if self.head.kind != "gradient" and not self.head.energy:
             return None
         train = self.parts[index].split.train
         return energy_probe(self.corpus, index, train, self.config.seed, self.eval_shapes)
@@ -227,11 +241,14 @@ class Finetuning(TrainingRun):
     def before_training(self, folder: Path, params, constants):
         """The errors of the start on the test splits, to be compared with those of the end."""
         assert self.forward is not None
-        forward = functools.partial(self.forward, params, constants)
+        forwards = [with_shift(self.forward, params, constants, shift) for shift in self.shifts]
         wanted = parse_count(self.config.test_samples)
         n = BEFORE if wanted == "all" else min(int(wanted), BEFORE)
         tests = [evaluation.draw(part.split.test, n) for part in self.parts]
-        found = [evaluation.errors(forward, self.corpus, i, test, self.eval_shapes) for i, test in enumerate(tests)]
+        found = [
+            evaluation.errors(forward, self.corpus, i, test, self.eval_shapes)
+            for i, (forward, test) in enumerate(zip(forwards, tests, strict=True))
+        ]
         write_json(folder / "test_before.json", found)
 
     def learning_rate(self, step: int) -> float:
@@ -241,7 +258,9 @@ class Finetuning(TrainingRun):
     def recall(self, meta: CheckpointMeta):
         """The plateau, and the zero of the energy that a run stopped with, until its next validation."""
         self.plateau = Plateau(**meta.plateau)
-        self.references = {i: t.reference for i, t in enumerate(meta.tasks) if t.energy_zero == "fitted"}
+        pairs = zip(meta.tasks, self.parts, strict=True)
+        self.references = {i: record.reference for i, (record, part) in enumerate(pairs)
+                           if record.energy_zero == "fitted" or learns_energy(part.task)}  # fmt: skip
 
     def after_validation(self, step: int, metrics: dict):
         if step > self.optim.cosine_steps:
@@ -489,7 +508,7 @@ def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -
     """What prediction needs of the head of one data set.
 
     Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std. Its
-    zero, which forces say nothing about, is `reference`, fitted to training energies; None where there are none.
+    zero is `reference`, fitted to training energies; None where there are none.
     """
     task, facts = part.task, part.task.facts
     seen = task.store.elements(part.split.train)
@@ -507,7 +526,10 @@ def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -
         target=getattr(facts, "column", "forces"),
         labels=_predicted(head),
     )
-    if head.kind != "gradient" or getattr(facts, "learns_energy", False):
+    if learns_energy(task):
+        fitted = record.reference if reference is None else dataclasses.replace(record.reference, coeff=reference.coeff)
+        return dataclasses.replace(record, reference=fitted)
+    if head.kind != "gradient":
         return record
     assert record.force_std is not None
     record = dataclasses.replace(record, energy_std=record.force_std, energy_mean=0.0, energy_zero="unknown")
@@ -526,10 +548,12 @@ def _predicted(head: HeadSpec) -> tuple[str, ...]:
 def test_run(run: Finetuning, run_dir: Path, last_params, constants):
     """Errors on the test splits of the last and of the best averaged weights; writes test.json and plots."""
     assert run.forward is not None
-    best = run.averaged(run_dir / "checkpoints" / "best", last_params)
-    weights = {"last_ema": last_params, "best_ema": best}
-    forwards = {name: functools.partial(run.forward, params, constants) for name, params in weights.items()}
+    checkpoint = run_dir / "checkpoints" / "best"
+    records = {"last_ema": run.checkpoint_meta().tasks, "best_ema": read_checkpoint_meta(checkpoint).tasks}
+    weights = {"last_ema": last_params, "best_ema": run.averaged(checkpoint, last_params)}
     folder = fleet.output_dir(run_dir)
     for i, part in enumerate(run.parts):
+        forwards = {name: with_shift(run.forward, params, constants, shift_of(part.task, records[name][i].reference))
+                    for name, params in weights.items()}  # fmt: skip
         test = evaluation.draw(part.split.test, parse_count(run.config.test_samples))
         evaluation.assess(folder, "test", test, len(part.split.test), forwards, run.corpus, i, run.eval_shapes)

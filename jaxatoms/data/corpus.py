@@ -103,6 +103,11 @@ class Corpus:
     tasks: tuple[Task, ...]
     graphs: GraphSpec = GEMNET_GRAPHS  # of the backbone
 
+    @property
+    def learns_stress(self) -> bool:
+        """Whether batches hold stress."""
+        return any(getattr(getattr(task, "facts", None), "learns_stress", False) for task in self.tasks)
+
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
         out = np.zeros(len(samples.task), np.int64)

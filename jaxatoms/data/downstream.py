@@ -30,7 +30,7 @@ class Graph:
 
 
 def atoms_total(
-    name: str, references: Mapping[int, float], atomic_numbers: np.ndarray, n_node: np.ndarray
+    name: str, references: Mapping[int, float], atomic_numbers: np.ndarray, n_node: np.ndarray, strict: bool = True
 ) -> np.ndarray:
     """[n_graph] float64: the sum of the references of each structure's atoms; 0 without any references.
 
@@ -39,6 +39,7 @@ def atoms_total(
       references: by atomic number.
       atomic_numbers: [sum n_node].
       n_node: [n_graph].
+      strict: refuse an element without a reference; otherwise the sum is NaN.
 
     Raises:
       InputError: an element without a reference.
@@ -49,7 +50,7 @@ def atoms_total(
     table = np.full(256, np.nan)
     table[list(references)] = list(references.values())
     per_atom = table[atomic_numbers]
-    if np.isnan(per_atom).any():
+    if strict and np.isnan(per_atom).any():
         number = int(atomic_numbers[np.argmax(np.isnan(per_atom))])
         raise InputError(f"{name}: atomic number {number} has no atom reference; remove the structure")
     return np.bincount(graph, weights=per_atom, minlength=len(n_node))
@@ -99,8 +100,11 @@ class ForceData:
         return "stress" in self.weights
 
     def reference(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
-        """[n_graph] float64 eV: what the atoms of each structure contribute; see `atoms_total`."""
-        return atoms_total(self.name, self.references, atomic_numbers, n_node)
+        """[n_graph] float64 eV: what the atoms of each structure contribute; NaN with an element without reference.
+
+        Such a structure has no energy to be compared with; its forces count.
+        """
+        return atoms_total(self.name, self.references, atomic_numbers, n_node, strict=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,9 @@ class DownstreamTask:
         forces = (systems.forces - np.float32(facts.force_mean)) / np.float32(facts.force_std)
         stress = None
         if facts.learns_stress:
-            stress = (self.store.column("stress")[records] / facts.force_std).astype(np.float32)
+            known = "stress" in self.store.extra_columns  # not in a set that is replayed
+            values = self.store.column("stress")[records] if known else np.full((len(records), 3, 3), np.nan)
+            stress = (values / facts.force_std).astype(np.float32)
         return Labels(energy.astype(np.float32), forces.astype(np.float32), stress)
 
 
@@ -165,7 +167,8 @@ def _potential_facts(facts: ForceData, store: Store, weights: dict[str, float]) 
 
 def _check_stress(name: str, store: Store):
     if "stress" not in store.extra_columns:
-        raise InputError(f"{name} has no stress; leave stress out of --targets, or name its key as {name}#,,KEY")
+        named = f"{name.partition('#')[0]}#,,KEY"
+        raise InputError(f"{name} has no stress; leave stress out of --targets, or name its key as {named}")
     labelled = np.isfinite(store.column("stress")).all(axis=(1, 2))
     bare = np.flatnonzero(labelled & ~store.column("pbc").all(axis=1))
     if len(bare):

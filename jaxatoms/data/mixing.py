@@ -12,8 +12,11 @@ from jaxatoms.types import InputError
 _RATIO = re.compile(r"\d+(:\d+)+")
 
 
-def split_names(upstream: str) -> list[str]:
+def split_names(text: str, option: str = "--upstream") -> list[str]:
     """The data sets of `a,b,c`; a comma before a word that starts no name belongs to the path or its label keys.
+
+    Args:
+      option: that they were given to, for messages.
 
     Raises:
       InputError: an empty name, or one that occurs twice.
@@ -23,23 +26,24 @@ def split_names(upstream: str) -> list[str]:
       ['ani1x', 'file:a,1.xyz#e,f', 'oc20']
     """
     names: list[str] = []
-    for word in (word.strip() for word in upstream.split(",")):
-        if names and word and not _starts_a_name(word) and _takes_more(names[-1]):
+    for word in (word.strip() for word in text.split(",")):
+        is_key = bool(names) and "#" in names[-1]  # a label key may be empty: `#,force`
+        if names and (word or is_key) and not _starts_a_name(word) and _takes_more(names[-1]):
             names[-1] += f",{word}"
         else:
             names.append(word)
     if not all(names):
-        raise InputError(f"--upstream '{upstream}' has an empty name; write e.g. ani1x,oc20")
+        raise InputError(f"{option} '{text}' has an empty name; write e.g. ani1x,oc20")
     if len(set(names)) < len(names):
-        raise InputError(f"--upstream '{upstream}' names a data set twice; name each once")
+        raise InputError(f"{option} '{text}' names a data set twice; name each once")
     return names
 
 
 def _takes_more(name: str) -> bool:
-    """Whether a comma may go on with it: in a path, or between its two label keys."""
+    """Whether a comma may go on with it: in a path, or between its three label keys."""
     _, mark, labels = name.rpartition("#")
     if name.startswith("file:"):
-        return not mark or "," not in labels
+        return not mark or labels.count(",") < 2
     return "@" in name
 
 

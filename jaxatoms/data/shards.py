@@ -144,4 +144,5 @@ class ShardedBatches:
     def _build(self, step: int) -> list[Built]:
         parts, m = self.parts(step), self.accumulate
         mine = [part for device in self.own for part in parts[m * device : m * (device + 1)]]
-        return [self.whole.build(step, part) if len(part) else empty_structures() for part in mine]
+        empty = empty_structures(self.whole.corpus.learns_stress)
+        return [self.whole.build(step, part) if len(part) else empty for part in mine]

@@ -209,8 +209,8 @@ def stack(batches: Sequence[GraphBatch]) -> GraphBatch:
     return join(*batches)
 
 
-def empty_structures() -> tuple[SystemBatch, Graphs, Targets]:
-    """No structures at all, as arrays that `collate` turns into a batch of padding."""
+def empty_structures(stress: bool = False) -> tuple[SystemBatch, Graphs, Targets]:
+    """No structures at all, as arrays that `collate` turns into a batch of padding; `stress`: with room for it."""
     zero = np.zeros
     systems = SystemBatch(
         n_node=zero(0, np.int32),
@@ -224,7 +224,8 @@ def empty_structures() -> tuple[SystemBatch, Graphs, Targets]:
         pbc=zero((0, 3), bool),
     )
     none = Edges(zero(0, np.int32), zero(0, np.int32), zero((0, 3), np.int32))
-    targets = Targets(zero(0, np.float32), zero((0, 3), np.float32), zero(0, np.int32))
+    values = zero((0, 3, 3), np.float32) if stress else None
+    targets = Targets(zero(0, np.float32), zero((0, 3), np.float32), zero(0, np.int32), values)
     return systems, Graphs(none, zero(0, np.int32), none, none, none), targets
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
+from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
 from jaxatoms.models.architecture import Config, ElementTables
 from jaxatoms.models.registry import PureModel, architecture_of
 from jaxatoms.runs.start import named_arrays
@@ -46,23 +46,17 @@ class Continued:
         kept = {i: heads[name] for i, name in enumerate(self.names) if name in heads}
         tables = architecture_of(config).element_tables
         source, constants = named_arrays(self.path, "ema"), named_arrays(self.path, "constants")
-        new = self._new_elements(meta)
+        seen = np.logical_or.reduce([task.reference.seen for task in meta.tasks] or [np.zeros_like(self.elements)])
+        new = self.elements & ~seen if seen.any() else np.zeros_like(seen)  # converted weights may not say
         leaves, structure = jax.tree.flatten(model.params)
         names = parameter_names(model.params)
-        filled = [self._leaf(*pair, source, kept, tables, new) for pair in zip(names, leaves, strict=True)]
+        filled = [self._leaf(*pair, source, kept, tables, seen, new) for pair in zip(names, leaves, strict=True)]
         notify(self._told(kept, new))
         values, layout = jax.tree.flatten(model.constants)
         own = [self._taken(*pair, constants) for pair in zip(parameter_names(model.constants), values, strict=True)]
         return model._replace(params=jax.tree.unflatten(structure, filled), constants=jax.tree.unflatten(layout, own))
 
-    def _new_elements(self, meta: CheckpointMeta) -> np.ndarray:
-        """[121] bool: elements of the new data that no head of the checkpoint was trained on."""
-        seen = np.zeros(len(self.elements), bool)
-        for task in meta.tasks:
-            seen |= task.reference.seen
-        return self.elements & ~seen if seen.any() else np.zeros_like(seen)  # converted weights may not say
-
-    def _leaf(self, name: str, leaf, source, kept: dict[int, int], tables: ElementTables | None, new: np.ndarray):
+    def _leaf(self, name: str, leaf, source, kept: dict[int, int], tables: ElementTables | None, seen, new):
         head = _HEAD.match(name)
         if head is not None:
             own = int(head[2])
@@ -70,7 +64,7 @@ class Continued:
                 return leaf
             name = f"output/{head[1]}/{kept[own]}/{name[head.end():]}"
         if tables is not None and tables.pattern.search(name):
-            return _with_rows(self._found(name, source), leaf.shape, tables, new)
+            return _with_rows(self._found(name, source), leaf.shape, tables, seen, new)
         return self._taken(name, leaf, source)
 
     def _found(self, name: str, source) -> np.ndarray:
@@ -94,11 +88,19 @@ class Continued:
         return f"weights from {self.path}; heads taken over: {taken}; new heads: {fresh}{rows}"
 
 
-def _with_rows(table: np.ndarray, shape: tuple[int, ...], tables: ElementTables, new: np.ndarray) -> Any:
-    """A table of elements [..., n_row, d] enlarged to `shape`, rows of new elements at the mean of the others."""
-    rows = np.flatnonzero(new) - tables.first
-    old = np.setdiff1d(np.arange(table.shape[-2]), rows)
-    mean = table[..., old, :].mean(axis=-2, keepdims=True, dtype=np.float64)
+def _with_rows(
+    table: np.ndarray, shape: tuple[int, ...], tables: ElementTables, seen: np.ndarray, new: np.ndarray
+) -> Any:
+    """A table of elements [..., n_row, d] enlarged to `shape`, rows of new elements at the mean of those seen.
+
+    Args:
+      seen, new: [121] bool, elements that the table was trained on, and others that begin; rows of neither stay as
+        they are, and new rows of neither begin at the mean too.
+    """
+    n_row = table.shape[-2]
+    rows, trained = (np.flatnonzero(mask) - tables.first for mask in (new, seen))
+    mean = table[..., trained[trained < n_row], :].mean(axis=-2, keepdims=True, dtype=np.float64)
     out = np.broadcast_to(mean, (*table.shape[:-2], shape[-2], table.shape[-1])).astype(table.dtype)
+    old = np.setdiff1d(np.arange(n_row), rows)
     out[..., old, :] = table[..., old, :]
     return jnp.asarray(out)

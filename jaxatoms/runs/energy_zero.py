@@ -67,7 +67,8 @@ def fit_energy_zero(probe: Pass, predict: Callable) -> LinearReference:
     known = reference_of(task.facts)
     all_counts = np.concatenate(counts).astype(np.float64)
     fitted = LinearReference.solve(all_counts, np.concatenate(rest) - all_counts @ known)
-    return LinearReference(np.where(fitted.seen, fitted.coeff + known, 0.0), fitted.seen, fitted.span)
+    # Elements outside the probe keep the reference energies of the data.
+    return LinearReference(fitted.coeff + known, fitted.seen, fitted.span)
 
 
 def reference_of(facts: ForceData) -> np.ndarray:
@@ -87,8 +88,7 @@ def shift_of(task: DownstreamTask, fitted: LinearReference | None) -> np.ndarray
     facts = task.facts
     if fitted is None or not isinstance(facts, ForceData) or not learns_energy(task):
         return np.zeros(N_ELEMENT, np.float32)
-    change = np.where(fitted.seen, fitted.coeff - reference_of(facts), 0.0)
-    return (change / facts.force_std).astype(np.float32)
+    return ((fitted.coeff - reference_of(facts)) / facts.force_std).astype(np.float32)
 
 
 def shifted(out: ModelOutput, batch: GraphBatch, shift: jax.Array) -> ModelOutput:

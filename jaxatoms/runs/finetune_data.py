@@ -53,7 +53,7 @@ def open_parts(config: FinetuneConfig, model: Config, init: Path | None, saved: 
     Raises:
       InputError: anything wrong with them, or data that have changed since the run began.
     """
-    names = split_names(config.downstream)
+    names = split_names(config.downstream, "--downstream")
     n = len(names) + (config.replay is not None)
     parts = [_own(config, name, model, task_folder(saved, i, n)) for i, name in enumerate(names)]
     _check_alike(parts)
@@ -78,7 +78,7 @@ def _own(config: FinetuneConfig, name: str, model: Config, saved: Path | None) -
         config.data_root,
         config.cache_dir,
         targets=config.targets,
-        e0s=config.e0s,
+        e0s=config.e0s if saved is None else "auto",  # what was taken is in `saved`
         rule=config.split,
         sizes=sizes,
         cutoff=config.cutoff or cutoff,
@@ -160,4 +160,5 @@ def _head_of(config: FinetuneConfig, init: Path | None) -> tuple[int, TaskRecord
 def _drawn(split: Split, n_train: int, n_val: int, seed: int) -> Split:
     rng = np.random.default_rng([seed, 7])
     train = rng.permutation(split.train)[:n_train]
-    return Split(train, np.sort(rng.permutation(split.val)[:n_val]), split.test)
+    # An official validation set is all that some sets hold out.
+    return Split(train, np.sort(rng.permutation(split.val)[:n_val]), split.test if len(split.test) else split.val)

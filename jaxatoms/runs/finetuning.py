@@ -191,7 +191,7 @@ class Finetuning(TrainingRun):
 
     def make_evaluator(self, apply):
         forward, terms, n_class = jax.jit(apply), self.terms, self.head.n_class
-        probes = {i: probe for i in self.own if (probe := self._energy_probe(i)) is not None}
+        probes = {i: probe for i in range(len(self.parts)) if (probe := self._energy_probe(i)) is not None}
         self.forward = forward
 
         @jax.jit
@@ -317,6 +317,7 @@ def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
     """A whole fine-tuning run with its test, and its closing words."""
     run = prepare(config, run_dir)
     trained = train_run(run, run_dir, resumed)
+    fleet.wait_for_all("checkpoints written")
     if trained.done < run.total_steps:
         print(continue_with(run, run_dir, trained.done))
         return
@@ -339,9 +340,11 @@ def _closing_words(run: Finetuning, run_dir: Path):
 
 
 def _lacks_test(run: Finetuning, run_dir: Path) -> bool:
-    """Whether a resumed run that had ended has no test, or one of another size."""
-    found, test = run_dir / "test.json", evaluation.draw(run.parts[0].split.test, parse_count(run.config.test_samples))
-    if found.is_file() and json.loads(found.read_text())["n_structure"] >= len(test):
+    """Whether a resumed run that had ended lacks a test of any data set, or has a smaller one."""
+    wanted = [evaluation.draw(part.split.test, parse_count(run.config.test_samples)) for part in run.parts]
+    found = [run_dir / evaluation.result_name("test", i) for i in range(len(wanted))]
+    pairs = zip(found, wanted, strict=True)
+    if all(file.is_file() and json.loads(file.read_text())["n_structure"] >= len(test) for file, test in pairs):
         say(f"the run has made all its {run.total_steps} steps and its test: there is nothing to do")
         return False
     say(f"the run has made all its {run.total_steps} steps: only the test remains")
@@ -495,7 +498,7 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batch
         notify = (lambda _: None) if config.quiet else say
         model = start.transfer(registry.split_model(module), path, config.init_mode, notify)
         units = {i: parts[i].task.std for i in kept}
-        model = start.with_kept_heads(model, path, kept, units if head.kind == "gradient" else {})
+        model = start.with_kept_heads(model, path, kept, units)
         nnx.update(module, model.params, model.constants)
     if config.refit_scales and own.scale_factors is None:
         raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
@@ -535,7 +538,15 @@ def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -
     record = dataclasses.replace(record, energy_std=record.force_std, energy_mean=0.0, energy_zero="unknown")
     if reference is None:
         return record
-    return dataclasses.replace(record, reference=dataclasses.replace(reference, seen=seen), energy_zero="fitted")
+    return dataclasses.replace(record, reference=_of_trained(reference, seen), energy_zero="fitted")
+
+
+def _of_trained(reference: LinearReference, seen: np.ndarray) -> LinearReference:
+    """A fitted zero for all elements that were trained; energies with one outside the fit are not known."""
+    span = reference.span
+    if span is None and (seen & ~reference.seen).any():
+        span = np.eye(len(seen))[reference.seen]
+    return LinearReference(reference.coeff, seen, span)
 
 
 def _predicted(head: HeadSpec) -> tuple[str, ...]:

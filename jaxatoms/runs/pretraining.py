@@ -166,7 +166,8 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
-    init = None if config.init is None or not fit else start.find_init(config.init, config.model)
+    resumed = run_dir is not None and not fit
+    init = None if config.init is None or resumed else start.find_init(config.init, config.model)
     model_config = _dimensions(config, init, data, run_dir)
     model_config = registry.with_smooth_quadruplets(model_config, config.smooth_quadruplets)
     own = registry.architecture_of(model_config)

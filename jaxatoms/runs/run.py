@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data import calls, loader
+from jaxatoms.data import calls, loader, shards
 from jaxatoms.graphs.batch import collate, empty_structures, stack
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.io import write_json
@@ -170,7 +170,8 @@ class TrainingRun(abc.ABC):
         )
 
     def _step_bytes(self) -> int:
-        batch = collate(*empty_structures(), self.batches.budgets[-1])
+        whole = self.batches.whole if isinstance(self.batches, shards.ShardedBatches) else self.batches
+        batch = collate(*empty_structures(whole.corpus.learns_stress), self.batches.budgets[-1])
         batch = stack([batch] * self.accumulate) if self.accumulate > 1 else batch
         return remat.program_bytes(lower_step(self, batch).compile())
 

@@ -76,8 +76,8 @@ def with_kept_heads(
 
     Args:
       kept: {number of a head of the model: that of pretraining}.
-      units: of heads whose energies have another unit than in pretraining, eV; their last layer is multiplied, which
-        has no bias.
+      units: of their energies here, eV; the last layer of each, which has no bias, is multiplied where pretraining had
+        another one.
 
     Raises:
       InputError: a head of another shape.
@@ -94,7 +94,8 @@ def with_kept_heads(
         array = source.get(f"output/{head[1]}/{kept[own]}/{head[3]}")
         if array is None or array.shape != leaf.shape:
             raise InputError(f"{checkpoint}: its heads do not fit this network; leave --replay out")
-        factor = records[kept[own]].energy_std / units[own] if own in units and array.shape[-1] == 1 else 1.0
+        is_last = head[1] == "out_energy" and array.shape[-1] == 1
+        factor = records[kept[own]].energy_std / units[own] if is_last else 1.0
         return jnp.asarray(array * factor, leaf.dtype)
 
     return model._replace(params=jax.tree_util.tree_map_with_path(fill, model.params))
@@ -208,7 +209,8 @@ def origin_record(init: str, path: Path, meta: CheckpointMeta) -> dict:
 def references_of(path: Path | None) -> dict[str, LinearReference]:
     """Reference energies of the heads of a checkpoint that learnt energies, by their names; none from scratch."""
     tasks = () if path is None else read_checkpoint_meta(path).tasks
-    return {task.name: task.reference for task in tasks if "energy" in task.labels and task.energy_zero is None}
+    learnt = [task for task in tasks if "energy" in task.labels and task.energy_zero is None]
+    return {task.name: task.reference for task in learnt if task.target in (None, "forces", "energy")}
 
 
 def _points_at(pointer: Path, path: Path) -> bool:

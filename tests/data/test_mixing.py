@@ -61,6 +61,8 @@ def test_names_are_split_at_commas_that_are_not_theirs():
     assert split_names("file:a.xyz#e,f,oc20") == ["file:a.xyz#e,f", "oc20"]
     assert split_names("file:a.xyz#e,oc20") == ["file:a.xyz#e", "oc20"]
     assert split_names("file:a.xyz#,f") == ["file:a.xyz#,f"]
+    assert split_names("file:a.xyz#,,s") == ["file:a.xyz#,,s"]
+    assert split_names("file:a.xyz#e,f,s,oc20") == ["file:a.xyz#e,f,s", "oc20"]
     assert split_names("file:a,v2.xyz#e,f,oc20") == ["file:a,v2.xyz#e,f", "oc20"]
     assert split_names("ani1x@/a,b.h5,file:c.xyz,d.xyz") == ["ani1x@/a,b.h5", "file:c.xyz,d.xyz"]
     assert split_names("file:a.xyz,file:b.xyz") == ["file:a.xyz", "file:b.xyz"]

@@ -59,7 +59,8 @@ def test_weights_and_heads_of_the_same_name_are_taken_over(nano_run, own, tmp_pa
         if "embedding/atom_embedding" in name:
             rows = np.setdiff1d(np.arange(len(array)), 10)
             np.testing.assert_array_equal(after[own_name][rows], array[rows])
-            np.testing.assert_allclose(after[own_name][10], array[rows].mean(axis=0), rtol=1e-5, atol=1e-6)
+            seen = [int(z) - 1 for z in read_meta(nano_run / "checkpoints" / "best")["tasks"][0]["reference"]]
+            np.testing.assert_allclose(after[own_name][10], array[seen].mean(axis=0), rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(after[own_name], array, err_msg=name)
     new = after["params/output/out_energy/1/layers/0/kernel/value"]
@@ -107,10 +108,15 @@ def test_tables_grow_for_elements_beyond_them():
     assert changed == {name for name in small if own.element_tables.pattern.search(name)}
 
 
-def test_rows_of_new_elements_are_the_mean_of_the_others():
+def test_rows_of_new_elements_are_the_mean_of_those_that_were_seen():
     table, tables = np.arange(12.0).reshape(1, 4, 3), registry.architecture_of(TINY_EQUIFORMER).element_tables
-    new = np.zeros(121, bool)
-    new[[2, 5]] = True
-    out = np.asarray(_with_rows(table, (1, 6, 3), tables, new))
+    new, seen = np.zeros(121, bool), np.zeros(121, bool)
+    new[[2, 5]] = seen[[1, 3]] = True
+    out = np.asarray(_with_rows(table, (1, 6, 3), tables, seen, new))
     np.testing.assert_array_equal(out[0, [0, 1, 3]], table[0, [0, 1, 3]])
-    np.testing.assert_allclose(out[0, [2, 4, 5]], np.tile(table[0, [0, 1, 3]].mean(axis=0), (3, 1)))
+    np.testing.assert_allclose(out[0, [2, 4, 5]], np.tile(table[0, [1, 3]].mean(axis=0), (3, 1)))
+
+
+def test_a_plan_of_it_is_printed(nano_run, own, capsys):
+    assert pretrain.main(["--upstream", own, "--init", str(nano_run), "--plan", *OPTIONS]) == 0
+    assert f"model       {nano_run}" in capsys.readouterr().out

@@ -12,6 +12,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import evaluate, finetune, predict
 from jaxatoms.ase import JaxAtomsCalculator
+from jaxatoms.data.corpus import Corpus
+from jaxatoms.data.downstream_task import open_downstream
+from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.runs import energy_zero
 from jaxatoms.training.checkpoint_files import read_meta
 
 SHORT = ["--max-steps", "6", "--batch-size", "4", "--batch-shapes", "1", "--cutoff", "4", "--max-neighbors", "12"]
@@ -155,3 +159,27 @@ def test_direct_forces_with_energies(nano_run, file, tmp_path, refusal):
     assert np.isfinite(atoms.get_potential_energy()) and atoms.get_forces().shape == (4, 3)
     words = ["--downstream", f"file:{file}", "--init", str(nano_run), "--run-dir", str(tmp_path / "no"), *SHORT]
     assert "stress is a derivative" in refusal(finetune, [*words, "--targets", "stress,forces", "--forces", "direct"])
+
+
+def test_a_label_key_of_the_stress_reaches_the_reader(nano_run, file, tmp_path):
+    """The comma before the third key is no comma between data sets."""
+    frames = [atoms for atoms in ase.io.read(file, ":") if len(atoms) == 4][:20]
+    for atoms in frames:
+        atoms.info["my_stress"] = np.eye(3) * 0.01
+    ase.io.write(tmp_path / "named.extxyz", frames)
+    name = f"{tmp_path / 'named.extxyz'}#,,my_stress"
+    options = ["--targets", "forces,stress", "--quiet", "--remat", "auto", "--split", "record"]
+    run = _run(name, tmp_path / "run", nano_run, *options)
+    assert json.loads((run / "test.json").read_text())["last_ema"]["stress"]["n"] > 0
+
+
+def test_an_element_outside_the_fit_of_the_zero_keeps_its_reference(file):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(energy_zero, "ENERGY_PROBE", 1)  # one structure: of copper alone, or with gold
+        task, split = open_downstream(f"file:{file}", targets="energy,forces")
+        corpus = Corpus((task,))
+        pure = np.array([r for r in split.train if not (task.store.take(np.array([r])).atomic_numbers == 79).any()])
+        probe = energy_zero.energy_probe(corpus, 0, pure, 0, [])
+    zeros = lambda batch: ModelOutput(np.zeros(len(batch.energy)), None)  # noqa: E731
+    fitted = energy_zero.fit_energy_zero(probe, zeros)
+    assert fitted.coeff[79] == task.facts.references[79] and fitted.coeff[29] != task.facts.references[29]

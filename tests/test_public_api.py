@@ -50,7 +50,7 @@ def test_a_model_predicts_in_the_order_given_and_as_its_calculator(checkpoint):
         assert prediction.forces.shape == (len(atoms), 3)
         assert prediction.features.shape == (len(atoms), TINY_GEMNET.emb_size_atom)
         atoms.calc = model.calculator()
-        assert atoms.get_potential_energy() == pytest.approx(prediction.energy, abs=1e-4)
+        assert atoms.get_potential_energy() == pytest.approx(prediction.energy, rel=2e-6)
         np.testing.assert_allclose(atoms.get_forces(), prediction.forces, atol=1e-4)
     (alone,) = jaxatoms.predict(checkpoint, structures[1], "two")
     assert alone.energy == pytest.approx(found[1].energy, abs=1e-4) and alone.features is None

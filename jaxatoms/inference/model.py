@@ -107,7 +107,8 @@ def choose_head(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:
     if name not in names and short.count(name) == 1:
         name = names[short.index(name)]
     if name not in names and (name or len(names) > 1):
-        raise InputError(f"{model.path} has the heads {', '.join(names)}; choose one of them, got {name!r}")
+        known = ", ".join(names)
+        raise InputError(f"{model.path} has the heads {known}; choose one of them with --task or head=, got {name!r}")
     index = names.index(name) if name in names else 0
     return index, model.meta.tasks[index]
 

@@ -25,7 +25,7 @@ class FinetuneConfig:
 
     GROUPS: ClassVar = {
         "optimiser": ("epochs", "batch_size", "lr", "max_steps", "weight_decay", "ema_decay"),
-        "trained_part": ("train", "freeze", "replay", "replay_share"),
+        "adaptation": ("train", "freeze", "replay", "replay_share"),
         "network": ("init_mode", "refit_scales", "smooth_quadruplets", "cutoff", "max_neighbors"),
         "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",

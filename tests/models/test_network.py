@@ -62,7 +62,7 @@ def test_equal_widths_against_the_enumerated_twin():
         wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
         model = model_from_arrays(config, 1, wide, source="here")
         out = jax.jit(lambda model, batch: model(batch))(model, pad([GALLERY[name] for name in ("seven", "water")]))
-    for found, wanted in zip(out, expected, strict=True):
+    for found, wanted in zip(out[:2], expected, strict=True):
         np.testing.assert_allclose(found[: len(wanted), ..., 0], wanted, rtol=0, atol=TOLERANCE * np.abs(wanted).max())
 
 

@@ -69,6 +69,7 @@ def test_weights_and_heads_of_the_same_name_are_taken_over(nano_run, own, tmp_pa
     assert all(np.array_equal(value, constants[1][name]) for name, value in constants[0].items())
 
 
+@pytest.mark.slow
 def test_the_origin_is_recorded_and_the_run_resumes_exactly(nano_run, own, tmp_path, monkeypatch):
     whole = _run(tmp_path / "whole", nano_run, own, "--quiet")
     polls = iter(range(100))

@@ -86,6 +86,7 @@ def test_two_processes_give_the_losses_and_the_test_of_one(nano_run, tmp_path):
     assert json.loads((two / "summary.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_batches_filled_by_edges(nano_run, tmp_path):
     options = [*KINDS["a scalar"], "--init", str(nano_run), *COMMON, "--batch-edges", "2000"]
     assert finetune.main([*options, "--run-dir", str(tmp_path / "run")]) == 0

@@ -53,6 +53,7 @@ def test_merged_predictions_are_those_of_the_run(low_rank):
         assert after[weights]["mae"] == pytest.approx(before[weights]["mae"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["lora:2", "last:1"])
 def test_resuming_continues_bit_exactly(train, nano_run, tmp_path, monkeypatch):
     whole = _run(tmp_path / "whole", nano_run, "--train", train)
@@ -79,6 +80,7 @@ def test_what_is_frozen_by_name_does_not_move(nano_run, tmp_path):
     assert np.abs(end[f"params/{moved}"] - start[f"ema/{moved}"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_corrected_model_is_a_start_for_others(low_rank, tmp_path):
     """Fine-tuning again begins with the merged weights."""
     run = _run(tmp_path / "again", low_rank, "--train", "heads")
@@ -87,6 +89,7 @@ def test_a_corrected_model_is_a_start_for_others(low_rank, tmp_path):
     np.testing.assert_array_equal(_arrays(run, "params")[f"params/{name}"], merged[f"ema/{name}"])
 
 
+@pytest.mark.slow
 def test_settings_of_earlier_versions_are_understood(low_rank, nano_run, tmp_path):
     run = _run(tmp_path / "run", nano_run, "--train", "heads")
     config = json.loads((run / "config.json").read_text())

@@ -151,6 +151,7 @@ def test_the_start_and_the_reference_energies_are_told(nano_run, file, tmp_path,
         assert one["mae"] == pytest.approx(two["mae"], rel=1e-6) and one["n"] == two["n"]
 
 
+@pytest.mark.slow
 def test_direct_forces_with_energies(nano_run, file, tmp_path, refusal):
     options = ["--targets", "energy:5,forces:10", "--forces", "direct", "--quiet"]
     run = _run(file, tmp_path / "run", nano_run, *options)
@@ -161,6 +162,7 @@ def test_direct_forces_with_energies(nano_run, file, tmp_path, refusal):
     assert "stress is a derivative" in refusal(finetune, [*words, "--targets", "stress,forces", "--forces", "direct"])
 
 
+@pytest.mark.slow
 def test_a_label_key_of_the_stress_reaches_the_reader(nano_run, file, tmp_path):
     """The comma before the third key is no comma between data sets."""
     frames = [atoms for atoms in ase.io.read(file, ":") if len(atoms) == 4][:20]

@@ -131,6 +131,7 @@ def test_the_kept_head_begins_as_pretraining_left_it(nano_run, files, tmp_path):
     assert not any("out_energy/0" in name and "bias" in name for name in now if name.startswith("params/"))
 
 
+@pytest.mark.slow
 def test_resuming_continues_bit_exactly(replayed, nano_run, files, tmp_path, monkeypatch):
     options = ["--downstream", files[0], *REPLAY]
     polls = iter(range(100))

@@ -150,9 +150,15 @@ class Finetuning(TrainingRun):
         """Of a part that is trained, whole parameters for all who read checkpoints, and what it is resumed from."""
         if self.partition is None:
             return super().saved(state, constants)
-        whole = jax.jit(lambda trained, frozen: self.partition.merged(trained.tree(), frozen))
-        both = {name: whole(getattr(state, name), constants["frozen"]) for name in ("params", "ema")}
+        both = {name: self._merge(getattr(state, name), constants["frozen"]) for name in ("params", "ema")}
         return {**self.to_load(state, constants), **both}
+
+    @functools.cached_property
+    def _merge(self) -> Callable:
+        """(trained, frozen) -> all parameters; compiled once for all checkpoints of a run."""
+        assert self.partition is not None
+        merged = self.partition.merged
+        return jax.jit(lambda trained, frozen: merged(trained.tree(), frozen))
 
     def to_load(self, state, constants):
         if self.partition is None:
@@ -201,12 +207,11 @@ class Finetuning(TrainingRun):
             pairs = zip(outs, each, strict=True)
             return [error_sums(out, own, n_class=n_class) | label_sums(terms, out, own) for out, own in pairs]
 
-        def errors(params, constants, batch):
-            return sums(forward(params, constants, batch), batch, self.shifts)
-
         def validated(params, constants) -> dict[str, float]:
             predict = functools.partial(forward, params, constants)
             self.references = {i: fit_energy_zero(probe, predict) for i, probe in probes.items()}
+            shifts = self.shifts
+            errors = lambda params, constants, batch: sums(forward(params, constants, batch), batch, shifts)  # noqa: E731
             return self._metrics(evaluate(params, constants, self.val, errors))
 
         return validated

@@ -16,7 +16,7 @@ import ase
 import numpy as np
 
 from jaxatoms.data.frames import ARRAYS, NESTED, as_extxyz, with_results
-from jaxatoms.data.readers.ase_file import read_atoms
+from jaxatoms.data.readers.ase_file import ATOM_PREFIX, read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.inference import inputs
 from jaxatoms.inference import model as inference
@@ -128,7 +128,9 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     labels = [text for label, text in (("energy", "energies in eV"), ("forces", "forces in eV/A")) if label in learnt]
     head = predictor.model.meta.head
     labels += ["stress in eV/A^3"] if head is not None and head.stress else []
+    several = predictor.record.properties
     what = ", ".join(labels) if unit in (None, "forces", "energy") else f"{unit} in its data set's unit"
+    what = f"{', '.join(one.column for one in several)} in the data set's units" if several else what
     more = f"; node features -> {config.features}" if config.features else ""
     if predictor.without_energy:
         more += (f"\n{predictor.without_energy:,} structures have no energy: the training data do not fix its zero for "
@@ -137,10 +139,17 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
 
 
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
-    """A copy of the input with the prediction: energy, forces and stress as results, properties in `info`."""
+    """A copy of the input with the prediction: energy, forces and stress as results, properties in `info`.
+
+    Those of atoms are in `arrays`.
+    """
     results = {name: getattr(prediction, name) for name in ("energy", "forces", "stress")}
     atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
-    atoms.info.update(prediction.properties or {})
+    for name, value in (prediction.properties or {}).items():
+        if name.startswith(ATOM_PREFIX):
+            atoms.arrays[name] = value
+        else:
+            atoms.info[name] = value
     return atoms
 
 

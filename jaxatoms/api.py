@@ -34,7 +34,8 @@ class Model:
       tasks: names of all heads.
       elements: symbols of the elements that the head was trained on.
       cutoff: Å.
-      kind: "tasks" (energies and forces of several heads), "gradient", "direct" or "scalar".
+      kind: "tasks" (energies and forces of several heads), "gradient", "direct", "scalar" or
+        "properties".
     """
 
     def __init__(self, checkpoint: str, task: str | None, raw_weights: bool, precision: str | None, batch_edges: int):
@@ -59,8 +60,8 @@ class Model:
           features: also return what the energy head reads, [n_node, d], of every structure.
 
         Returns:
-          One `Prediction` per structure: energy in eV, forces [n_node, 3] in eV/Å, the properties of a scalar model,
-          features; None is what the model does not predict.
+          One `Prediction` per structure: energy in eV, forces [n_node, 3] in eV/Å, the properties of a model that
+          learnt some, features; None is what the model does not predict.
 
         Raises:
           InputError: a structure that the model cannot take, or a prediction that is not finite.
@@ -70,7 +71,7 @@ class Model:
 
     def calculator(self, **options: Any) -> JaxAtomsCalculator:
         """An ASE calculator of the same checkpoint and head; `options` as `Calculator` takes them."""
-        head = None if self.kind == "scalar" else self.task
+        head = None if self.kind in ("scalar", "properties") else self.task
         return JaxAtomsCalculator(self._loaded.path, head, **options)
 
     def __repr__(self) -> str:

@@ -63,6 +63,8 @@ class System(NamedTuple):
     key: str = ""  # where the record stands in its file, for messages: "C2H6[12]"
     # Further values per structure, each a column of the store: target_gap, stress, sid. NaN or -1 where missing.
     extra: Mapping[str, float | int | np.ndarray] | None = None
+    # Further numbers per atom, [n_node] each, such as atom_charges; a column of the store with a row per atom.
+    atom_extra: Mapping[str, np.ndarray] | None = None
 
 
 class SystemBatch(NamedTuple):

@@ -85,4 +85,9 @@ def _check_sizes(path: Path, manifest: dict) -> None:
 def _expected_rows(name: str, manifest: dict) -> int:
     if name == "offsets":
         return manifest["n_record"] + 1
-    return manifest["n_node"] if name in COLUMNS and COLUMNS[name].per_node else manifest["n_record"]
+    return manifest["n_node"] if is_per_node(name, manifest["columns"][name]) else manifest["n_record"]
+
+
+def is_per_node(name: str, entry: dict) -> bool:
+    """Whether a column of a manifest has a row per atom."""
+    return COLUMNS[name].per_node if name in COLUMNS else entry.get("per_node", False)

@@ -13,8 +13,9 @@ import numpy as np
 from jaxatoms.data.downstream import Graph
 from jaxatoms.data.references import LinearReference, Normalization
 from jaxatoms.data.store import Store
-from jaxatoms.graphs.batch import Labels, Targets
+from jaxatoms.graphs.batch import Labels, Targets, empty_structures
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
+from jaxatoms.graphs.properties import widths
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.types import Graphs, SystemBatch, naming
 
@@ -103,10 +104,12 @@ class Corpus:
     tasks: tuple[Task, ...]
     graphs: GraphSpec = GEMNET_GRAPHS  # of the backbone
 
-    @property
-    def learns_stress(self) -> bool:
-        """Whether batches hold stress."""
-        return any(getattr(getattr(task, "facts", None), "learns_stress", False) for task in self.tasks)
+    def nothing(self) -> tuple[SystemBatch, Graphs, Targets]:
+        """No structures, with every kind of label that batches of this corpus hold."""
+        facts = [getattr(task, "facts", None) for task in self.tasks]
+        stress = any(getattr(one, "learns_stress", False) for one in facts)
+        reductions = getattr(facts[0], "reductions", None)
+        return empty_structures(stress, None if reductions is None else widths(reductions))
 
     def n_node(self, samples: Samples) -> np.ndarray:
         """[n] atoms of each sample."""
@@ -154,15 +157,21 @@ class Corpus:
         task = self.tasks[index]
         systems = task.store.take(records)
         with naming(lambda i: task.store.where(int(records[i]))):
-            energy, forces, stress = task.targets(systems, records)
-        return systems, Targets(energy, forces, np.full(len(records), index, np.int32), stress)
+            energy, forces, *more = task.targets(systems, records)
+        return systems, Targets(energy, forces, np.full(len(records), index, np.int32), *more)
 
 
 def _joined(parts: list[Targets]) -> Targets:
-    """Targets of several tasks, one after another; stress is missing in tasks that do not learn it."""
+    """Targets of several tasks, one after another; stress is missing in tasks that do not learn it.
+
+    Properties are learnt of all of them or of none.
+    """
     stress = None
     if any(part.stress is not None for part in parts):
         missing = lambda part: np.full((len(part.energy), 3, 3), np.nan, np.float32)  # noqa: E731
         stress = np.concatenate([missing(part) if part.stress is None else part.stress for part in parts])
     energy, forces, task = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Targets(energy, forces, task, stress)
+    properties: list[np.ndarray | None] = [None, None]
+    if parts[0].properties is not None:
+        properties = [np.concatenate([part[i] for part in parts]) for i in (4, 5)]
+    return Targets(energy, forces, task, stress, *properties)

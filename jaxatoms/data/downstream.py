@@ -5,11 +5,12 @@ Source of numbers: docs/reference/finetuning.md, Normalisation; of reductions: g
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxatoms.data.registry import find_spec
+from jaxatoms.data.registry import find_spec, split_targets
 from jaxatoms.types import InputError
 
 
@@ -139,6 +140,11 @@ class ScalarData:
     table_scale: float = 1.0
     n_published: int | None = None
 
+    @property
+    def property_name(self) -> str:
+        """The column without what says of which kind it is."""
+        return re.sub("^(target|atom|vector)_", "", self.column)
+
     def reference(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
         """[n_graph] float64, in `unit`: what the atoms of each structure contribute; see `atoms_total`."""
         return atoms_total(self.name, self.references, atomic_numbers, n_node)
@@ -158,8 +164,49 @@ class ScalarData:
         return float(values.mean()), float(values.std())
 
 
-def downstream(name: str) -> ForceData | ScalarData:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PropertiesData:
+    """A data set of which several properties are learnt together, of structures and of atoms.
+
+    Attributes:
+      parts: the facts of each, with its mean and standard deviation. Beside the reductions of scalars there are "atom",
+        one number per atom, and "dipole", a vector in e A that follows from a charge per atom.
+      weights: of each in the loss, where every one is in the unit of its standard deviation.
+    """
+
+    name: str
+    graph: Graph
+    parts: tuple[ScalarData, ...]
+    weights: tuple[float, ...]
+    n_class: int = 0
+
+    @property
+    def learnt(self) -> tuple[str, ...]:
+        """The names of the properties."""
+        return tuple(part.property_name for part in self.parts)
+
+    @property
+    def column(self) -> str:
+        """Their columns, joined by commas."""
+        return ",".join(part.column for part in self.parts)
+
+    @property
+    def reductions(self) -> tuple[str, ...]:
+        """How each follows from the atoms' values."""
+        return tuple(part.reduction for part in self.parts)
+
+    def part(self, name: str) -> ScalarData:
+        """The facts of one property."""
+        return self.parts[self.learnt.index(name)]
+
+
+Facts = ForceData | ScalarData | PropertiesData
+
+
+def downstream(name: str) -> Facts:
     """The facts of a downstream data set, by the name it is opened with (a path after '@' is ignored).
+
+    `FAMILY:a,b` are several targets of one data set, such as `qm9:mu,alpha`; their statistics are those published.
 
     Raises:
       InputError: unknown name, or a data set that is no downstream set.
@@ -168,6 +215,9 @@ def downstream(name: str) -> ForceData | ScalarData:
       >>> downstream("qm9:U_0").references[1]
       -16.43
     """
+    if several := split_targets(name):
+        parts = tuple(downstream(one) for one in several)
+        return PropertiesData(name=name, graph=parts[0].graph, parts=parts, weights=(1.0,) * len(parts))  # type: ignore
     spec = find_spec(name.partition("@")[0])
     variant = spec.name.partition(":")[2]
     if spec.family not in _MAKERS:

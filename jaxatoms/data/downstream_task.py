@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxatoms.data.atom_energies import AtomEnergies, atom_energies, isolated_atoms
-from jaxatoms.data.downstream import PUBLISHED, ForceData, Graph, ScalarData, downstream
+from jaxatoms.data.downstream import PUBLISHED, Facts, ForceData, Graph, PropertiesData, ScalarData, downstream
 from jaxatoms.data.labels import label_hint
+from jaxatoms.data.properties import own_properties, property_labels, property_values, with_statistics
 from jaxatoms.data.references import labels_in
-from jaxatoms.data.registry import find_spec
+from jaxatoms.data.registry import find_spec, split_targets
 from jaxatoms.data.splits import Split
 from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.data.targets import POTENTIAL, parse_targets, potential_weights
@@ -25,9 +26,9 @@ _SAMPLE = 20_000  # structures for standard deviations of unpublished sets
 class DownstreamTask:
     """A downstream data set as a `corpus.Task`."""
 
-    facts: ForceData | ScalarData
+    facts: Facts
     store: Store
-    mean: float  # of the target: energies, or the scalar after its references
+    mean: float  # of the target: energies, or the scalar after its references; 0 and 1 of several properties
     std: float
     energies: AtomEnergies | None = None  # where the references of own data come from
 
@@ -41,6 +42,8 @@ class DownstreamTask:
         facts = self.facts
         if isinstance(facts, ForceData):
             return self._of_potential(facts, systems, records)
+        if isinstance(facts, PropertiesData):
+            return property_labels(facts, self.store, systems, records)
         values = np.asarray(self.store.column(facts.column)[records], np.float64)
         if not facts.n_class:
             values = values - facts.reference(systems.atomic_numbers, systems.n_node)
@@ -64,6 +67,8 @@ def constants_record(task: DownstreamTask) -> dict:
     facts = task.facts
     if isinstance(facts, ForceData):
         own = {name: getattr(facts, name) for name in ("energy_mean", "energy_std", "force_mean", "force_std")}
+    elif isinstance(facts, PropertiesData):
+        return {"mean": task.mean, "std": task.std, "parts": [[part.mean, part.std] for part in facts.parts]}
     else:
         own = {}
     references = {"references": {str(z): value for z, value in facts.references.items()}, "span": facts.span}
@@ -73,6 +78,9 @@ def constants_record(task: DownstreamTask) -> dict:
 def with_constants(task: DownstreamTask, record: dict) -> DownstreamTask:
     """The task normalised by the numbers of a `constants_record`, whatever its data would give now."""
     own = {name: value for name, value in record.items() if name not in ("mean", "std")}
+    if isinstance(task.facts, PropertiesData):
+        pairs = zip(task.facts.parts, record["parts"], strict=True)
+        own = {"parts": tuple(dataclasses.replace(part, mean=mean, std=std) for part, (mean, std) in pairs)}
     if "references" in own:
         own["references"] = {int(z): value for z, value in own["references"].items()}
     facts = dataclasses.replace(task.facts, **own)
@@ -98,7 +106,8 @@ def open_downstream(
     learns forces by gradient, or `targets`; without them what the data set is about, else forces, else energies.
 
     Args:
-      targets: see `targets.parse_targets`; a scalar by the name of its column, with or without `target_` before it.
+      targets: see `targets.parse_targets`; properties by the names of their columns, with or without `target_`,
+        `atom_` or `vector_` before them.
       e0s: where reference energies come from, see `atom_energies.atom_energies`.
       rule, sizes: of the split, see `task_split.task_split`.
       split: gives the split of the store instead, such as one that was saved.
@@ -108,13 +117,14 @@ def open_downstream(
     """
     wanted = None if targets is None else parse_targets(targets)
     published = _published(name, wanted)
-    spec, store = open_dataset(name, data_root, cache_dir)
-    parts = task_split(name, spec, store, rule, sizes) if split is None else split(store)
+    opened = next(iter(split_targets(name)), name)
+    spec, store = open_dataset(opened, data_root, cache_dir)
+    parts = task_split(opened, spec, store, rule, sizes) if split is None else split(store)
     facts = published or _own_facts(name, store, parts.train, spec, wanted)
     if isinstance(facts, ForceData) and wanted:
         facts = _potential_facts(facts, store, potential_weights(wanted))
     energies = None
-    if facts.learns_energy if isinstance(facts, ForceData) else facts.column == "energy" and not published:
+    if _fits_energies(facts, published is not None):
         parts = _without(parts, isolated_atoms(store))
         energies = atom_energies(store, parts.train, e0s)
         facts = dataclasses.replace(facts, **_references(energies))
@@ -124,10 +134,19 @@ def open_downstream(
     if cutoff or max_neighbors:
         graph = Graph(cutoff or facts.graph.cutoff, max_neighbors or facts.graph.max_neighbors, facts.graph.conditional)
         facts = dataclasses.replace(facts, graph=graph)
+    if isinstance(facts, PropertiesData):
+        facts = with_statistics(facts, store, _some(parts.train))
     return DownstreamTask(facts, store, *_constants(facts, store, parts.train), energies), parts
 
 
-def _published(name: str, wanted: Mapping[str, float | None] | None) -> ForceData | ScalarData | None:
+def _fits_energies(facts: Facts, published: bool) -> bool:
+    """Whether energies are learnt that have reference energies of the data's own."""
+    if isinstance(facts, ForceData):
+        return facts.learns_energy
+    return isinstance(facts, ScalarData) and facts.column == "energy" and not published
+
+
+def _published(name: str, wanted: Mapping[str, float | None] | None) -> Facts | None:
     """The published facts of a data set, of which only potentials take other targets; None for sets without any."""
     if family_of(name) not in PUBLISHED:
         return None
@@ -178,10 +197,12 @@ def _check_stress(name: str, store: Store):
 
 def _own_facts(
     name: str, store: Store, train: np.ndarray, spec, wanted: Mapping[str, float | None] | None
-) -> ForceData | ScalarData:
+) -> Facts:
     """Facts of a set that nobody published constants for."""
     graph = Graph(spec.cutoff, spec.max_neighbors)
     names = set(wanted or ())
+    if wanted is not None and not names <= set(POTENTIAL) and (len(names) > 1 or not _is_scalar(store, wanted)):
+        return own_properties(name, store, graph, wanted)
     potential = bool(names) and names <= set(POTENTIAL) and names != {"energy"}
     column = "forces" if potential else _own_target(name, store, train, spec, wanted)
     if column == "energy":
@@ -214,9 +235,6 @@ def _force_std(name: str, store: Store, train: np.ndarray, needed: bool) -> floa
 
 def _own_target(name: str, store: Store, train: np.ndarray, spec, wanted: Mapping[str, float | None] | None) -> str:
     """"forces", "energy" or a column."""
-    if wanted is not None and len(wanted) > 1:
-        several = ", ".join(wanted)
-        raise InputError(f"{name}: {several} cannot be learnt together; give energy, forces and stress, or one scalar")
     target = None if wanted is None else next(iter(wanted))
     scalars = [column for column in store.extra_columns if column.startswith("target_")]
     if target is None and spec.target:
@@ -229,30 +247,45 @@ def _own_target(name: str, store: Store, train: np.ndarray, spec, wanted: Mappin
             listed = ", ".join(column.removeprefix("target_") for column in scalars)
             raise InputError(f"{name} has no energies or forces, but the scalars {listed}; choose one with --targets")
         return "energy" if has_energy else scalars[0]
-    for column in (target, f"target_{target}"):
-        if column in ("forces", "energy", *scalars):
-            return column
-    listed = ", ".join(scalars) or "energies and forces only"
-    raise InputError(f"{name} has no column '{target}'; it has {listed}")
+    return target if target in ("forces", "energy", *scalars) else f"target_{target}"
 
 
-def _check_labels(name: str, facts: ForceData | ScalarData, store: Store, split: Split):
+def _is_scalar(store: Store, wanted: Mapping[str, float | None]) -> bool:
+    """Whether the one target is a number per structure."""
+    (target,) = wanted
+    scalars = [column for column in store.extra_columns if column.startswith("target_")]
+    return target in scalars or f"target_{target}" in scalars
+
+
+def _check_labels(name: str, facts: Facts, store: Store, split: Split):
     """Every part of a split has labels: a run without would train on nothing and report NaN.
 
     Of several kinds, validation and test need the one that the tables give first; training needs all of them.
     """
-    for i, column in enumerate(facts.learnt if isinstance(facts, ForceData) else (facts.column,)):
+    for i, column in enumerate(_labels_of(facts)):
         for part in ("train", "val", "test") if i == 0 else ("train",):
             some = _some(getattr(split, part))
-            values = store.take(some).forces if column == "forces" else store.column(column)[some]
-            if len(some) and not np.isfinite(np.asarray(values, np.float64)).any():
+            if len(some) and not np.isfinite(_values_of(facts, column, store, some)).any():
                 raise InputError(f"{name}: no structure of the {part} split has a value of {column}; check the file")
 
 
-def _constants(facts: ForceData | ScalarData, store: Store, train: np.ndarray) -> tuple[float, float]:
+def _labels_of(facts: Facts) -> tuple[str, ...]:
+    """Names of what is learnt."""
+    return (facts.column,) if isinstance(facts, ScalarData) else facts.learnt
+
+
+def _values_of(facts: Facts, column: str, store: Store, records: np.ndarray) -> np.ndarray:
+    """Labels of some structures, NaN where missing."""
+    if isinstance(facts, PropertiesData):
+        return property_values(facts.part(column), store, store.take(records), records)
+    values = store.take(records).forces if column == "forces" else store.column(column)[records]
+    return np.asarray(values, np.float64)
+
+
+def _constants(facts: Facts, store: Store, train: np.ndarray) -> tuple[float, float]:
     if isinstance(facts, ForceData):
         return facts.energy_mean, facts.energy_std
-    if facts.n_class:
+    if facts.n_class or isinstance(facts, PropertiesData):
         return 0.0, 1.0
     some = _some(train)
     systems = store.take(some)
@@ -266,5 +299,5 @@ def _some(records: np.ndarray) -> np.ndarray:
 
 def family_of(name: str) -> str:
     """"rmd17" of "rmd17:aspirin@PATH"; "file" and "demo" stand for themselves."""
-    base = name.partition("@")[0]
+    base = next(iter(split_targets(name)), name).partition("@")[0]
     return base.partition(":")[0] if base.startswith(("file:", "demo:")) else find_spec(base).family

@@ -6,14 +6,15 @@ from fractions import Fraction
 
 import numpy as np
 
-from jaxatoms.data.registry import DATASETS
+from jaxatoms.data.registry import DATASETS, is_further_target
 from jaxatoms.types import InputError
 
 _RATIO = re.compile(r"\d+(:\d+)+")
 
 
 def split_names(text: str, option: str = "--upstream") -> list[str]:
-    """The data sets of `a,b,c`; a comma before a word that starts no name belongs to the path or its label keys.
+    """The data sets of `a,b,c`; a comma before a word that starts no name belongs to the path, its label keys or
+    the targets of one data set.
 
     Args:
       option: that they were given to, for messages.
@@ -24,11 +25,14 @@ def split_names(text: str, option: str = "--upstream") -> list[str]:
     Example:
       >>> split_names("ani1x,file:a,1.xyz#e,f,oc20")
       ['ani1x', 'file:a,1.xyz#e,f', 'oc20']
+      >>> split_names("qm9:mu,alpha,qmof")
+      ['qm9:mu,alpha', 'qmof']
     """
     names: list[str] = []
     for word in (word.strip() for word in text.split(",")):
         is_key = bool(names) and "#" in names[-1]  # a label key may be empty: `#,force`
-        if names and (word or is_key) and not _starts_a_name(word) and _takes_more(names[-1]):
+        goes_on = names and (word or is_key) and not _starts_a_name(word) and _takes_more(names[-1])
+        if goes_on or (names and is_further_target(names[-1], word)):
             names[-1] += f",{word}"
         else:
             names.append(word)

@@ -292,6 +292,37 @@ _ALIASES = {
 } | {"qmof:bandgap": "qmof", "qmof:y": "qmof"}  # fmt: skip
 
 
+def split_targets(name: str) -> list[str]:
+    """The names that `FAMILY:a,b@PATH` stands for, of targets that lie in one file; [] where it names one alone.
+
+    Raises:
+      InputError: a target that the data set does not have, or one twice.
+
+    Example:
+      >>> split_targets("qm9:mu,gap@/data")
+      ['qm9:mu@/data', 'qm9:gap@/data']
+    """
+    base, at, place = name.partition("@")
+    first, *more = base.split(",")
+    family = first.partition(":")[0]
+    if not more or family == "file":
+        return []
+    names = [first, *(f"{family}:{target.strip()}" for target in more)]
+    specs = [find_spec(one) for one in names]
+    if len({spec.name for spec in specs}) < len(specs):
+        raise InputError(f"{name} names a target twice; name each once")
+    return [f"{one}{at}{place}" for one in names]
+
+
+def is_further_target(name: str, word: str) -> bool:
+    """Whether `word` is another target in the file that `name` is read from, as alpha is after qm9:mu."""
+    first, other = name.partition("@")[0].split(",")[0], f"{name.partition(':')[0]}:{word.partition('@')[0]}"
+    known = [DATASETS.get(_ALIASES.get(one, one)) for one in (first, other)]
+    if "@" in name or known[0] is None or known[1] is None:
+        return False
+    return known[0].store_name == known[1].store_name is not None and known[0].target != known[1].target
+
+
 def register(spec: DatasetSpec, reader: Reader | None = None):
     """Make a data set known by its name; docs/how-to/dataset.md follows one from its file to a trained model.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxatoms.data import packing
 from jaxatoms.data.loader import Built, TrainBatches, collate_alike
-from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, empty_structures, stack
+from jaxatoms.graphs.batch import BatchBudget, BudgetOverflow, GraphBatch, stack
 from jaxatoms.types import InputError
 
 SIMULATED = 1000  # batches drawn to choose the budgets of parts
@@ -144,5 +144,5 @@ class ShardedBatches:
     def _build(self, step: int) -> list[Built]:
         parts, m = self.parts(step), self.accumulate
         mine = [part for device in self.own for part in parts[m * device : m * (device + 1)]]
-        empty = empty_structures(self.whole.corpus.learns_stress)
+        empty = self.whole.corpus.nothing()
         return [self.whole.build(step, part) if len(part) else empty for part in mine]

@@ -96,7 +96,7 @@ class Store:
 
     @property
     def extra_columns(self) -> list[str]:
-        """Names of the columns beside the usual ones: `target_<name>`, `official_split`."""
+        """Names of the columns beside the usual ones: `target_<name>`, `atom_<name>`, `official_split`."""
         return sorted(set(self._columns) - set(COLUMNS))
 
     def column(self, name: str) -> np.ndarray:
@@ -132,6 +132,10 @@ class Store:
             pbc=self._columns["pbc"][indices],
             **node,
         )
+
+    def take_per_atom(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """[sum n_node] the values of a column with a row per atom, such as `atom_charges`, as `take` orders atoms."""
+        return self.column(name)[self._rows(indices)[1]]
 
     def element_counts(self, indices: np.ndarray) -> np.ndarray:
         """[n_graph, 121] int32: atoms of each atomic number in each record. Chunk long index arrays."""

@@ -1,4 +1,4 @@
-"""What `--targets` says is learnt: energies, forces and stress with weights, or scalars by name."""
+"""What `--targets` says is learnt: energies, forces and stress with weights, or properties by name."""
 
 import math
 
@@ -10,7 +10,7 @@ DEFAULT_WEIGHTS = {"energy": 20.0, "forces": 10.0, "stress": 1.0}
 
 
 def parse_targets(text: str) -> dict[str, float | None]:
-    """{name: weight, None where none is given} of "energy:1,forces:10,stress:1", "forces" or "gap".
+    """{name: weight, None where none is given} of "energy:1,forces:10,stress:1", "forces" or "gap,charges:0.5".
 
     Raises:
       InputError: an empty name, a name twice, or a weight that is no positive number.

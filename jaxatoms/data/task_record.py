@@ -5,17 +5,50 @@ Pretraining, fine-tuning and conversion write the same record; prediction needs 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from jaxatoms.data.downstream import Graph
+from jaxatoms.data.downstream import Graph, atoms_total
 from jaxatoms.data.references import LinearReference
 from jaxatoms.types import InputError, SystemBatch
 
 LABELS = ("energy", "forces")
 _NAMES = {"property": "target"}  # field of the JSON -> ours
 _JSON = {ours: theirs for theirs, ours in _NAMES.items()}
+
+
+class PropertyRecord(NamedTuple):
+    """One of several properties that a head predicts.
+
+    Attributes:
+      column: its name in the data: `target_<name>` of a structure, `atom_<name>` of an atom, `vector_<name>` of a
+        dipole.
+      reduction: how it follows from the atoms' values, see `graphs.properties`.
+      mean, std: of the labels, in its unit, after the references.
+      unit: "" where it is not known.
+      references: by atomic number, what each atom contributes beyond that.
+    """
+
+    column: str
+    reduction: str
+    mean: float
+    std: float
+    unit: str = ""
+    references: Mapping[int, float] = {}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """As `TaskRecord.to_json` wrote it; JSON has text for the keys of `references`."""
+        references = {int(z): value for z, value in record.get("references", {}).items()}
+        return cls(**{**record, "references": references})
+
+    def values(self, normalised: np.ndarray, systems: SystemBatch) -> np.ndarray:
+        """float64 in the unit of the property, of normalised values [n_graph], [n_node] or [n_graph, 3]."""
+        values = np.asarray(normalised, np.float64) * self.std + self.mean
+        if not self.references:
+            return values
+        return values + atoms_total(self.column, self.references, systems.atomic_numbers, systems.n_node)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +66,7 @@ class TaskRecord:
       labels: kinds of labels that it was trained on, of "energy" and "forces".
       target: of a fine-tuned head "forces", "energy" or the column of a scalar; None: a head of pretraining. In JSON
         it is `property`.
+      properties: of a head for several properties, which has no energy; `target` names their columns.
       energy_zero: of a potential that learnt forces alone: "fitted" to energies, or "unknown"; else None.
     """
 
@@ -47,6 +81,7 @@ class TaskRecord:
     labels: tuple[str, ...] = LABELS
     target: str | None = None
     energy_zero: str | None = None
+    properties: tuple[PropertyRecord, ...] = ()
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], source: str) -> Self:
@@ -68,11 +103,13 @@ class TaskRecord:
             raise InputError(f"{source}: {head} has unknown fields ({', '.join(unknown)}); use a newer jaxatoms")
         own = {name: value for name, value in record.items() if name in fields}
         own |= {"reference": LinearReference.from_record(dict(record)), "labels": tuple(record.get("labels", LABELS))}
+        own["properties"] = tuple(map(PropertyRecord.from_json, record.get("properties", ())))
         return cls(**own)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values of the fields that are set; the reference as {"reference": {atomic number: eV}, "span": ...}."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain["properties"] = [record._asdict() for record in self.properties] or None
         kept = {_JSON.get(k, k): value for k, value in plain.items() if value is not None and k != "reference"}
         return kept | self.reference.as_record() | {"labels": list(self.labels)}
 

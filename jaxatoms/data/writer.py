@@ -14,7 +14,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from jaxatoms.data.columns import COLUMNS, FORMAT_VERSION, N_ELEMENT, content_fingerprint, read_manifest
+from jaxatoms.data.columns import (
+    COLUMNS,
+    FORMAT_VERSION,
+    N_ELEMENT,
+    content_fingerprint,
+    is_per_node,
+    read_manifest,
+)
 from jaxatoms.data.concatenate import concatenate
 from jaxatoms.io import is_running
 from jaxatoms.types import DISK_REFUSALS, InputError, System
@@ -168,7 +175,8 @@ class _Writer:
         extra = {name: entry for name, entry in manifest["columns"].items() if name not in COLUMNS}
         self._begin_extra(extra)
         for name in self.extra.keys() - extra.keys():
-            self._append(name, _missing(self.extra[name], manifest["n_record"]))
+            n = manifest["n_node" if is_per_node(name, self.extra[name]) else "n_record"]
+            self._append(name, _missing(self.extra[name], n))
         for name, entry in manifest["columns"].items():
             for block in _blocks(piece, entry):
                 self._append(name, self._moved(name, block, np.array([*codes, -1])))
@@ -188,21 +196,31 @@ class _Writer:
     def _begin_extra(self, found: Mapping[str, dict]) -> None:
         """Opens columns that no earlier record had."""
         for name in sorted(found.keys() - self.extra.keys()):
-            entry = _entry(name, found[name]["dtype"], found[name]["shape"])
+            own = found[name]
+            per_node = own.get("per_node", False)
+            entry = _entry(name, own["dtype"], own["shape"]) | ({"per_node": True} if per_node else {})
             self.extra[name] = self.entries[name] = entry
             self._start(name)
-            self._append(name, _missing(entry, self.n_record))
+            self._append(name, _missing(entry, self.n_node if per_node else self.n_record))
 
     def _append_extra(self, systems: list[System]) -> None:
-        """Writes the values of `System.extra`; a column that begins or ends midway is missing elsewhere."""
+        """Writes the values of `System.extra` and `System.atom_extra`.
+
+        A column that begins or ends midway is missing elsewhere.
+        """
         found = {name: np.asarray(value) for system in systems for name, value in (system.extra or {}).items()}
-        self._begin_extra(
-            {
-                name: {"dtype": "<f8" if value.dtype.kind == "f" else "<i8", "shape": value.shape}
-                for name, value in found.items()
-            }
-        )
+        columns = {
+            name: {"dtype": "<f8" if value.dtype.kind == "f" else "<i8", "shape": value.shape}
+            for name, value in found.items()
+        }
+        per_node = {"dtype": "<f8", "shape": (), "per_node": True}
+        self._begin_extra(columns | {name: per_node for system in systems for name in system.atom_extra or {}})
         for name, entry in self.extra.items():
+            if is_per_node(name, entry):
+                rows = [(system.atom_extra or {}).get(name, _missing(entry, len(system.atomic_numbers)))
+                        for system in systems]  # fmt: skip
+                self._append(name, np.concatenate(rows))
+                continue
             absent = _missing(entry, 1)[0]
             values = [(system.extra or {}).get(name, absent) for system in systems]
             self._append(name, np.array(values).reshape(-1, *entry["shape"]))

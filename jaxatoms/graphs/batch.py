@@ -73,6 +73,8 @@ class Labels(NamedTuple):
     energy: np.ndarray  # [n_graph] float32 energies or scalars
     forces: np.ndarray  # [n_node, 3] float32
     stress: np.ndarray | None = None  # [n_graph, 3, 3] float32; None: not learnt
+    properties: np.ndarray | None = None  # [n_graph, P] float32, see `graphs.properties`; None: not learnt
+    atom_properties: np.ndarray | None = None  # [n_node, Q] float32
 
 
 class Targets(NamedTuple):
@@ -82,6 +84,8 @@ class Targets(NamedTuple):
     forces: np.ndarray  # [n_node, 3] float32
     task: np.ndarray  # [n_graph] int32, which head the structure trains
     stress: np.ndarray | None = None  # [n_graph, 3, 3] float32; None: not learnt
+    properties: np.ndarray | None = None  # [n_graph, P] float32; None: not learnt
+    atom_properties: np.ndarray | None = None  # [n_node, Q] float32
 
 
 class GraphBatch(NamedTuple):
@@ -106,6 +110,10 @@ class GraphBatch(NamedTuple):
     task: Array  # [n_graph] int32
     stress: Array = None  # [n_graph, 3, 3] float32 normalised, 0 where `stress_mask` is False; None: not learnt
     stress_mask: Array = None  # [n_graph] bool
+    properties: Array = None  # [n_graph, P] float32 normalised, 0 where `properties_mask` is False; None: not learnt
+    properties_mask: Array = None  # [n_graph, P] bool
+    atom_properties: Array = None  # [n_node, Q] float32 normalised, 0 where `atom_properties_mask` is False
+    atom_properties_mask: Array = None  # [n_node, Q] bool
 
     @property
     def node_mask(self):
@@ -171,6 +179,8 @@ def collate(
         force_mask=_pad(has_forces, n, False),
         task=_pad(targets.task.astype(np.int32), budget.n_graph, 0),
         **_stress(targets.stress, budget.n_graph),
+        **_properties("properties", targets.properties, budget.n_graph),
+        **_properties("atom_properties", targets.atom_properties, n),
     )
 
 
@@ -181,6 +191,15 @@ def _stress(stress: np.ndarray | None, n_graph: int) -> dict[str, np.ndarray]:
     known = np.isfinite(stress).all(axis=(1, 2))
     filled = np.where(known[:, None, None], stress, 0).astype(np.float32)
     return {"stress": _pad(filled, n_graph, 0), "stress_mask": _pad(known, n_graph, False)}
+
+
+def _properties(name: str, values: np.ndarray | None, n: int) -> dict[str, np.ndarray]:
+    """The same of several properties, whose columns are masked one by one."""
+    if values is None:
+        return {}
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0).astype(np.float32)
+    return {name: _pad(filled, n, 0), f"{name}_mask": _pad(known, n, False)}
 
 
 def _wrapped(systems: SystemBatch, graphs: Graphs) -> tuple[SystemBatch, Graphs]:
@@ -209,8 +228,15 @@ def stack(batches: Sequence[GraphBatch]) -> GraphBatch:
     return join(*batches)
 
 
-def empty_structures(stress: bool = False) -> tuple[SystemBatch, Graphs, Targets]:
-    """No structures at all, as arrays that `collate` turns into a batch of padding; `stress`: with room for it."""
+def empty_structures(
+    stress: bool = False, widths: tuple[int, int] | None = None
+) -> tuple[SystemBatch, Graphs, Targets]:
+    """No structures at all, as arrays that `collate` turns into a batch of padding.
+
+    Args:
+      stress: with room for it.
+      widths: with room for properties of so many columns, see `graphs.properties.widths`.
+    """
     zero = np.zeros
     systems = SystemBatch(
         n_node=zero(0, np.int32),
@@ -225,7 +251,8 @@ def empty_structures(stress: bool = False) -> tuple[SystemBatch, Graphs, Targets
     )
     none = Edges(zero(0, np.int32), zero(0, np.int32), zero((0, 3), np.int32))
     values = zero((0, 3, 3), np.float32) if stress else None
-    targets = Targets(zero(0, np.float32), zero((0, 3), np.float32), zero(0, np.int32), values)
+    properties = [None, None] if widths is None else [zero((0, n), np.float32) for n in widths]
+    targets = Targets(zero(0, np.float32), zero((0, 3), np.float32), zero(0, np.int32), values, *properties)
     return systems, Graphs(none, zero(0, np.int32), none, none, none), targets
 
 

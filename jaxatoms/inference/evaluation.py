@@ -11,9 +11,10 @@ from ase.data import chemical_symbols
 from ase.units import GPa
 
 from jaxatoms.data.corpus import Corpus, samples_of
-from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream import Facts, ForceData, PropertiesData, ScalarData
 from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.passes import plan_pass
+from jaxatoms.graphs.properties import ATOM, places
 from jaxatoms.io import write_json
 from jaxatoms.plots import drawing
 from jaxatoms.tools.provenance import provenance
@@ -28,10 +29,10 @@ _UNITS = {"energy": ("meV/atom", 1000.0), "stress": ("meV/A^3", 1000.0)}  # of p
 class Predictions(NamedTuple):
     """Physical predictions beside the labels, one row per label; only labelled, free atoms for forces."""
 
-    predicted: np.ndarray  # [n, 3] eV/A, [n] eV/atom, [n, 6] eV/A^3, [n] in a scalar's unit, or [n] classes
+    predicted: np.ndarray  # [n, 3] eV/A or e A, [n] eV/atom, [n, 6] eV/A^3, [n] in a scalar's unit, or [n] classes
     label: np.ndarray  # the same
     size: np.ndarray  # [n] atoms of the structure
-    element: np.ndarray | None  # [n] atomic numbers, for forces
+    element: np.ndarray | None  # [n] atomic numbers, for forces and properties of atoms
 
 
 def assess(
@@ -76,10 +77,12 @@ def errors(forward: Callable, corpus: Corpus, index: int, records: np.ndarray, s
     return _reports(found, corpus.tasks[index].facts)  # type: ignore[attr-defined]
 
 
-def _reports(found: dict[str, Predictions], facts: ForceData | ScalarData) -> dict:
+def _reports(found: dict[str, Predictions], facts: Facts) -> dict:
     """The errors of what a data set is about, and below its name those of every other quantity."""
     reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
-    return reports.pop(next(iter(reports))) | reports
+    first = next(iter(reports))
+    named = {"property": first} if isinstance(facts, PropertiesData) else {}
+    return named | reports.pop(first) | reports
 
 
 def result_name(split: str, index: int) -> str:
@@ -93,7 +96,8 @@ def predict_split(
     """Predictions of what is learnt for the records of a data set, padding left out; arguments as in `assess`.
 
     Returns:
-      By "forces", "energy" and "stress", or of a scalar by "value"; what no record is labelled with is left out.
+      By "forces", "energy" and "stress", of a scalar by "value", or by the names of properties; what no record is
+      labelled with is left out.
     """
     task = corpus.tasks[index]
     assert isinstance(task, DownstreamTask)
@@ -103,14 +107,15 @@ def predict_split(
         out = jax.device_get(forward(batch))
         size = (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
         for quantity in quantities(task.facts):
-            rows.setdefault(quantity, []).append(_ROWS[quantity](out, batch, size, task))
+            make = _of_properties if isinstance(task.facts, PropertiesData) else _ROWS[quantity]
+            rows.setdefault(quantity, []).append(make(out, batch, size, task, quantity))
     found = {quantity: _concatenated(parts) for quantity, parts in rows.items()}
     return {quantity: data for quantity, data in found.items() if len(data.label)}
 
 
-def quantities(facts: ForceData | ScalarData) -> tuple[str, ...]:
+def quantities(facts: Facts) -> tuple[str, ...]:
     """What is learnt, that which the tables give first."""
-    return facts.learnt if isinstance(facts, ForceData) else ("value",)
+    return ("value",) if isinstance(facts, ScalarData) else facts.learnt
 
 
 def _concatenated(rows: list) -> Predictions:
@@ -120,27 +125,27 @@ def _concatenated(rows: list) -> Predictions:
     return Predictions(predicted, label, sizes, element)
 
 
-def _force_rows(out, batch, size, task):
+def _force_rows(out, batch, size, task, _):
     facts, keep = task.facts, batch.force_mask & batch.free
     predicted, label = (np.asarray(f, np.float64)[keep] * facts.force_std + facts.force_mean
                         for f in (out.forces, batch.forces))
     return predicted, label, size[batch.node_graph[keep]], batch.atomic_numbers[keep]
 
 
-def _energy_rows(out, batch, size, task):
+def _energy_rows(out, batch, size, task, _):
     keep = batch.energy_mask
     predicted, label = (np.asarray(e, np.float64)[keep] * task.std / size[keep] for e in (out.energy, batch.energy))
     return predicted, label, size[keep], None  # both after the atom references, which cancel
 
 
-def _stress_rows(out, batch, size, task):
+def _stress_rows(out, batch, size, task, _):
     keep, (rows, columns) = batch.stress_mask, np.triu_indices(3)
     predicted, label = (np.asarray(s, np.float64)[keep][:, rows, columns] * task.facts.force_std
                         for s in (out.stress, batch.stress))
     return predicted, label, size[keep], None
 
 
-def _scalar_rows(out, batch, size, task):
+def _scalar_rows(out, batch, size, task, _):
     keep = batch.energy_mask
     if task.facts.n_class:
         return out.energy[keep].argmax(axis=-1), batch.energy[keep].astype(int), size[keep], None
@@ -148,12 +153,36 @@ def _scalar_rows(out, batch, size, task):
     return predicted, label, size[keep], None  # both after the atom references, which cancel
 
 
+def property_rows(out, batch, facts: PropertiesData, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Physical predictions and labels of one property, and the rows of its array that are labelled [n_graph or n_node].
+
+    Args:
+      out: with normalised `properties` and `atom_properties`.
+    """
+    place, part = places(facts.reductions)[facts.learnt.index(name)], facts.part(name)
+    array = "atom_properties" if place.per_atom else "properties"
+    known = getattr(batch, f"{array}_mask")[:, place.columns].all(axis=1)
+    both = [np.asarray(getattr(values, array), np.float64)[known][:, place.columns] for values in (out, batch)]
+    # Scalars stay after the atom references, which cancel in errors.
+    predicted, label = ((v if v.shape[1] > 1 else v[:, 0]) * part.std + part.mean for v in both)
+    return predicted, label, known
+
+
+def _of_properties(out, batch, size, task, name):
+    predicted, label, known = property_rows(out, batch, task.facts, name)
+    if task.facts.part(name).reduction == ATOM:
+        return predicted, label, size[batch.node_graph[known]], batch.atomic_numbers[known]
+    return predicted, label, size[known], None
+
+
 _ROWS = {"forces": _force_rows, "energy": _energy_rows, "stress": _stress_rows, "value": _scalar_rows}
 
 
-def unit_of(facts: ForceData | ScalarData, quantity: str = "") -> tuple[str, float]:
+def unit_of(facts: Facts, quantity: str = "") -> tuple[str, float]:
     """(unit of the paper's tables, factor from ours) of what a data set is about, or of another quantity."""
     quantity = quantity or quantities(facts)[0]
+    if isinstance(facts, PropertiesData):
+        return unit_of(facts.part(quantity))
     if quantity in _UNITS:
         return _UNITS[quantity]
     return (facts.unit if isinstance(facts, ForceData) else facts.table_unit or facts.unit), facts.table_scale
@@ -172,17 +201,19 @@ def describe(result: dict) -> str:
     for name in ("last_ema", "best_ema"):
         r = result[name]
         what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else _mae(r)
-        more = [f"{other} {_mae(r[other])}" for other in _UNITS if other in r]
-        lines.append(f"{name}: {', '.join([what, *more])} on {on}")
+        more = [f"{other} {_mae(own)}" for other, own in r.items() if isinstance(own, dict) and "mae" in own]
+        first = f"{r['property']} " if "property" in r else ""
+        lines.append(f"{name}: {', '.join([first + what, *more])} on {on}")
     return "\n".join(lines)
 
 
 def _mae(r: dict) -> str:
     gpa = f" = {r['mae_gpa']:.3g} GPa" if "mae_gpa" in r else ""
-    return f"MAE {r['mae']:.4g} {r['unit']}{gpa} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})"
+    unit = f" {r['unit']}" if r["unit"] else ""
+    return f"MAE {r['mae']:.4g}{unit}{gpa} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})"
 
 
-def report(data: Predictions, facts: ForceData | ScalarData, quantity: str) -> dict:
+def report(data: Predictions, facts: Facts, quantity: str) -> dict:
     """Errors as JSON values."""
     unit, scale = unit_of(facts, quantity)
     if isinstance(facts, ScalarData) and facts.n_class:
@@ -194,7 +225,8 @@ def report(data: Predictions, facts: ForceData | ScalarData, quantity: str) -> d
     out["mean_baseline_mae"] = _errors((data.label - data.label.mean(axis=0)) * scale)["mae"]
     out["by_size"] = _by_size(error, data.size)
     if data.element is not None:
-        out["by_component"] = {axis: _errors(error[:, i]) for i, axis in enumerate("xyz")}
+        if error.ndim == 2:
+            out["by_component"] = {axis: _errors(error[:, i]) for i, axis in enumerate("xyz")}
         elements = np.unique(data.element)
         out["by_element"] = {chemical_symbols[z]: _errors(error[data.element == z]) for z in elements}
     return out

@@ -48,7 +48,7 @@ class LoadedModel(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What it predicts: "tasks" (energies and forces of several heads), "gradient", "direct" or "scalar"."""
+        """What it predicts, "gradient", "direct", "scalar" or "properties"; "tasks": energies and forces of many heads."""
         if self.has_gradient_forces:
             return "gradient"
         return "tasks" if self.meta.head is None else self.meta.head.kind
@@ -86,7 +86,7 @@ def choose_task(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:
     Raises:
       InputError: no such head, or none named where there are several.
     """
-    if model.kind == "scalar":
+    if model.kind in ("scalar", "properties"):
         raise InputError(f"{model.path} predicts a property of structures, not energies and forces")
     return choose_head(model, name)
 

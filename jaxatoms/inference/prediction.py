@@ -21,8 +21,10 @@ from jaxatoms.data.readers.ase_file import system_of
 from jaxatoms.data.readers.checks import fail
 from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.graphs.batch import MAX_PER_GRAPH, Labels
+from jaxatoms.graphs.properties import DIPOLE, places
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
+from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.types import System, SystemBatch
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
@@ -43,7 +45,8 @@ class Prediction(NamedTuple):
 
     energy: float | None = None  # eV
     forces: np.ndarray | None = None  # [n_node, 3] eV/A
-    properties: dict[str, Any] | None = None  # scalar models: {column: value in the column's unit}
+    # {column: value in the column's unit}; of models for several properties also arrays [n_node] and dipoles [3].
+    properties: dict[str, Any] | None = None
     features: np.ndarray | None = None  # [n_node, d] float32, what the heads read
     stress: np.ndarray | None = None  # [6] eV/A^3, in ASE's order; of periodic structures and models that learnt it
 
@@ -170,6 +173,9 @@ class Predictor:
 
         none = [None] * n_graph
         rows = none if features is None else per_atom(features)
+        if record.properties:
+            several = _several(result, record, systems)
+            return (Prediction(properties=p, features=f) for p, f in zip(several, rows, strict=True))
         if self.model.kind == "scalar" and record.target != "energy":
             properties = _properties(np.asarray(result.energy[:n_graph]), record, systems)
             return (Prediction(properties=p, features=f) for p, f in zip(properties, rows, strict=True))
@@ -223,6 +229,20 @@ def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) ->
     weights = np.exp(values - values.max(axis=1, keepdims=True).astype(np.float64))
     probability = weights / weights.sum(axis=1, keepdims=True)
     return [{name: int(p.argmax()), f"{name}_probability": float(p.max())} for p in probability]
+
+
+def _several(result: ModelOutput, record: TaskRecord, systems: SystemBatch) -> list[dict]:
+    """{column: value, vector or [n_node] array} of each structure."""
+    n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
+    found: list[dict] = [{} for _ in range(n_graph)]
+    for own, place in zip(record.properties, places([p.reduction for p in record.properties]), strict=True):
+        array = np.asarray(result.atom_properties if place.per_atom else result.properties)
+        columns = array[: n_node if place.per_atom else n_graph, place.columns]
+        values = own.values(columns if own.reduction == DIPOLE else columns[:, 0], systems)
+        each = np.split(values, np.cumsum(systems.n_node)[:-1]) if place.per_atom else values
+        for one, value in zip(found, each, strict=True):
+            one[own.column] = value if isinstance(value, np.ndarray) else float(value)
+    return found
 
 
 def _stresses(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> list[np.ndarray | None]:

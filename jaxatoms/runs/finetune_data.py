@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxatoms.data.downstream import ForceData, Graph, ScalarData
+from jaxatoms.data.downstream import Facts, ForceData, Graph, PropertiesData
 from jaxatoms.data.downstream_task import (
     DownstreamTask,
     constants_record,
@@ -103,10 +103,12 @@ def _check_alike(parts: list[Part]):
             raise InputError(f"{part.name} needs another kind of head than {parts[0].name}; fine-tune on each alone")
 
 
-def _kind(facts: ForceData | ScalarData) -> tuple:
+def _kind(facts: Facts) -> tuple:
     """What decides which model learns a data set."""
     if isinstance(facts, ForceData):
         return "potential", facts.gradient_forces, facts.learnt
+    if isinstance(facts, PropertiesData):
+        return "properties", facts.learnt, facts.reductions, facts.weights
     return ("classes", facts.n_class) if facts.n_class else ("scalar", facts.reduction)
 
 

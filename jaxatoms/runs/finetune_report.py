@@ -6,11 +6,11 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxatoms.data.atom_energies import AtomEnergies
-from jaxatoms.data.downstream import ForceData
+from jaxatoms.data.downstream import ForceData, PropertiesData, ScalarData
 from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.inference.evaluation import quantities, unit_of
+from jaxatoms.inference.evaluation import property_rows, quantities, unit_of
 from jaxatoms.training.losses.terms import Terms, mean_loss
 
 MEASURES = {  # of a validation -> the quantity it is the error of
@@ -20,6 +20,7 @@ MEASURES = {  # of a validation -> the quantity it is the error of
     "mae": "value",
     "balanced_accuracy": "value",
 }
+PROPERTY_MEASURE = "mae_"  # begins the names of the errors of several properties
 LARGE_SHIFT = 1.0  # eV/atom; beyond it, energies of the checkpoint and of the data do not have one zero
 
 
@@ -32,6 +33,8 @@ def validation_metrics(sums: dict, task: DownstreamTask, terms: Terms) -> dict[s
         recall = float(np.mean(sums["class_right"] / np.maximum(sums["class_count"], 1)))
         return {"loss": 1 - recall, "balanced_accuracy": recall}
     facts = task.facts
+    if isinstance(facts, PropertiesData):
+        return {"loss": mean_loss(terms, sums)} | _property_errors(sums, facts)
     if not isinstance(facts, ForceData):
         mae = _mean(sums, "energy") * task.std
         return {"loss": mae, "mae": mae * unit_of(facts)[1]}
@@ -42,6 +45,18 @@ def validation_metrics(sums: dict, task: DownstreamTask, terms: Terms) -> dict[s
     errors = {measure: _SUMS[of] for measure, of in MEASURES.items() if of in facts.weights}
     labelled = {measure: name for measure, name in errors.items() if sums[f"{name}_count"].sum()}
     return {"loss": mean_loss(terms, sums)} | {measure: _mean(sums, name) * scale for measure, name in labelled.items()}
+
+
+def _property_errors(sums: dict, facts: PropertiesData) -> dict[str, float]:
+    """{"mae_<name>": mean absolute error in the unit of the tables} of the properties that are labelled."""
+    out = {}
+    for name, weight in zip(facts.learnt, facts.weights, strict=True):
+        labels, part = float(sums[f"{name}_labels"]), facts.part(name)
+        if labels:
+            assert part.std is not None
+            mae = float(sums[f"{name}_loss"]) / weight / labels
+            out[f"{PROPERTY_MEASURE}{name}"] = mae * part.std * unit_of(facts, name)[1]
+    return out
 
 
 _SUMS = {"forces": "force", "energy": "energy_by_atom", "stress": "stress"}  # names in the sums of `error_sums`
@@ -93,7 +108,7 @@ def mean_baselines(batches: Sequence[GraphBatch], task: DownstreamTask) -> dict[
     accuracy of always naming one. Without what nothing is labelled with.
     """
     facts = task.facts
-    if not isinstance(facts, ForceData) and facts.n_class:
+    if isinstance(facts, ScalarData) and facts.n_class:
         return {"value": 1 / facts.n_class}
     out = {}
     for quantity in quantities(facts):
@@ -104,12 +119,14 @@ def mean_baselines(batches: Sequence[GraphBatch], task: DownstreamTask) -> dict[
 
 
 def _labels(quantity: str, batch: GraphBatch, task: DownstreamTask) -> np.ndarray:
-    """Physical labels of a batch: [n, 3] eV/A, [n, 6] eV/A^3, [n] eV per atom or [n] in a scalar's unit."""
+    """Physical labels of a batch: [n, 3] eV/A or e A, [n, 6] eV/A^3, [n] eV per atom or [n] in a scalar's unit."""
     if isinstance(task.facts, ForceData) and quantity == "forces":
         return np.asarray(batch.forces, np.float64)[batch.force_mask & batch.free] * task.facts.force_std
     if isinstance(task.facts, ForceData) and quantity == "stress":
         rows, columns = np.triu_indices(3)
         return np.asarray(batch.stress, np.float64)[batch.stress_mask][:, rows, columns] * task.facts.force_std
+    if isinstance(task.facts, PropertiesData):
+        return property_rows(batch, batch, task.facts, quantity)[1]
     values = np.asarray(batch.energy, np.float64)[batch.energy_mask] * task.std
     if quantity == "value":
         return values
@@ -140,21 +157,29 @@ def _named(metrics: Mapping, name: str) -> dict:
 
 
 def _of_one(before: Mapping, after: Mapping, baselines: Mapping, start: Mapping, test: Mapping) -> str:
-    first, *more = [name for name in MEASURES if name in after]
+    first, *more = [name for name in dict.fromkeys((*MEASURES, *after)) if name in after and _quantity(name)]
     lines = _table(first, before, after, start, test, baselines)
     for measure in more:
-        quantity = MEASURES[measure]
+        quantity = _quantity(measure)
         lines += _table(measure, before, after, start.get(quantity, {}), test.get(quantity, {}), baselines)
-    return "\n".join([*lines, *_verdict(first, before, after, baselines.get(MEASURES[first]))])
+    return "\n".join([*lines, *_verdict(first, before, after, baselines.get(_quantity(first)))])
+
+
+def _quantity(measure: str) -> str:
+    """What a metric of a validation is the error of; "" of any other metric."""
+    if measure in MEASURES:
+        return MEASURES[measure]
+    return measure.removeprefix(PROPERTY_MEASURE) if measure.startswith(PROPERTY_MEASURE) else ""
 
 
 def _table(
     measure: str, before: Mapping, after: Mapping, start: Mapping, test: Mapping, baselines: Mapping
 ) -> list[str]:
     higher = measure == "balanced_accuracy"
-    quantity = MEASURES[measure]
+    quantity = _quantity(measure)
     of = "" if quantity == "value" else f" {quantity}"
-    title = "balanced accuracy" if higher else f"MAE{of} ({test.get('unit', '')})"
+    unit = f" ({test['unit']})" if test.get("unit") else ""
+    title = "balanced accuracy" if higher else f"MAE{of}{unit}"
     name, tested = (measure, None) if higher else ("mae", test.get("mean_baseline_mae"))
     rows = [
         (title, "before training", "after", "one class" if higher else "mean of the labels"),

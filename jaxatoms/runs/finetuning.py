@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.data.corpus import Corpus, Samples, draw_over_tasks, samples_of
-from jaxatoms.data.downstream import ForceData
+from jaxatoms.data.downstream import ForceData, PropertiesData, ScalarData
 from jaxatoms.data.downstream_task import (
     DownstreamTask,
     family_of,
@@ -23,7 +23,7 @@ from jaxatoms.data.mixture import short_names
 from jaxatoms.data.passes import Pass, plan_pass
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.subset import parse_count
-from jaxatoms.data.task_record import TaskRecord
+from jaxatoms.data.task_record import PropertyRecord, TaskRecord
 from jaxatoms.inference import evaluation
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.io import write_json
@@ -53,6 +53,7 @@ from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.potential import potential_terms
+from jaxatoms.training.losses.properties import property_terms
 from jaxatoms.training.losses.tasks import of_task
 from jaxatoms.training.losses.terms import Terms, label_sums
 from jaxatoms.training.partial import Partition
@@ -103,9 +104,11 @@ class Finetuning(TrainingRun):
 
     @property
     def terms(self) -> Terms:
-        """The loss: of a potential, of classes or of a scalar."""
+        """The loss: of a potential, of several properties, of classes or of a scalar."""
         if isinstance(self.task.facts, ForceData):
             return potential_terms(self.task.facts.weights or {"forces": self.recipe.force_coefficient})
+        if isinstance(self.task.facts, PropertiesData):
+            return property_terms(self.task.facts.learnt, self.task.facts.reductions, self.task.facts.weights)
         n_class, weights = self.head.n_class, self.task.facts.class_weights
         return (cross_entropy(weights) if n_class else absolute_error(),)
 
@@ -520,19 +523,20 @@ def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -
     """
     task, facts = part.task, part.task.facts
     seen = task.store.elements(part.split.train)
-    given, span = facts.references, None if facts.span is None else np.array(facts.span)
-    coeff = np.array([float(given.get(z, 0.0)) if own else 0.0 for z, own in enumerate(seen)])
+    several = isinstance(facts, PropertiesData)
+    given = LinearReference(np.zeros(len(seen)), seen) if several else _given(facts, seen)
     record = TaskRecord(
         name=part.name,
         energy_std=task.std,
         energy_mean=task.mean,
         force_std=getattr(facts, "force_std", None),
-        reference=LinearReference(coeff, seen, span),
+        reference=given,
         cutoff=facts.graph.cutoff,
         max_neighbors=facts.graph.max_neighbors,
         conditional=facts.graph.conditional,
         target=getattr(facts, "column", "forces"),
         labels=_predicted(head),
+        properties=_property_records(facts) if isinstance(facts, PropertiesData) else (),
     )
     if learns_energy(task):
         fitted = record.reference if reference is None else dataclasses.replace(record.reference, coeff=reference.coeff)
@@ -546,6 +550,20 @@ def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -
     return dataclasses.replace(record, reference=_of_trained(reference, seen), energy_zero="fitted")
 
 
+def _given(facts: ForceData | ScalarData, seen: np.ndarray) -> LinearReference:
+    """What each atom contributes by the data set's facts, of the elements `seen` [121]."""
+    coeff = np.array([float(facts.references.get(z, 0.0)) if own else 0.0 for z, own in enumerate(seen)])
+    return LinearReference(coeff, seen, None if facts.span is None else np.array(facts.span))
+
+
+def _property_records(facts: PropertiesData) -> tuple[PropertyRecord, ...]:
+    return tuple(
+        PropertyRecord(part.column, part.reduction, float(part.mean or 0.0), float(part.std or 1.0), part.unit,
+                       {int(z): float(value) for z, value in part.references.items()})
+        for part in facts.parts
+    )  # fmt: skip
+
+
 def _of_trained(reference: LinearReference, seen: np.ndarray) -> LinearReference:
     """A fitted zero for all elements that were trained; energies with one outside the fit are not known."""
     span = reference.span
@@ -556,6 +574,8 @@ def _of_trained(reference: LinearReference, seen: np.ndarray) -> LinearReference
 
 def _predicted(head: HeadSpec) -> tuple[str, ...]:
     """Kinds of labels that a head predicts."""
+    if head.kind == "properties":
+        return ()
     if head.kind == "direct":
         return ("energy", "forces") if head.energy else ("forces",)
     return ("energy", "forces") if head.kind == "gradient" else ("energy",)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream import Facts, ForceData, ScalarData
 from jaxatoms.data.downstream_task import family_of
 
 
@@ -38,7 +38,7 @@ _OTHER_SCALAR = Recipe(epochs=120, batch_size=8)
 SMALL_STEPS = 400  # of `--budget small`
 
 
-def find_recipe(name: str, facts: ForceData | ScalarData) -> Recipe:
+def find_recipe(name: str, facts: Facts) -> Recipe:
     """The recipe of a downstream set with GemNet-OC; one that the paper does not have gets that of its kind."""
     family = family_of(name)
     recipe = _BY_FAMILY.get(family)

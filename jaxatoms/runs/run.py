@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.data import calls, loader, shards
-from jaxatoms.graphs.batch import collate, empty_structures, stack
+from jaxatoms.graphs.batch import collate, stack
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.io import write_json
 from jaxatoms.models import registry
@@ -171,7 +171,7 @@ class TrainingRun(abc.ABC):
 
     def _step_bytes(self) -> int:
         whole = self.batches.whole if isinstance(self.batches, shards.ShardedBatches) else self.batches
-        batch = collate(*empty_structures(whole.corpus.learns_stress), self.batches.budgets[-1])
+        batch = collate(*whole.corpus.nothing(), self.batches.budgets[-1])
         batch = stack([batch] * self.accumulate) if self.accumulate > 1 else batch
         return remat.program_bytes(lower_step(self, batch).compile())
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream import Facts, ForceData, PropertiesData
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.store import Store
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
@@ -32,7 +32,7 @@ from jaxatoms.types import InputError
 _HEAD = re.compile(r"(out_energy|out_forces)/(\d+)/(.+)")
 
 
-def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
+def head_of(facts: Facts, dropout: float = 0.0, direct: bool | None = None) -> HeadSpec:
     """The head that a data set's facts ask for; `direct` overrides how forces are predicted.
 
     Raises:
@@ -45,6 +45,8 @@ def head_of(facts: ForceData | ScalarData, dropout: float = 0.0, direct: bool | 
         return HeadSpec(kind="gradient", stress=facts.learns_stress) if by_gradient else HeadSpec(
             kind="direct", energy=facts.learns_energy
         )
+    if isinstance(facts, PropertiesData):
+        return HeadSpec(kind="properties", outputs=facts.reductions)
     return HeadSpec(kind="scalar", reduction=facts.reduction, n_class=facts.n_class, dropout=dropout)
 
 

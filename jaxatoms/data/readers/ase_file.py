@@ -16,15 +16,18 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import filetype
 
-from jaxatoms.data.readers.checks import fail, is_hidden, stress_matrix
+from jaxatoms.data.readers.checks import check_finite, fail, is_hidden, stress_matrix
 from jaxatoms.data.readers.compressed import plain_file
 from jaxatoms.data.readers.extxyz import parse_comment
 from jaxatoms.data.readers.structures import system_from_atoms
 from jaxatoms.data.tags import surface_tags
 from jaxatoms.types import InputError, System
 
-VERSION = 3
+VERSION = 4
 PREFIX = "target_"  # of the columns of a structure's own scalars
+ATOM_PREFIX = "atom_"  # of those of its numbers per atom
+VECTOR_PREFIX = "vector_"  # of those of its dipoles
+_NO_TARGETS = ("numbers", "positions", "forces", "masses", "tags", "energies", "initial_magmoms", "initial_charges")
 # What a folder is searched for. A calculation leaves several of these kinds; then the user chooses.
 _KINDS = ("*.extxyz", "*.extxyz.?z", "*.xyz", "*.xyz.?z", "*.traj", "*.db", "vasprun.xml", "vasprun.xml.gz", "OUTCAR",
           "*.cif")  # fmt: skip
@@ -41,7 +44,9 @@ def read(
     """Yields every structure; its group is the key `group` of its info or database row, or itself alone.
 
     `extra` holds every numeric scalar of the comment line, of the database row (key-value pairs and data) and of the
-    results beside the energy, as `target_<key>`, and `stress` [3, 3] eV/A^3 where a structure has one.
+    results beside the energy, as `target_<key>`, every vector whose key has the word dipole in it, as `vector_<key>`
+    [3], and `stress` [3, 3] eV/A^3 where a structure has one. `atom_extra` holds every array of one real number per
+    atom (charges, magmoms, ...), as `atom_<key>`; NaN in it marks a missing value.
 
     Args:
       path: a file, a folder, a pattern such as `runs/*/vasprun.xml`, or several of them with commas between.
@@ -61,14 +66,15 @@ def read(
     for file in source_files(path):
         for record, atoms in _iter_atoms(file, keys):
             places = {label: _places(atoms, label) for label in keys}
-            scalars = _scalars(places["energy"])
+            extra = _scalars(places["energy"]) | _dipoles(file, record, places["energy"])
+            per_atom = _per_atom(file, record, atoms, places["forces"])
             if wanted:
                 known.update(*(place for label in keys for place in places[label]))
             wanted -= {label for label in keys if _name_label(atoms, label, keys[label], places[label])}
             stress = _stress(file, record, atoms, places["energy"], stress_names)
             found_stress |= bool(stress)
             system = system_of(file, record, atoms)
-            yield system._replace(extra={**scalars, **stress, **(system.extra or {})})
+            yield system._replace(extra={**extra, **stress, **(system.extra or {})}, atom_extra=per_atom or None)
     if stress_key and not found_stress:
         fail(path, "", f"has no stress under '{stress_key}' in any structure", "name the key that holds it")
     if wanted:
@@ -241,6 +247,35 @@ def _stress(path: Path, record: str, atoms: ase.Atoms, places: list[dict], names
 def _scalars(places: list[dict[str, Any]]) -> dict[str, float]:
     """{target_<key>: number}"""
     return {f"{PREFIX}{key}": value for key, value in _numbers(places).items() if key not in ("energy", "group")}
+
+
+def _dipoles(path: Path, record: str, places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """{vector_<key>: [3]} of keys such as dipole, dipole_moment and dipole_origin."""
+    found: dict[str, np.ndarray] = {}
+    for place in reversed(places):
+        for key, value in place.items():
+            if "dipole" in key.lower() and _shape(value) in ((3,), (1, 3)):
+                vector = np.asarray(value, np.float64).reshape(3)
+                check_finite(path, record, key, vector)
+                found[VECTOR_PREFIX + key] = vector
+    return found
+
+
+def _per_atom(path: Path, record: str, atoms: ase.Atoms, places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """{atom_<key>: [n_node]} of arrays, results and the data of a database; whole numbers are labels of atoms."""
+    found: dict[str, np.ndarray] = {}
+    own, results, _, data = places
+    # One number in the data of a database belongs to the structure (see `_numbers`).
+    for place in (data if len(atoms) > 1 else {}, results, own):
+        for key, value in place.items():
+            if key in _NO_TARGETS or "dipole" in key.lower() or _shape(value) not in ((len(atoms),), (len(atoms), 1)):
+                continue
+            array = np.asarray(value).reshape(-1)
+            if array.dtype.kind == "f":
+                if np.isinf(array).any():
+                    fail(path, record, f"'{key}' is infinite for an atom", "write nan where it is not known")
+                found[ATOM_PREFIX + key] = array.astype(np.float64)
+    return found
 
 
 def _numbers(places: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,11 +1,14 @@
 """Values per atom -> values per structure, without a scatter."""
 
+from collections.abc import Sequence
+
 import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxatoms.graphs.batch import GraphBatch
+from jaxatoms.graphs.properties import ATOM, DIPOLE
 from jaxatoms.models.common.indexing import take_rows
 
 REDUCTIONS = ("sum", "mean", "max", "extent")  # extent: the sum weighted by the squared distance to the centre of mass
@@ -25,8 +28,37 @@ def check_reduction(reduction: str):
 def reduce_property(values: jax.Array, batch: GraphBatch, reduction: str) -> jax.Array:
     """[n_graph, ...] of per-atom values [n_node, ...] by one of `REDUCTIONS`."""
     if reduction == "extent":
-        return reduce_atoms(values * squared_distances(batch), batch, "sum")
+        weights = squared_distances(batch).reshape(-1, *(1,) * (values.ndim - 1))
+        return reduce_atoms(values * weights, batch, "sum")
     return reduce_atoms(values, batch, reduction)
+
+
+def reduce_properties(values: jax.Array, batch: GraphBatch, outputs: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+    """([n_graph, P], [n_node, Q]) of per-atom values [n_node, len(outputs)]; see `graphs.properties.places`.
+
+    Outputs that are combined in the same way are combined together.
+    """
+    rows: dict[int, jax.Array] = {}
+    for reduction in dict.fromkeys(outputs):
+        own = [i for i, other in enumerate(outputs) if other == reduction]
+        columns = jnp.stack([values[:, i] for i in own], axis=-1)
+        if reduction == ATOM:
+            found = jnp.where(batch.node_mask[:, None], columns, 0)
+        else:
+            found = dipoles(columns, batch) if reduction == DIPOLE else reduce_property(columns, batch, reduction)
+        rows |= {i: found[:, k : k + 1] if found.ndim == 2 else found[:, k] for k, i in enumerate(own)}
+    per_graph = [rows[i] for i, reduction in enumerate(outputs) if reduction != ATOM]
+    per_atom = [rows[i] for i, reduction in enumerate(outputs) if reduction == ATOM]
+    empty = [jnp.zeros((len(n), 0), values.dtype) for n in (batch.node_table, batch.atomic_numbers)]
+    return jnp.concatenate([empty[0], *per_graph], axis=1), jnp.concatenate([empty[1], *per_atom], axis=1)
+
+
+def dipoles(charges: jax.Array, batch: GraphBatch) -> jax.Array:
+    """[n_graph, k, 3] sums over atoms of charges [n_node, k] times the position relative to the centre of mass, A.
+
+    They turn with the structure and do not change when it is moved, whatever the sum of the charges.
+    """
+    return reduce_atoms(charges[:, :, None] * centred(batch)[:, None, :], batch, "sum")
 
 
 def reduce_atoms(values: jax.Array, batch: GraphBatch, reduction: str) -> jax.Array:
@@ -50,8 +82,13 @@ def _per_graph(values: jax.Array, batch: GraphBatch) -> jax.Array:
 
 def squared_distances(batch: GraphBatch) -> jax.Array:
     """[n_node] A^2 of each atom to the centre of mass of its structure; 0 for padding."""
+    return jnp.sum(centred(batch) ** 2, axis=-1)
+
+
+def centred(batch: GraphBatch) -> jax.Array:
+    """[n_node, 3] A, positions relative to the centre of mass of their structure; 0 for padding."""
     mass = jnp.asarray(ATOMIC_MASSES, jnp.float32)[batch.atomic_numbers] * batch.node_mask
     weighted = jnp.concatenate([mass[:, None] * batch.positions, mass[:, None]], axis=1)
     total = jnp.sum(_per_graph(weighted, batch), axis=1)
     centre = total[:, :3] / jnp.maximum(total[:, 3:], 1e-6)
-    return jnp.where(batch.node_mask, jnp.sum((batch.positions - centre[batch.node_graph]) ** 2, axis=-1), 0)
+    return jnp.where(batch.node_mask[:, None], batch.positions - centre[batch.node_graph], 0)

@@ -11,7 +11,12 @@ from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2 import names
 from jaxatoms.models.equiformer_v2.config import PRESETS, EquiformerV2Config
-from jaxatoms.models.equiformer_v2.model import EquiformerV2Forces, EquiformerV2Model, EquiformerV2Scalar
+from jaxatoms.models.equiformer_v2.model import (
+    EquiformerV2Forces,
+    EquiformerV2Model,
+    EquiformerV2Properties,
+    EquiformerV2Scalar,
+)
 from jaxatoms.types import InputError
 
 
@@ -22,7 +27,8 @@ def build_finetuned(config: EquiformerV2Config, head: HeadSpec, rngs: nnx.Rngs, 
       InputError: a head that EquiformerV2 does not have.
     """
     check_head(head)
-    return (EquiformerV2Forces if head.kind == "direct" else EquiformerV2Scalar)(config, head, rngs, precision)
+    kinds = {"direct": EquiformerV2Forces, "scalar": EquiformerV2Scalar, "properties": EquiformerV2Properties}
+    return kinds[head.kind](config, head, rngs, precision)
 
 
 def check_head(head: HeadSpec):

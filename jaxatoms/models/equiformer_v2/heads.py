@@ -19,14 +19,15 @@ from jaxatoms.models.equiformer_v2.network import SphereFeatures
 
 
 class EnergyHead(nnx.Module):
-    """A feed-forward network with one output; the energy of an atom is its l = 0 row."""
+    """A feed-forward network with one output or several; the energy of an atom is its l = 0 row."""
 
-    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision):
-        self.energy_block = FeedForward(config, 1, rngs, precision, hidden=config.energy_hidden)
+    def __init__(self, config: EquiformerV2Config, rngs, precision: Precision, n_out: int = 1):
+        self.energy_block = FeedForward(config, n_out, rngs, precision, hidden=config.energy_hidden)
 
     def __call__(self, node: jax.Array) -> jax.Array:
-        """[n_node, K, c] -> [n_node]."""
-        return self.energy_block(node)[:, 0, 0]
+        """[n_node, K, c] -> [n_node], or [n_node, n_out] of several."""
+        values = self.energy_block(node)[:, 0]
+        return values[:, 0] if values.shape[-1] == 1 else values
 
 
 class ForceHead(nnx.Module):

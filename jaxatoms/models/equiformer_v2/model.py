@@ -13,7 +13,7 @@ from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.head_choice import make_heads, own_head
 from jaxatoms.models.common.output import HeadSpec, ModelOutput
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.common.reductions import check_reduction, reduce_property
+from jaxatoms.models.common.reductions import check_reduction, reduce_properties, reduce_property
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.equiformer_v2.heads import EnergyHead, ForceHead, Heads
 from jaxatoms.models.equiformer_v2.network import EquiformerV2
@@ -69,6 +69,25 @@ class EquiformerV2Scalar(WithBackbone):
         del edge_dropout
         values = own_head(self.out_energy, batch.task[batch.node_graph], self.backbone(batch, key=key).node)
         return ModelOutput(reduce_property(values, batch, self.reduction), None)
+
+
+class EquiformerV2Properties(WithBackbone):
+    """Several properties of structures [n_graph, P] and atoms [n_node, Q] from a head that they share.
+
+    Args:
+      head: its `outputs` say how each follows from the atoms' values.
+    """
+
+    def __init__(self, config: EquiformerV2Config, head: HeadSpec, rngs, precision: Precision = Precision()):
+        self.backbone = EquiformerV2(config, rngs, precision)
+        self.out_energy = make_heads(head, lambda: EnergyHead(config, rngs, precision, len(head.outputs)))
+        self.outputs = head.outputs
+
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
+        del edge_dropout
+        values = own_head(self.out_energy, batch.task[batch.node_graph], self.backbone(batch, key=key).node)
+        values = values.reshape(len(values), len(self.outputs))
+        return ModelOutput(None, None, None, *reduce_properties(values, batch, self.outputs))
 
 
 class EquiformerV2Forces(WithBackbone):

@@ -13,7 +13,13 @@ from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc import names
 from jaxatoms.models.gemnet_oc.config import PRESETS, GemNetOCConfig
-from jaxatoms.models.gemnet_oc.model import DirectForceModel, GradientModel, MultiTaskModel, ScalarModel
+from jaxatoms.models.gemnet_oc.model import (
+    DirectForceModel,
+    GradientModel,
+    MultiTaskModel,
+    PropertiesModel,
+    ScalarModel,
+)
 from jaxatoms.models.gemnet_oc.per_parameter import block_of, gradient_divisors, rate_multipliers
 from jaxatoms.models.gemnet_oc.scale_fit import fit_scale_factors
 from jaxatoms.models.gemnet_oc.shipped_scales import load_shipped_scales
@@ -37,7 +43,8 @@ def build_finetuned(config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, prec
     config = dataclasses.replace(config, direct_forces=head.kind == "direct")
     if head.kind == "gradient":
         return GradientModel(config, rngs, precision, head)
-    return (DirectForceModel if head.kind == "direct" else ScalarModel)(config, head, rngs, precision)
+    kinds = {"direct": DirectForceModel, "scalar": ScalarModel, "properties": PropertiesModel}
+    return kinds[head.kind](config, head, rngs, precision)
 
 
 def finetuned_dimensions(config: GemNetOCConfig, head: HeadSpec) -> GemNetOCConfig:

@@ -2,8 +2,8 @@
 
 `MultiTaskModel` predicts an energy and direct forces per task (pretraining). For fine-tuning there are
 `GradientModel` (an energy, forces as its negative gradient, stress), `DirectForceModel` (forces, with or without an
-energy) and `ScalarModel` (any one property). All return normalised quantities, zero on padding; what a model lacks is
-None.
+energy), `ScalarModel` (any one property) and `PropertiesModel` (several, of structures and of atoms). All return
+normalised quantities, zero on padding; what a model lacks is None.
 """
 
 import jax
@@ -14,7 +14,7 @@ from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.models.common.head_choice import make_heads, own_head
 from jaxatoms.models.common.output import HeadSpec, ModelOutput
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.common.reductions import check_reduction, reduce_atoms, reduce_property
+from jaxatoms.models.common.reductions import check_reduction, reduce_atoms, reduce_properties, reduce_property
 from jaxatoms.models.common.strain import strained, stress_of
 from jaxatoms.models.gemnet_oc.blocks import silent
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
@@ -126,6 +126,31 @@ class ScalarModel(GemNetOCModel):
         features = self.features(batch, edge_dropout=edge_dropout).node
         values = own_head(self.out_energy, batch.task[batch.node_graph], features, key)
         return ModelOutput(reduce_property(values, batch, self.reduction), None)
+
+
+class PropertiesModel(GemNetOCModel):
+    """Several properties of structures and atoms, each from one output of a head that they share.
+
+    `ModelOutput.properties` is [n_graph, P] and `atom_properties` [n_node, Q].
+
+    Args:
+      head: its `outputs` say how each follows from the atoms' values.
+    """
+
+    def __init__(self, config: GemNetOCConfig, head: HeadSpec, rngs: nnx.Rngs, precision: Precision = Precision()):
+        self.embedding = Embedding(config.num_elements, config.emb_size_atom, rngs)
+        self.backbone = GemNetOC(config, rngs, precision)
+        n_out = len(head.outputs)
+        self.out_energy = make_heads(head, lambda: HeadMLP(config.emb_size_atom, rngs, precision, n_out=n_out))
+        self.outputs = head.outputs
+
+    def __call__(self, batch: GraphBatch, *, edge_dropout: float = 0.0, key: jax.Array | None = None) -> ModelOutput:
+        """`key` is not used: nothing here is random."""
+        del key
+        features = self.features(batch, edge_dropout=edge_dropout).node
+        values = own_head(self.out_energy, batch.task[batch.node_graph], features)
+        values = values.reshape(len(values), len(self.outputs))
+        return ModelOutput(None, None, None, *reduce_properties(values, batch, self.outputs))
 
 
 class DirectForceModel(GemNetOCModel):

@@ -35,6 +35,9 @@ def of_task(batch: GraphBatch, task: int) -> GraphBatch:
     }
     if batch.stress_mask is not None:
         masks["stress_mask"] = batch.stress_mask & own
+    if batch.properties_mask is not None:
+        masks["properties_mask"] = batch.properties_mask & own[:, None]
+        masks["atom_properties_mask"] = batch.atom_properties_mask & own[batch.node_graph][:, None]
     return batch._replace(**masks)
 
 

@@ -48,7 +48,7 @@ class LoadedModel(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What it predicts, "gradient", "direct", "scalar" or "properties"; "tasks": energies and forces of many heads."""
+        """What it predicts: "gradient", "direct", "scalar", "properties" or "tasks" (of pretraining, many heads)."""
         if self.has_gradient_forces:
             return "gradient"
         return "tasks" if self.meta.head is None else self.meta.head.kind

@@ -35,7 +35,8 @@ class FinetuneConfig:
 
     downstream: str
     """This names the task: rmd17:aspirin, md22:Ac-Ala3-NHMe, spice:..., qm9:U_0, qmof, matbench:phonons/0, demo:aspirin
-    or file:PATH; NAME,NAME trains a head for each of several sets of one kind."""
+    or file:PATH; NAME,NAME trains a head for each of several sets of one kind, and qm9:mu,alpha learns several targets
+    of one."""
     init: str
     """The run starts from this checkpoint: RUN (its best-validation one), RUN@last, a step folder or a converted
     folder; scratch starts from random weights."""
@@ -53,9 +54,9 @@ class FinetuneConfig:
     """This means the same as in experiments.pretrain: yes or no; auto does as the checkpoint, or from scratch --model,
     says."""
     targets: str | None = None
-    """This names what is learnt of a data set without a recipe: a scalar of the file, or any of energy, forces and
-    stress, each with its weight (energy:20,forces:10,stress:1, which are also the weights of bare names). The default
-    is forces where there are any, and energies otherwise."""
+    """This names what is learnt of a data set without a recipe: any of energy, forces and stress, each with its weight
+    (energy:20,forces:10,stress:1, which are also the weights of bare names); or scalars, properties of atoms and
+    dipoles of the file (gap,charges:0.5,dipole). The default is forces where there are any, and energies otherwise."""
     e0s: str = "auto"
     """Reference energies per element come from a least-squares fit to the training structures (fit), from isolated
     atoms in the file (isolated) or from a JSON file {"H": -13.6} in eV; auto takes isolated atoms where the file has

@@ -162,7 +162,9 @@ def _of_one(before: Mapping, after: Mapping, baselines: Mapping, start: Mapping,
     for measure in more:
         quantity = _quantity(measure)
         lines += _table(measure, before, after, start.get(quantity, {}), test.get(quantity, {}), baselines)
-    return "\n".join([*lines, *_verdict(first, before, after, baselines.get(_quantity(first)))])
+    if first not in MEASURES:  # several properties, of which no one decides
+        return "\n".join([*lines, *_verdict("loss", before, after, None)])
+    return "\n".join([*lines, *_verdict(first, before, after, baselines.get(MEASURES[first]))])
 
 
 def _quantity(measure: str) -> str:

@@ -58,6 +58,8 @@ def test_impossible_mixes_are_refused(n, mix, words):
 
 def test_names_are_split_at_commas_that_are_not_theirs():
     assert split_names("ani1x, oc20@/a/b") == ["ani1x", "oc20@/a/b"]
+    assert split_names("qm9:mu,alpha,gap@/a/b,qmof") == ["qm9:mu,alpha,gap@/a/b", "qmof"]
+    assert split_names("matbench:phonons/0,matbench:dielectric/0") == ["matbench:phonons/0", "matbench:dielectric/0"]
     assert split_names("file:a.xyz#e,f,oc20") == ["file:a.xyz#e,f", "oc20"]
     assert split_names("file:a.xyz#e,oc20") == ["file:a.xyz#e", "oc20"]
     assert split_names("file:a.xyz#,f") == ["file:a.xyz#,f"]

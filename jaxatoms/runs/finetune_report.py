@@ -158,10 +158,12 @@ def _named(metrics: Mapping, name: str) -> dict:
 
 def _of_one(before: Mapping, after: Mapping, baselines: Mapping, start: Mapping, test: Mapping) -> str:
     first, *more = [name for name in dict.fromkeys((*MEASURES, *after)) if name in after and _quantity(name)]
-    lines = _table(first, before, after, start, test, baselines)
+    probes = start.get("linear_probe", {})
+    lines = _table(first, before, after, start, test, baselines, probes)
     for measure in more:
         quantity = _quantity(measure)
-        lines += _table(measure, before, after, start.get(quantity, {}), test.get(quantity, {}), baselines)
+        own = start.get(quantity, {}), test.get(quantity, {})
+        lines += _table(measure, before, after, *own, baselines, probes)
     if first not in MEASURES:  # several properties, of which no one decides
         return "\n".join([*lines, *_verdict("loss", before, after, None)])
     return "\n".join([*lines, *_verdict(first, before, after, baselines.get(MEASURES[first]))])
@@ -175,7 +177,7 @@ def _quantity(measure: str) -> str:
 
 
 def _table(
-    measure: str, before: Mapping, after: Mapping, start: Mapping, test: Mapping, baselines: Mapping
+    measure: str, before: Mapping, after: Mapping, start: Mapping, test: Mapping, baselines: Mapping, probes: Mapping
 ) -> list[str]:
     higher = measure == "balanced_accuracy"
     quantity = _quantity(measure)
@@ -183,11 +185,14 @@ def _table(
     unit = f" ({test['unit']})" if test.get("unit") else ""
     title = "balanced accuracy" if higher else f"MAE{of}{unit}"
     name, tested = (measure, None) if higher else ("mae", test.get("mean_baseline_mae"))
-    rows = [
+    rows: list[tuple] = [
         (title, "before training", "after", "one class" if higher else "mean of the labels"),
         ("validation", before[measure], after[measure], baselines.get(quantity)),
         ("test", start.get(name), test.get(name), tested),
     ]
+    if probe := probes.get(quantity):
+        cells = ("linear in features", probe["validation"], probe["test"])
+        rows = [(*row[:2], cell, *row[2:]) for row, cell in zip(rows, cells, strict=True)]
     return [f"{row[0]:22s}" + "".join(f"{_cell(value):>20s}" for value in row[1:]) for row in rows]
 
 

@@ -43,6 +43,7 @@ from jaxatoms.runs.energy_zero import (
 )
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import Part, open_parts, save_parts
+from jaxatoms.runs.linear_probe import linear_probe
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import has_checkpoint, say
@@ -247,7 +248,10 @@ class Finetuning(TrainingRun):
         return energy_probe(self.corpus, index, train, self.config.seed, self.eval_shapes)
 
     def before_training(self, folder: Path, params, constants):
-        """The errors of the start on the test splits, to be compared with those of the end."""
+        """The errors of the start on the test splits, to be compared with those of the end.
+
+        Heads of a pretrained network are new, so that a linear function of its features stands beside them.
+        """
         assert self.forward is not None
         forwards = [with_shift(self.forward, params, constants, shift) for shift in self.shifts]
         wanted = parse_count(self.config.test_samples)
@@ -257,6 +261,11 @@ class Finetuning(TrainingRun):
             evaluation.errors(forward, self.corpus, i, test, self.eval_shapes)
             for i, (forward, test) in enumerate(zip(forwards, tests, strict=True))
         ]
+        if self.config.init != "scratch":
+            features = lambda batch: self.model.node_features(params.tree(), constants, batch)  # noqa: E731
+            for i, (test, own) in enumerate(zip(tests, found, strict=True)):
+                train, shapes = self.parts[i].split.train, self.eval_shapes
+                own["linear_probe"] = linear_probe(features, self.corpus, i, train, self.val, test, shapes)
         write_json(folder / "test_before.json", found)
 
     def learning_rate(self, step: int) -> float:

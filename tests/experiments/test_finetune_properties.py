@@ -55,6 +55,13 @@ def test_every_property_is_reported_by_name_and_in_its_unit(run):
     assert summary["validation"]["loss"] < summary["validation_before"]["loss"]
 
 
+def test_a_linear_function_of_the_starting_features_stands_beside_them(run):
+    (before,) = json.loads((run / "test_before.json").read_text())
+    probe = before["linear_probe"]
+    assert set(probe) == set(NAMES) and all(0 <= error < 1 for own in probe.values() for error in own.values())
+    assert probe["q"]["test"] < before["q"]["mae"]  # charges here follow from the elements
+
+
 def test_predictions_are_those_of_the_test(run, file, tmp_path):
     assert predict.main(["--checkpoint", f"{run}@last", "--structures", str(file), "--out", str(tmp_path / "o.extxyz"),
                          "--quiet"]) == 0  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxatoms.data.atom_energies import isolated_atoms
 from jaxatoms.data.downstream import PUBLISHED
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.splits import Split, downstream_split, load_split, make_split
@@ -27,7 +28,8 @@ def task_split(
       name: as `open_dataset` takes it, for messages.
       rule: "auto" takes the published split or the file's own where there is one, else keeps groups together, else
         draws records; "group" and "record" ask for these; anything else is the path of a saved split.
-      sizes: (train, val) structures to keep of the training and validation parts; None keeps all.
+      sizes: (train, val) structures to keep of the training and validation parts, without isolated atoms; None keeps
+        all.
 
     Raises:
       InputError: a set too small for its published split, a saved split of other data, more structures asked for than
@@ -40,10 +42,13 @@ def task_split(
     if published:
         split = downstream_split(name, store)
     elif rule in ("auto", "group", "record"):
-        split = _lone_atoms_to_train(store, _by_rule(name, spec, store, rule))
+        split = _isolated_atoms_to_train(store, _by_rule(name, spec, store, rule))
     else:
         split = load_split(Path(rule), store)
-    return split if sizes is None else _inside(name, split, sizes, in_order=published)
+    if sizes is None:
+        return split
+    whole = split if published else _without_isolated_atoms(store, split)
+    return _inside(name, whole, sizes, in_order=published)
 
 
 def _by_rule(name: str, spec: DatasetSpec, store: Store, rule: str) -> Split:
@@ -60,13 +65,19 @@ def _by_rule(name: str, spec: DatasetSpec, store: Store, rule: str) -> Split:
     return make_split(store, own_rule, held_out=spec.held_out)
 
 
-def _lone_atoms_to_train(store: Store, split: Split) -> Split:
-    """Single atoms fix reference energies, and a test on them says nothing."""
-    lone = [part[store.n_node[part] == 1] for part in split]
-    if not len(lone[1]) + len(lone[2]):
+def _isolated_atoms_to_train(store: Store, split: Split) -> Split:
+    """Isolated atoms fix reference energies, and a test on them says nothing."""
+    isolated = isolated_atoms(store)
+    if not np.isin(np.concatenate(split[1:]), isolated).any():
         return split
-    kept = [part[store.n_node[part] > 1] for part in split]
-    return Split(np.sort(np.concatenate([kept[0], *lone])), kept[1], kept[2])
+    train = np.sort(np.concatenate([split.train, *(part[np.isin(part, isolated)] for part in split[1:])]))
+    return _without_isolated_atoms(store, split)._replace(train=train)
+
+
+def _without_isolated_atoms(store: Store, split: Split) -> Split:
+    """They are no structures to train on, so that a number of structures does not count them."""
+    isolated = isolated_atoms(store)
+    return Split(*(part[~np.isin(part, isolated)] for part in split))
 
 
 def _inside(name: str, split: Split, sizes: tuple[int, int], in_order: bool) -> Split:

@@ -2,6 +2,8 @@
 
 import warnings
 
+import ase.build
+import ase.io
 import numpy as np
 import pytest
 
@@ -95,3 +97,30 @@ def test_pretraining_and_fine_tuning_hold_out_the_same_structures(tmp_path):
     _, split = open_downstream("demo:organic", cache_dir=str(tmp_path))
     for one, two in zip(split, make_split(store, spec.split_rule), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def _file(tmp_path, monkeypatch, structures):
+    monkeypatch.setenv("JAXATOMS_CACHE", str(tmp_path / "cache"))
+    ase.io.write(tmp_path / "own.extxyz", structures)
+    name = f"file:{tmp_path / 'own.extxyz'}"
+    return name, *open_dataset(name)
+
+
+@pytest.mark.filterwarnings("ignore:.*names no groups")
+def test_numbers_of_structures_do_not_count_isolated_atoms(tmp_path, monkeypatch):
+    molecules = [ase.build.molecule("H2O") for _ in range(20)]
+    name, spec, store = _file(tmp_path, monkeypatch, [*molecules, *map(ase.Atoms, ["H", "O"] * 5)])
+    whole = task_split(name, spec, store)
+    assert (store.n_node[np.concatenate([whole.val, whole.test])] > 1).all()
+    n = int((store.n_node[whole.train] > 1).sum())
+    split = task_split(name, spec, store, sizes=(n, len(whole.val)))
+    assert len(split.train) == n and (store.n_node[split.train] > 1).all()
+    with pytest.raises(InputError, match=f"asked for {n + 1} training structures"):
+        task_split(name, spec, store, sizes=(n + 1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*names no groups")
+def test_crystals_of_one_atom_are_structures(tmp_path, monkeypatch):
+    name, spec, store = _file(tmp_path, monkeypatch, [ase.build.bulk("Cu", a=3.4 + 0.01 * i) for i in range(30)])
+    split = task_split(name, spec, store)
+    assert len(split.val) and len(split.test)

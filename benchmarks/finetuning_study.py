@@ -1,13 +1,15 @@
 """What fine-tuning a part of a network, energies beside forces, and pretraining do on real data, with small networks.
 
-    python -m benchmarks.finetuning_study --data DATA --out runs/finetuning_study --parts acac 3bpa rmd17
+    python -m benchmarks.finetuning_study --data DATA --out runs/finetuning_study --parts acac 3bpa rmd17 stress
 
-DATA holds the folders acac and 3bpa of the BOTNet data sets (arXiv 2205.06643), rmd17 and ani1x_like. One network is
-pretrained on the last. Every variant is fine-tuned from it (or from scratch) with several seeds, and tested on
-structures of the training temperature and of others. Writes one JSON line a run; a run that is there is not made again.
+DATA holds the folders acac and 3bpa of the BOTNet data sets (arXiv 2205.06643), rmd17, ani1x_like and mptrj_inorganic
+(of which crystals at finite temperature and pressure are taken). One network is pretrained on ani1x_like. Every variant
+is fine-tuned from it (or from scratch) with several seeds, and tested on structures of the training temperature and of
+others. Writes one JSON line a run; a run that is there is not made again.
 """
 
 import argparse
+import functools
 import json
 import re
 import subprocess
@@ -20,7 +22,7 @@ import numpy as np
 PRETRAINING = "ani1x_like/ani1x_like.h5"
 SETTINGS = [
     "--n-train", "250", "--n-val", "30", "--split", "record", "--batch-size", "5", "--batch-shapes", "1", "--cutoff",
-    "6", "--max-neighbors", "30", "--test-samples", "10", "--val-samples", "30", "--quiet",
+    "6", "--max-neighbors", "30", "--test-samples", "100", "--val-samples", "30", "--quiet",
 ]  # fmt: skip
 # Name: options beside those of every run. "scratch" starts from random weights.
 VARIANTS = {
@@ -29,6 +31,8 @@ VARIANTS = {
 }  # fmt: skip
 WEIGHTS = {"forces": "forces", "energy:1,forces:10": "energy:1,forces:10", "energy:20,forces:10": "energy:20,forces:10",
            "energy:100,forces:10": "energy:100,forces:10"}  # fmt: skip
+STRESS = {f"stress:{weight}": f"energy:20,forces:10,stress:{weight}" for weight in ("1e-6", "0.1", "1", "10")}
+CRYSTALS = "mptrj_inorganic/mpf-TP.extxyz"
 SETS = {
     "acac": ("acac/train_300K.xyz,{data}/acac/isolated_atoms.xyz",
              {"300 K": "acac/test_MD_300K.xyz", "600 K": "acac/test_MD_600K.xyz"}),
@@ -41,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets")
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs and of results.jsonl")
-    parser.add_argument("--parts", nargs="+", default=["acac", "3bpa", "rmd17"], help="which comparisons are made")
+    parser.add_argument("--parts", nargs="+", default=["acac", "3bpa", "rmd17", "stress"], choices=list(PARTS),
+                        help="which comparisons are made")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
     parser.add_argument("--steps", type=int, default=600, help="fine-tuning steps of every run")
     parser.add_argument("--pretrain-steps", type=int, default=3000, help="steps of the network that is pretrained")
@@ -51,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     start = pretrained(args)
     for seed in range(args.seeds):
         for part in args.parts:
-            compare_targets(args, start, seed) if part == "rmd17" else compare_parts(args, part, start, seed)
+            PARTS[part](args, start, seed)
     return 0
 
 
@@ -65,7 +70,7 @@ def pretrained(args) -> Path:
     return run
 
 
-def compare_parts(args, name: str, start: Path, seed: int):
+def compare_parts(name: str, args, start: Path, seed: int):
     """Which part of the network is trained: errors on test structures of every temperature."""
     train, tests = SETS[name]
     source = f"file:{args.data}/{train.format(data=args.data)}"
@@ -84,6 +89,26 @@ def compare_targets(args, start: Path, seed: int):
             key = {"set": f"rmd17:{molecule}", "variant": label, "seed": seed, "steps": args.steps, "lr": args.lr}
             words = ["--downstream", f"file:{converted(args, molecule)}", "--targets", targets, "--init", start]
             record(args, key, words, {"test": None})
+
+
+def compare_stress(args, _: Path, seed: int):
+    """Weights of the stress beside energies and forces, on crystals, from scratch; the smallest one teaches nothing.
+
+    Errors are those of the run's own test on its last weights.
+    """
+    for label, targets in STRESS.items():
+        key = {"set": "crystals", "variant": label, "seed": seed, "steps": args.steps, "lr": args.lr}
+        words = ["--downstream", f"file:{args.data}/{CRYSTALS}", "--targets", targets, "--init", "scratch", "--model",
+                 "gemnet_oc_nano"]  # fmt: skip
+        record(args, key, words, {})
+
+
+PARTS = {
+    "acac": functools.partial(compare_parts, "acac"),
+    "3bpa": functools.partial(compare_parts, "3bpa"),
+    "rmd17": compare_targets,
+    "stress": compare_stress,
+}
 
 
 def converted(args, molecule: str) -> Path:
@@ -117,6 +142,10 @@ def record(args, key: dict, words: list, tests: dict[str, Path | None]):
         command("experiments.finetune", *words, "--seed", key["seed"], "--max-steps", args.steps, "--lr", args.lr,
                 *SETTINGS, "--run-dir", run)  # fmt: skip
     errors = {label: tested(run, file) for label, file in tests.items()}
+    own = json.loads((run / "test.json").read_text())["last_ema"]
+    quantities = {"forces": own} | {name: own[name] for name in ("energy", "stress") if name in own}
+    errors["own"] = {name: {of: report[of] for of in ("mae", "mean_baseline_mae", "n")}
+                     for name, report in quantities.items()}  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     line = key | {"errors": errors, "trained": summary["trained_parameters"], "parameters": summary["parameters"]}
     with results.open("a") as file:

@@ -25,7 +25,8 @@ def check_reduction(reduction: str):
 def reduce_property(values: jax.Array, batch: GraphBatch, reduction: str) -> jax.Array:
     """[n_graph, ...] of per-atom values [n_node, ...] by one of `REDUCTIONS`."""
     if reduction == "extent":
-        return reduce_atoms(values * squared_distances(batch), batch, "sum")
+        weights = squared_distances(batch)
+        return reduce_atoms(values * weights.reshape(-1, *(1,) * (values.ndim - 1)), batch, "sum")
     return reduce_atoms(values, batch, reduction)
 
 

@@ -18,6 +18,7 @@ STEPS = {
         "pretrain": "pretrain on one or several upstream sets under a budget",
         "finetune": "fine-tune on a task, and test",
         "evaluate": "errors of a run on a split of its data",
+        "uncertainty": "standard deviations of a run's energies, calibrated on its validation split",
     },
     "Use": {
         "predict": "energies, forces or properties of structures",

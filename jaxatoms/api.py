@@ -60,7 +60,7 @@ class Model:
 
         Returns:
           One `Prediction` per structure: energy in eV, forces [n_node, 3] in eV/Å, the properties of a scalar model,
-          features; None is what the model does not predict.
+          features, and `energy_std` in eV where experiments.uncertainty was run; None is what there is not.
 
         Raises:
           InputError: a structure that the model cannot take, or a prediction that is not finite.

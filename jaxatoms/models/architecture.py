@@ -43,7 +43,7 @@ class Model(Protocol):
         ...
 
     def energy_features(self, batch: GraphBatch) -> jax.Array:
-        """[n_graph, d] what the energy is linear in: of models of fine-tuning alone, whose energies combine by a sum."""
+        """[n_graph, d] what the energy is linear in, see `inference.uncertainty`; of models of fine-tuning alone."""
         ...
 
     def energy(self, batch: GraphBatch, positions: jax.Array) -> jax.Array:

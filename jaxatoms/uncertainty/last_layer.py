@@ -4,8 +4,8 @@ With phi the features of a structure, C the sum of phi phi^T over training struc
 
     variance = alpha^2 phi^T (C + zeta^2 I)^-1 phi,
 
-which is the posterior variance of Bayesian linear regression with noise alpha^2 and the prior variance (alpha/zeta)^2 of
-each weight. Everything is NumPy in float64. Source: Bigi, Chong, Ceriotti, Grasselli 2024, arXiv 2403.02251.
+which is the posterior variance of Bayesian linear regression with noise alpha^2 and the prior variance (alpha/zeta)^2
+of each weight. Everything is NumPy in float64. Source: Bigi, Chong, Ceriotti, Grasselli 2024, arXiv 2403.02251.
 """
 
 import dataclasses

@@ -25,9 +25,9 @@ def figures(errors: np.ndarray, std: np.ndarray, constant: float) -> dict:
 
     Returns:
       n; mae, rmse and mean_std, in the unit of the errors; coverage_1 and coverage_2, the shares of errors within 1 and
-      2 standard deviations (expected: 0.683, 0.954); mean_standardised and rms_standardised of error / std (expected: 0,
-      1); nll and nll_constant, the mean negative logarithms of the Gaussian density of the errors under `std` and under
-      `constant`; spearman, the rank correlation of std and absolute error (None where one of them does not vary).
+      2 standard deviations (expected: 0.683, 0.954); mean_standardised and rms_standardised of error / std (expected:
+      0, 1); nll and nll_constant, the mean negative logarithms of the Gaussian density of the errors under `std` and
+      under `constant`; spearman, the rank correlation of std and absolute error (None where one of them is constant).
     """
     standardised, absolute = errors / std, np.abs(errors)
     return {
@@ -86,7 +86,7 @@ def plot_reliability(path: Path, errors: np.ndarray, std: np.ndarray, unit: str,
         left.set_xlabel("expected share within the interval")
         left.set_ylabel("observed share")
         predicted, found, n = (np.array(column) for column in zip(*bins(errors, std), strict=True))
-        right.plot(std, np.abs(errors), ".", markersize=2, color="0.7", zorder=0, label="one structure", rasterized=True)
+        right.plot(std, np.abs(errors), ".", markersize=2, color="0.7", label="one structure", rasterized=True)
         # The relative error of a root mean square of n Gaussian errors is 1 / sqrt(2 n).
         right.errorbar(predicted, found, found / np.sqrt(2 * n), fmt="o", markersize=4, label="RMS of a bin")
         ends = [std.min(), std.max()]

@@ -29,7 +29,8 @@ class EnergyHead(nnx.Module):
         return self.energy_block(node)[:, 0, 0]
 
     def last_features(self, node: jax.Array) -> jax.Array:
-        """[n_node, K, c] -> [n_node, n + 1], what the last layer reads, and 1 for its bias: the energy is linear in it."""
+        """[n_node, K, c] -> [n_node, n + 1], what the last layer reads, and 1 for its bias: the energy is linear in it.
+        """
         invariant = self.energy_block.invariants(node)
         return jnp.concatenate([invariant, jnp.ones_like(invariant[:, :1])], axis=1)
 

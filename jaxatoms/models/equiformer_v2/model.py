@@ -55,7 +55,7 @@ class EquiformerV2Model(WithBackbone):
 class Finetuned(WithBackbone):
     """What the models of fine-tuning have besides: energy heads whose last layers are linear."""
 
-    out_energy: nnx.Module
+    out_energy: nnx.Module | None
     reduction = "sum"  # of the atoms' energies
 
     def energy_features(self, batch: GraphBatch) -> jax.Array:
@@ -64,7 +64,8 @@ class Finetuned(WithBackbone):
         The energy is this times the layer's weights and bias, with every reduction but "max"; zero for padding.
         """
         task, node = batch.task[batch.node_graph], self.backbone(batch).node
-        return reduce_property(own_head(self.out_energy, task, node, of=EnergyHead.last_features), batch, self.reduction)
+        values = own_head(self.out_energy, task, node, of=EnergyHead.last_features)
+        return reduce_property(values, batch, self.reduction)
 
 
 class EquiformerV2Scalar(Finetuned):

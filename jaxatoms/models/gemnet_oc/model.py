@@ -100,11 +100,12 @@ class MultiTaskModel(GemNetOCModel):
 class FinetunedModel(GemNetOCModel):
     """What the models of fine-tuning have besides: energy heads whose last layers are linear."""
 
-    out_energy: nnx.Module
+    out_energy: nnx.Module | None
     reduction = "sum"  # of the atoms' energies
 
     def energy_features(self, batch: GraphBatch) -> jax.Array:
-        """[n_graph, emb_size_atom] what the last layer of each structure's own energy head reads, combined over its atoms.
+        """[n_graph, emb_size_atom] what the last layer of each structure's own energy head reads, combined over its
+        atoms.
 
         The energy is this times the layer's weights, with every reduction but "max"; zero for padding.
         """

@@ -180,16 +180,21 @@ def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
     """
     results = {name: getattr(prediction, name) for name in ("energy", "forces", "stress")}
     atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
-    data = atoms.info.get("data", {})
-    for held in (atoms.info, atoms.arrays, data, data.get(ARRAYS, {})):
-        for name in STANDARD_DEVIATIONS:
-            held.pop(name, None)
-    atoms.info.update(prediction.properties or {})
+    atoms.info = _without_std(atoms.info) | (prediction.properties or {})
+    for name in STANDARD_DEVIATIONS:
+        atoms.arrays.pop(name, None)
     if prediction.energy_std is not None:
         atoms.info["energy_std"] = prediction.energy_std
     if prediction.forces_std is not None:
         atoms.arrays["forces_std"] = prediction.forces_std
     return atoms
+
+
+def _without_std(values: dict) -> dict:
+    """Entries without the standard deviations of an earlier prediction, nested ones included."""
+    nested = (*NESTED, ARRAYS)
+    return {key: _without_std(value) if key in nested and isinstance(value, dict) else value
+            for key, value in values.items() if key not in STANDARD_DEVIATIONS}  # fmt: skip
 
 
 def _records(source: Path, first: int) -> Generator[Record, None, None]:

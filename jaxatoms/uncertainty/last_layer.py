@@ -15,7 +15,9 @@ import numpy as np
 
 from jaxatoms.types import InputError
 
-RIDGES = 10.0 ** np.arange(-10, 1.01, 0.5)  # zeta^2 that are tried, in units of the mean eigenvalue of C
+# zeta^2 that are tried, in units of the mean eigenvalue of C. Far below, rounding of float32 features counts as
+# variance; far above, the variance is the squared length of the features, whatever the training structures were.
+RIDGES = 10.0 ** np.arange(-8, -1.9, 0.5)
 MIN_ERRORS = 2  # of which a scale can be estimated
 
 
@@ -56,10 +58,12 @@ def second_moments(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, int]:
 
 
 def calibrate(moments: np.ndarray, features: np.ndarray, errors: np.ndarray) -> LastLayer:
-    """The last layer whose two constants make held-out errors most likely, as Gaussian with mean 0.
+    """The last layer whose two constants make held-out errors likely, as Gaussian with mean 0.
 
-    For each zeta the best alpha^2 is the mean of squared error over variance with alpha = 1; zeta is the best of
-    `RIDGES`. A factor per structure in both features and errors, such as one over its number of atoms, changes neither.
+    For each zeta the most likely alpha^2 is the mean of squared error over variance with alpha = 1. Of `RIDGES` the
+    smallest is taken whose likelihood is within one standard error of the best: a few errors cannot tell more, and a
+    small zeta keeps the variance of what training lacks. A factor per structure in both features and errors, such as
+    one over its number of atoms, changes neither.
 
     Args:
       moments: [d, d], of `second_moments`.
@@ -81,7 +85,14 @@ def calibrate(moments: np.ndarray, features: np.ndarray, errors: np.ndarray) -> 
     if not (variances > 0).all():
         raise InputError("a validation structure has features that are all zero; leave it out")
     squared = np.mean(errors[:, None] ** 2 / variances, axis=0)
-    best = int(np.argmin(np.log(squared) + np.mean(np.log(variances), axis=0)))
-    alpha = float(np.sqrt(squared[best]))
-    factor = alpha * vectors.T / np.sqrt(values + ridges[best])[:, None]
-    return LastLayer(factor, alpha, float(np.sqrt(ridges[best])))
+    chosen = _smallest_as_good(0.5 * (np.log(squared * variances) + errors[:, None] ** 2 / (squared * variances)))
+    alpha = float(np.sqrt(squared[chosen]))
+    factor = alpha * vectors.T / np.sqrt(values + ridges[chosen])[:, None]
+    return LastLayer(factor, alpha, float(np.sqrt(ridges[chosen])))
+
+
+def _smallest_as_good(loss: np.ndarray) -> int:
+    """The first column of losses [n, k] whose mean exceeds the lowest by no more than the standard error of that."""
+    excess = loss - loss[:, [np.argmin(loss.mean(axis=0))]]
+    error = excess.std(axis=0, ddof=1) / np.sqrt(len(loss))
+    return int(np.argmax(excess.mean(axis=0) <= error))

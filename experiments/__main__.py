@@ -58,7 +58,7 @@ def overview() -> str:
     purpose = "Pretrain and fine-tune atomic-property models, and choose the data."
     lines = ["usage: jaxatoms COMMAND [OPTIONS]", "", purpose, ""]
     for title, commands in STEPS.items():
-        lines += [f"{title}:", *(f"  {name:10s} {words}" for name, words in commands.items()), ""]
+        lines += [f"{title}:", *(f"  {name:11s} {words}" for name, words in commands.items()), ""]
     ends = ["jaxatoms COMMAND --help lists the options of a command.",
             "jaxatoms --completion bash prints a script that completes commands and options (also zsh)."]  # fmt: skip
     return "\n".join(lines + ends)

@@ -95,6 +95,7 @@ def plot_reliability(path: Path, errors: np.ndarray, std: np.ndarray, unit: str,
         right.set_yscale("log")
         right.set_xlabel(f"predicted standard deviation ({unit})".replace(" ()", ""))
         right.set_ylabel(f"absolute error ({unit})".replace(" ()", ""))
+        right.tick_params(axis="x", which="both", labelsize=8, labelrotation=30)
         right.legend(fontsize=8)
         for axis in (left, right):
             axis.grid()

@@ -23,6 +23,7 @@ import jaxatoms
 from experiments import predict, uncertainty
 from jaxatoms.ase import EnsembleCalculator, JaxAtomsCalculator
 from jaxatoms.data.readers.structures import system_from_atoms
+from jaxatoms.data.references import LinearReference
 from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
 from jaxatoms.inference.model import restore_model
 from jaxatoms.inference.prediction import Prediction, Predictor, Record
@@ -62,22 +63,27 @@ def file(tmp_path_factory):
     return path
 
 
-def _settings(file, folder, **more) -> FinetuneConfig:
-    return FinetuneConfig(downstream=f"file:{file}", init="scratch", run_dir=str(folder), targets="energy,forces",
-                          split="record", cutoff=4.0, max_neighbors=12, **more)  # fmt: skip
+def _write_run(folder, files, targets="energy,forces", fitted=()):
+    """A run folder as fine-tuning leaves it, with random weights; `fitted`: data sets with a fitted zero."""
+    names = ",".join(f"file:{file}" for file in files)
+    settings = FinetuneConfig(downstream=names, init="scratch", run_dir=str(folder), targets=targets, split="record",
+                              cutoff=4.0, max_neighbors=12)  # fmt: skip
+    head = HeadSpec(kind="gradient", heads=len(files))
+    parts = open_parts(settings, WITHOUT_EDGES, None)
+    zeros = [LinearReference.fit(p.task.store, p.split.train) if i in fitted else None for i, p in enumerate(parts)]
+    records = [task_record(part, head, zero).to_json() | {"energy_std": 0.1}
+               for part, zero in zip(parts, zeros, strict=True)]  # fmt: skip
+    checkpoints.write_finetuned(folder, WITHOUT_EDGES, head, records[0], others=tuple(records[1:]))
+    save_parts(folder / "data", parts)
+    write_json(folder / "config.json", dataclasses.asdict(settings))
+    write_json(folder / "summary.json", {"finished": True})
+    return folder
 
 
 @pytest.fixture(scope="module")
 def run(nano, file, tmp_path_factory):
-    """A run folder as fine-tuning leaves it, with random weights, whose uncertainty is fitted."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    settings, head = _settings(file, folder), HeadSpec(kind="gradient")
-    parts = open_parts(settings, WITHOUT_EDGES, None)
-    record = task_record(parts[0], head, None).to_json()
-    checkpoints.write_finetuned(folder, WITHOUT_EDGES, head, record | {"energy_std": 0.1})
-    save_parts(folder / "data", parts)
-    write_json(folder / "config.json", dataclasses.asdict(settings))
-    write_json(folder / "summary.json", {"finished": True})
+    """A run whose uncertainty is fitted."""
+    folder = _write_run(tmp_path_factory.mktemp("run") / "run", [file])
     with pytest.MonkeyPatch.context() as patch:
         # A few validation structures of a network that has learnt nothing do not tell a good zeta.
         patch.setattr(last_layer, "RIDGES", last_layer.RIDGES[:1])
@@ -244,18 +250,31 @@ def test_heads_that_are_not_linear_are_refused(run, head, words):
         uncertainty.check_linear(model._replace(meta=meta))
 
 
-def test_a_run_whose_data_have_no_energies_is_refused(run):
-    """Forces alone, with a zero that nothing fixes."""
+@pytest.fixture(scope="module")
+def unlabelled(file):
+    """The same structures without energies."""
+    frames = ase.io.read(file, ":")
+    for atoms in frames:
+        atoms.calc.results.pop("energy", None)
+    ase.io.write(file.with_name("unlabelled.extxyz"), frames)
+    return file.with_name("unlabelled.extxyz")
+
+
+def test_a_run_whose_data_have_no_energies_is_refused(nano, unlabelled, tmp_path, refusal):
+    run = _write_run(tmp_path / "run", [unlabelled], "forces")
+    said = refusal(uncertainty, ["--run", str(run)])
+    assert "no energies to calibrate on" in said and "--targets energy,forces" in said
+
+
+def test_every_head_with_energies_has_its_own(nano, file, unlabelled, tmp_path, capsys):
+    run = _write_run(tmp_path / "run", [unlabelled, file], "forces", fitted=(1,))
+    assert uncertainty.main(["--run", str(run), "--batch-edges", "512"]) == 0
+    assert "unlabelled.extxyz: left out, since its" in capsys.readouterr().out
+    assert not (run / "uncertainty.json").exists() and (run / "uncertainty-1.png").exists()
+    assert json.loads((run / "uncertainty-1.json").read_text())["name"] == f"file:{file}"
     model = restore_model(str(run))
-    (record,) = model.meta.tasks
-    object.__setattr__(record, "energy_zero", "unknown")
-    part = type("Part", (), {})()
-    part.task = type("Task", (), {"facts": type("Facts", (), {"column": "x"}), "store": None})()
-    part.task.store = type("Store", (), {"column": lambda self, name: np.ones(4)})()
-    part.split = type("Split", (), {"train": np.arange(2), "val": np.arange(2)})
-    config = uncertainty.UncertaintyConfig(run=str(run))
-    with pytest.raises(InputError, match="no energies to calibrate on.*--targets energy,forces"):
-        uncertainty.fitted_heads(run, uncertainty.Pass(model, None, [part], None, config))
+    assert Predictor(model, "unlabelled", 512).fitted is None
+    assert Predictor(model, "alloy", 512).fitted is not None
 
 
 # --- several checkpoints ------------------------------------------------------------------------------

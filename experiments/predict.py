@@ -11,7 +11,7 @@ give their mean and standard deviation; one gives the standard deviation that ex
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 import ase
@@ -126,15 +126,15 @@ def open_outputs(config: PredictConfig, predictor: Predictor | Ensemble) -> Jour
         dtype = feature_dtype(predictor.model.architecture.feature_width(predictor.model.config))
         drafts["features"] = TableDraft(Path(config.features), dtype)
     drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
-    several = isinstance(predictor, Ensemble)
     models = [member.model for member in predictor.members] if isinstance(predictor, Ensemble) else [predictor.model]
+    alone = len(models) == 1 and not config.raw_weights
     settings = {
         "--checkpoint": ", ".join(f"{model.path} ({inputs.weights(model.path)})" for model in models),
         "--structures": stamp(source),
         "--task": predictor.record.name,
         "--raw-weights": config.raw_weights,
         "--features": config.features and str(Path(config.features).absolute()),
-        "the fitted uncertainty": None if several or config.raw_weights else inputs.file(file_of(predictor.model)),
+        "the fitted uncertainty": inputs.file(file_of(predictor.model)) if alone else None,
     }
     return Journal(out, drafts, settings)
 
@@ -180,7 +180,9 @@ def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
     """
     results = {name: getattr(prediction, name) for name in ("energy", "forces", "stress")}
     atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
-    atoms.info = _without_std(atoms.info) | (prediction.properties or {})
+    properties = prediction.properties or {}
+    stale = (*STANDARD_DEVIATIONS, *(f"{name}_std" for name in properties))
+    atoms.info = _without(atoms.info, stale) | properties
     for name in STANDARD_DEVIATIONS:
         atoms.arrays.pop(name, None)
     if prediction.energy_std is not None:
@@ -190,11 +192,11 @@ def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
     return atoms
 
 
-def _without_std(values: dict) -> dict:
-    """Entries without the standard deviations of an earlier prediction, nested ones included."""
+def _without(values: dict, names: Collection[str]) -> dict:
+    """The entries with other names, of the nested dictionaries too."""
     nested = (*NESTED, ARRAYS)
-    return {key: _without_std(value) if key in nested and isinstance(value, dict) else value
-            for key, value in values.items() if key not in STANDARD_DEVIATIONS}  # fmt: skip
+    return {key: _without(value, names) if key in nested and isinstance(value, dict) else value
+            for key, value in values.items() if key not in names}  # fmt: skip
 
 
 def _records(source: Path, first: int) -> Generator[Record, None, None]:

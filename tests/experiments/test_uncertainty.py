@@ -63,12 +63,11 @@ def file(tmp_path_factory):
     return path
 
 
-def _write_run(folder, files, targets="energy,forces", fitted=()):
+def _write_run(folder, names, targets="energy,forces", fitted=(), **head):
     """A run folder as fine-tuning leaves it, with random weights; `fitted`: data sets with a fitted zero."""
-    names = ",".join(f"file:{file}" for file in files)
-    settings = FinetuneConfig(downstream=names, init="scratch", run_dir=str(folder), targets=targets, split="record",
-                              cutoff=4.0, max_neighbors=12)  # fmt: skip
-    head = HeadSpec(kind="gradient", heads=len(files))
+    settings = FinetuneConfig(downstream=",".join(names), init="scratch", run_dir=str(folder), targets=targets,
+                              split="record", cutoff=4.0, max_neighbors=12)  # fmt: skip
+    head = HeadSpec(**{"kind": "gradient", "heads": len(names)} | head)
     parts = open_parts(settings, WITHOUT_EDGES, None)
     zeros = [LinearReference.fit(p.task.store, p.split.train) if i in fitted else None for i, p in enumerate(parts)]
     records = [task_record(part, head, zero).to_json() | {"energy_std": 0.1}
@@ -83,7 +82,7 @@ def _write_run(folder, files, targets="energy,forces", fitted=()):
 @pytest.fixture(scope="module")
 def run(nano, file, tmp_path_factory):
     """A run whose uncertainty is fitted."""
-    folder = _write_run(tmp_path_factory.mktemp("run") / "run", [file])
+    folder = _write_run(tmp_path_factory.mktemp("run") / "run", [f"file:{file}"])
     with pytest.MonkeyPatch.context() as patch:
         # A few validation structures of a network that has learnt nothing do not tell a good zeta.
         patch.setattr(last_layer, "RIDGES", last_layer.RIDGES[:1])
@@ -261,13 +260,13 @@ def unlabelled(file):
 
 
 def test_a_run_whose_data_have_no_energies_is_refused(nano, unlabelled, tmp_path, refusal):
-    run = _write_run(tmp_path / "run", [unlabelled], "forces")
+    run = _write_run(tmp_path / "run", [f"file:{unlabelled}"], "forces")
     said = refusal(uncertainty, ["--run", str(run)])
     assert "no energies to calibrate on" in said and "--targets energy,forces" in said
 
 
 def test_every_head_with_energies_has_its_own(nano, file, unlabelled, tmp_path, capsys):
-    run = _write_run(tmp_path / "run", [unlabelled, file], "forces", fitted=(1,))
+    run = _write_run(tmp_path / "run", [f"file:{unlabelled}", f"file:{file}"], "forces", fitted=(1,))
     assert uncertainty.main(["--run", str(run), "--batch-edges", "512"]) == 0
     assert "unlabelled.extxyz: left out, since its" in capsys.readouterr().out
     assert not (run / "uncertainty.json").exists() and (run / "uncertainty-1.png").exists()
@@ -275,6 +274,18 @@ def test_every_head_with_energies_has_its_own(nano, file, unlabelled, tmp_path, 
     model = restore_model(str(run))
     assert Predictor(model, "unlabelled", 512).fitted is None
     assert Predictor(model, "alloy", 512).fitted is not None
+
+
+@pytest.mark.slow
+def test_a_scalar_has_its_standard_deviation_beside_it(nano, cells, tmp_path, capsys):
+    run = _write_run(tmp_path / "run", ["demo:gap"], None, kind="scalar", reduction="mean")
+    assert uncertainty.main(["--run", str(run), "--samples", "40"]) == 0
+    record = json.loads((run / "uncertainty.json").read_text())
+    assert record["n_train"] == record["val"]["n"] == 40 and not record["unit"].endswith("/atom")
+    (found,) = _predict([run], cells[1:], tmp_path / "out.extxyz")
+    column = next(name for name in found.info if name.endswith("_std"))
+    assert found.info[column] > 0 and column.removesuffix("_std") in found.info and "energy_std" not in found.info
+    assert f"{column} of the last layer" in capsys.readouterr().out
 
 
 # --- several checkpoints ------------------------------------------------------------------------------

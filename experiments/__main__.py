@@ -18,6 +18,7 @@ STEPS = {
         "pretrain": "pretrain on one or several upstream sets under a budget",
         "finetune": "fine-tune on a task, and test",
         "evaluate": "errors of a run on a split of its data",
+        "uncertainty": "standard deviations of a run's energies, calibrated on its validation split",
     },
     "Use": {
         "predict": "energies, forces or properties of structures",
@@ -57,7 +58,7 @@ def overview() -> str:
     purpose = "Pretrain and fine-tune atomic-property models, and choose the data."
     lines = ["usage: jaxatoms COMMAND [OPTIONS]", "", purpose, ""]
     for title, commands in STEPS.items():
-        lines += [f"{title}:", *(f"  {name:10s} {words}" for name, words in commands.items()), ""]
+        lines += [f"{title}:", *(f"  {name:11s} {words}" for name, words in commands.items()), ""]
     ends = ["jaxatoms COMMAND --help lists the options of a command.",
             "jaxatoms --completion bash prints a script that completes commands and options (also zsh)."]  # fmt: skip
     return "\n".join(lines + ends)

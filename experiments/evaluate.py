@@ -8,7 +8,6 @@ Reports the last and the best averaged weights on the structures that the run it
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -30,11 +29,11 @@ from jaxatoms.runs.finetune_data import open_parts
 from jaxatoms.runs.finetuning import corpus_of
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import loss_scales_of, physical, prepare_data
+from jaxatoms.runs.saved_run import read_run, resolved_init
 from jaxatoms.tools import cli
 from jaxatoms.tools.provenance import provenance
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.training import loop
-from jaxatoms.training.checkpoint_files import resolve_checkpoint
 from jaxatoms.training.losses.pretraining import pretraining_terms
 from jaxatoms.training.step import make_eval_step
 from jaxatoms.types import InputError
@@ -69,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.parse(EvaluateConfig, argv, description=__doc__, prog="python -m experiments.evaluate")
     prepare_process()
     run_dir = Path(config.run)
-    settings = read_run(run_dir, config)
+    places = dict(data_root=config.data_root, cache_dir=config.cache_dir)
+    settings = read_run(run_dir, **places, tested=config.split == "test")
     evaluate_run = evaluate_pretraining if isinstance(settings, PretrainConfig) else evaluate_finetuning
     evaluate_run(run_dir, settings, config)
     return 0
@@ -92,11 +92,6 @@ def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: Evaluat
         )
         print(evaluation.describe(result))
         print(f"-> {run_dir}/{evaluation.result_name(config.split, i)} and plots beside it")
-
-
-def resolved_init(settings: FinetuneConfig) -> Path | None:
-    """The checkpoint of a run, where the record of a replayed set stands; None where none is needed."""
-    return None if settings.replay is None else resolve_checkpoint(settings.init)
 
 
 def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: EvaluateConfig):
@@ -122,28 +117,6 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
         errors = f"{found['force_mae_mev_per_angstrom']:.1f} meV/A, energies {found['energy_mae_mev']:.1f} meV"
         print(f"{name}: MAE of forces {errors} on {on}")
     print(f"-> {run_dir}/{config.split}.json")
-
-
-def read_run(run_dir: Path, config: EvaluateConfig) -> FinetuneConfig | PretrainConfig:
-    """The run's settings, with this command's data folders where they are given.
-
-    Raises:
-      InputError: no training run, or one whose test split must not be looked at yet.
-    """
-    try:
-        record = json.loads((run_dir / "config.json").read_text())
-        places = {k: getattr(config, k) for k in ("data_root", "cache_dir")}
-        kind = PretrainConfig if "upstream" in record else FinetuneConfig
-        settings = kind(**cli.up_to_date(kind, record) | {k: place for k, place in places.items() if place is not None})
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{run_dir} is no folder of experiments.finetune or experiments.pretrain ({error})"
-        ) from None
-    summary = run_dir / "summary.json"
-    finished = summary.exists() and json.loads(summary.read_text())["finished"]
-    if config.split == "test" and not finished:
-        raise InputError(f"{run_dir} has not finished training; resume it before asking for the test split")
-    return settings
 
 
 def averaged_weights(run_dir: Path) -> tuple[dict[str, registry.PureModel], Config]:

@@ -2,14 +2,16 @@
 
     python -m experiments.predict --checkpoint runs/ani1x --structures in.extxyz --out out.extxyz
     python -m experiments.predict --checkpoint runs/ani1x --structures in.traj --out out.db --features atoms.npz
+    python -m experiments.predict --checkpoint runs/a runs/b runs/c --structures in.extxyz --out out.extxyz
 
 Reads anything ASE reads and writes extended XYZ or an ASE database (.db), in the order read, energies in eV, forces in
-eV/A. Memory is bounded whatever the length; the same command continues where a killed one ended.
+eV/A. Memory is bounded whatever the length; the same command continues where a killed one ended. Several checkpoints
+give their mean and standard deviation; one gives the standard deviation that experiments.uncertainty fitted for it.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 import ase
@@ -20,13 +22,16 @@ from jaxatoms.data.readers.ase_file import ATOM_PREFIX, read_atoms
 from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.inference import inputs
 from jaxatoms.inference import model as inference
+from jaxatoms.inference.ensemble import Ensemble
 from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks
+from jaxatoms.inference.uncertainty import file_of
 from jaxatoms.tools import cli, lock
 from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of, stamp
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
 XYZ, DATABASE = (".extxyz", ".xyz"), (".db",)
+STANDARD_DEVIATIONS = ("energy_std", "forces_std")
 _IN_DATABASE = ("numbers", "positions", "tags", "momenta", "masses", "initial_magmoms", "initial_charges")
 
 
@@ -34,9 +39,9 @@ _IN_DATABASE = ("numbers", "positions", "tags", "momenta", "masses", "initial_ma
 class PredictConfig:
     """What to predict, and from which checkpoint."""
 
-    checkpoint: str
+    checkpoint: tuple[str, ...]
     """Predictions are those of this checkpoint: RUN (its best-validation one), RUN@last, a converted folder or a step
-    folder."""
+    folder. Of several checkpoints they are means, with standard deviations."""
     structures: str
     """Structures are read from this file, in any format that ASE reads: .extxyz (also .xz, .gz), .traj, .db and
     others."""
@@ -55,6 +60,10 @@ class PredictConfig:
 
     def __post_init__(self):
         cli.check_positive(self, "batch_edges")
+        if not self.checkpoint:
+            raise InputError("--checkpoint needs one or several checkpoints, such as --checkpoint runs/ft")
+        if self.features is not None and len(self.checkpoint) > 1:
+            raise InputError("--features are those of one network; give one --checkpoint, or leave --features out")
         if Path(self.out).suffix not in (*XYZ, *DATABASE):
             raise InputError(f"--out {self.out}: its suffix must be {', '.join((*XYZ, *DATABASE))}")
         if self.features is not None and Path(self.features).suffix != ".npz":
@@ -76,8 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PredictConfig) -> int:
     """Predict, chunk by chunk."""
     source = require_file(config.structures)
-    model = inference.restore_model(config.checkpoint, raw_weights=config.raw_weights)
-    predictor = Predictor(model, config.task, config.batch_edges, config.features is not None)
+    predictor = open_predictor(config)
     journal = open_outputs(config, predictor)
     if journal.done and not config.quiet:
         print(f"continuing after {journal.done:,} structures")
@@ -94,7 +102,19 @@ def run(config: PredictConfig) -> int:
     return 0
 
 
-def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
+def open_predictor(config: PredictConfig) -> Predictor | Ensemble:
+    """The model, or the models as one.
+
+    Raises:
+      InputError: no such checkpoint or head, or models that do not predict the same.
+    """
+    models = [inference.restore_model(path, raw_weights=config.raw_weights) for path in config.checkpoint]
+    if len(models) > 1:
+        return Ensemble(models, config.task, config.batch_edges)
+    return Predictor(models[0], config.task, config.batch_edges, config.features is not None)
+
+
+def open_outputs(config: PredictConfig, predictor: Predictor | Ensemble) -> Journal:
     """The drafts of the outputs, cut where they are known to be whole.
 
     Raises:
@@ -106,12 +126,15 @@ def open_outputs(config: PredictConfig, predictor: Predictor) -> Journal:
         dtype = feature_dtype(predictor.model.architecture.feature_width(predictor.model.config))
         drafts["features"] = TableDraft(Path(config.features), dtype)
     drafts["out"] = DatabaseDraft(out) if out.suffix in DATABASE else BytesDraft(out)
+    models = [member.model for member in predictor.members] if isinstance(predictor, Ensemble) else [predictor.model]
+    alone = len(models) == 1 and not config.raw_weights
     settings = {
-        "--checkpoint": f"{predictor.model.path} ({inputs.weights(predictor.model.path)})",
+        "--checkpoint": ", ".join(f"{model.path} ({inputs.weights(model.path)})" for model in models),
         "--structures": stamp(source),
         "--task": predictor.record.name,
         "--raw-weights": config.raw_weights,
         "--features": config.features and str(Path(config.features).absolute()),
+        "the fitted uncertainty": inputs.file(file_of(predictor.model)) if alone else None,
     }
     return Journal(out, drafts, settings)
 
@@ -121,7 +144,7 @@ def feature_dtype(width: int) -> np.dtype:
     return np.dtype([("features", np.float32, (width,)), ("structure", np.int64), ("element", np.uint8)])
 
 
-def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
+def describe(config: PredictConfig, n: int, predictor: Predictor | Ensemble) -> str:
     """One line about what was written."""
     unit = predictor.record.target
     learnt = predictor.record.labels
@@ -131,26 +154,54 @@ def describe(config: PredictConfig, n: int, predictor: Predictor) -> str:
     several = predictor.record.properties
     what = ", ".join(labels) if unit in (None, "forces", "energy") else f"{unit} in its data set's unit"
     what = f"{', '.join(one.column for one in several)} in the data set's units" if several else what
-    more = f"; node features -> {config.features}" if config.features else ""
+    more = _about_std(predictor) + (f"; node features -> {config.features}" if config.features else "")
     if predictor.without_energy:
         more += (f"\n{predictor.without_energy:,} structures have no energy: the training data do not fix its zero for "
                  "their composition")
     return f"{n:,} structures -> {config.out} ({what}; {predictor.n_compiled} compiled shapes){more}"
 
 
+def _about_std(predictor: Predictor | Ensemble) -> str:
+    """What is said of standard deviations."""
+    scalar = predictor.model.kind == "scalar" and predictor.record.target != "energy"
+    names = [f"{predictor.record.target}_std"] if scalar else []
+    if isinstance(predictor, Ensemble):
+        names = names or [f"{label}_std" for label in predictor.record.labels]
+        return f"; {' and '.join(names)} of {len(predictor.members)} checkpoints"
+    if predictor.fitted is not None:
+        return f"; {(names or ['energy_std'])[0]} of the last layer"
+    if predictor.model.raw_weights and file_of(predictor.model).exists():
+        return "; without standard deviations, which were fitted for the averaged weights"
+    return ""
+
+
 def labelled(record: Record, prediction: Prediction) -> ase.Atoms:
     """A copy of the input with the prediction: energy, forces and stress as results, properties in `info`.
 
-    Those of atoms are in `arrays`.
+    Those of atoms are in `arrays`. Standard deviations are `energy_std` in `info` and `forces_std` among the arrays;
+    those of the input are not copied.
     """
     results = {name: getattr(prediction, name) for name in ("energy", "forces", "stress")}
     atoms = with_results(record.atoms, {name: value for name, value in results.items() if value is not None})
-    for name, value in (prediction.properties or {}).items():
-        if name.startswith(ATOM_PREFIX):
-            atoms.arrays[name] = value
-        else:
-            atoms.info[name] = value
+    properties = prediction.properties or {}
+    stale = (*STANDARD_DEVIATIONS, *(f"{name}_std" for name in properties))
+    atoms.info = _without(atoms.info, stale)
+    for name in stale:
+        atoms.arrays.pop(name, None)
+    for name, value in properties.items():
+        (atoms.arrays if name.startswith(ATOM_PREFIX) else atoms.info)[name] = value
+    if prediction.energy_std is not None:
+        atoms.info["energy_std"] = prediction.energy_std
+    if prediction.forces_std is not None:
+        atoms.arrays["forces_std"] = prediction.forces_std
     return atoms
+
+
+def _without(values: dict, names: Collection[str]) -> dict:
+    """The entries with other names, of the nested dictionaries too."""
+    nested = (*NESTED, ARRAYS)
+    return {key: _without(value, names) if key in nested and isinstance(value, dict) else value
+            for key, value in values.items() if key not in names}  # fmt: skip
 
 
 def _records(source: Path, first: int) -> Generator[Record, None, None]:

@@ -61,7 +61,8 @@ class Model:
 
         Returns:
           One `Prediction` per structure: energy in eV, forces [n_node, 3] in eV/Å, the properties of a model that
-          learnt some, features; None is what the model does not predict.
+          learnt some, features, and `energy_std` in eV where experiments.uncertainty was run; None is what there is
+          not.
 
         Raises:
           InputError: a structure that the model cannot take, or a prediction that is not finite.

@@ -2,6 +2,7 @@
 
     atoms.calc = JaxAtomsCalculator("runs/aspirin")            # a run, a converted or a step directory
     atoms.calc = JaxAtomsCalculator("runs/jmp_s", head="ani1x", dtype="float64")
+    atoms.calc = EnsembleCalculator(["runs/a", "runs/b", "runs/c"])  # means and standard deviations
 
 Neighbours come from a list with a skin; batch shapes lie on a coarse grid and are used again: a long molecular dynamics
 run compiles once, a scan of strains or sizes a few times (`n_compiled` counts). Units are ASE's: eV, eV/A, eV/A^3.
@@ -9,6 +10,7 @@ run compiles once, a scan of strains or sizes a few times (`n_compiled` counts).
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from flax import nnx
 
@@ -28,11 +31,31 @@ from jaxatoms.graphs.shells import n_parted, parted_limits
 from jaxatoms.graphs.skin import SkinList
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
+from jaxatoms.inference.ensemble import check_alike, combine
+from jaxatoms.inference.prediction import Prediction
+from jaxatoms.inference.uncertainty import fitted_uncertainty
 from jaxatoms.models.common.strain import strained
 from jaxatoms.types import Edges, InputError, SystemBatch, naming
 
 
-class JaxAtomsCalculator(Calculator):
+class _TagsAndStd(Calculator):
+    """What ASE's calculators do not know: tags are an input, and results may have standard deviations."""
+
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - no model reads them
+
+    def check_state(self, atoms, tol=1e-15):
+        """What has changed since the last calculation: ASE's list, and "tags", which some models read."""
+        changes = super().check_state(atoms, tol=tol)
+        if self.atoms is not None and not np.array_equal(self.atoms.get_tags(), atoms.get_tags()):
+            changes = [*changes, "tags"]
+        return changes
+
+    def export_properties(self):
+        """The results that ASE has a name for."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
+
+
+class JaxAtomsCalculator(_TagsAndStd):
     """Energies (eV), forces (eV/A) and stress (eV/A^3, Voigt) of a checkpoint's model.
 
     Args:
@@ -42,13 +65,15 @@ class JaxAtomsCalculator(Calculator):
       skin: A; candidate neighbours are searched again when an atom has moved by half of it.
       cutoff, max_neighbors: override those of the head's training.
       raw_weights: the raw weights instead of their moving average.
+      uncertainty: give `energy_std` (eV) where experiments.uncertainty fitted it for the averaged weights.
 
     Attributes:
       n_compiled: shapes compiled so far; constant during a run unless atoms, cell or density change much.
       n_search: neighbour searches so far.
 
     Raises:
-      InputError: no such checkpoint or head; in calculations, an element that the head was not trained on.
+      InputError: no such checkpoint or head, or an uncertainty that was fitted for other weights; in calculations, an
+        element that the head was not trained on.
 
     Stress is the derivative of the energy with respect to strain, so it exists only for models whose forces are the
     gradient of the energy, and only for periodic structures; otherwise it is a `PropertyNotImplementedError`.
@@ -56,7 +81,6 @@ class JaxAtomsCalculator(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012 - no model reads them
 
     def __init__(
         self,
@@ -68,6 +92,7 @@ class JaxAtomsCalculator(Calculator):
         cutoff: float | None = None,
         max_neighbors: int | None = None,
         raw_weights: bool = False,
+        uncertainty: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -79,13 +104,18 @@ class JaxAtomsCalculator(Calculator):
         self._limit = max_neighbors or self._record.max_neighbors
         self._skin = SkinList(cutoff or self._record.cutoff, skin)
         self._settings = dict(checkpoint=str(Path(self._model.path).absolute()), head=head, dtype=dtype, skin=skin,
-                              cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights)  # fmt: skip
+                              cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights,
+                              uncertainty=uncertainty)  # fmt: skip
         self._warned = False
         self._warned_of_zero = False
+        self._fitted = fitted_uncertainty(self._model, self._task) if uncertainty else None
         self.implemented_properties = _properties(self._model, self._record)
+        self.implemented_properties += [] if self._fitted is None else ["energy_std"]
         with self._precision():
             graphdef, self._state = inference.cast(self._model.module, self._dtype)
         function = self._with_strain if self._model.has_gradient_forces else self._direct
+        if self._fitted is not None:
+            function = functools.partial(self._with_features, function)
         self._run = CompiledShapes(functools.partial(function, graphdef))
 
     def __reduce__(self):
@@ -100,13 +130,6 @@ class JaxAtomsCalculator(Calculator):
     def n_search(self) -> int:
         """Neighbour searches so far."""
         return self._skin.n_search
-
-    def check_state(self, atoms, tol=1e-15):
-        """What has changed since the last calculation: ASE's list, and "tags", which some models read."""
-        changes = super().check_state(atoms, tol=tol)
-        if self.atoms is not None and not np.array_equal(self.atoms.get_tags(), atoms.get_tags()):
-            changes = [*changes, "tags"]
-        return changes
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
         """Fill `results`; called by ASE."""
@@ -209,6 +232,11 @@ class JaxAtomsCalculator(Calculator):
         )
         return {"energy": value, "forces": -gradient, "virial": virial[0]}
 
+    def _with_features(self, function, graphdef, state, batch: GraphBatch) -> dict[str, jax.Array]:
+        """What the function gives, and the features of the last layer."""
+        last = nnx.merge(graphdef, state).energy_features(batch)[0]
+        return {**function(graphdef, state, batch), "features": last}
+
     def _store(self, out: dict[str, np.ndarray], systems: SystemBatch):
         gradient, n = self._model.has_gradient_forces, len(systems.positions)
         if not all(np.isfinite(array).all() for array in out.values()):
@@ -219,11 +247,53 @@ class JaxAtomsCalculator(Calculator):
             self._warn_of_open_zero(systems)
             energy = float(self._record.energies(out["energy"][None], systems)[0])
             self.results |= {"energy": energy, "free_energy": energy}
+        if self._fitted is not None and self._record.knows_energy(systems).all():
+            self.results["energy_std"] = float(self._fitted.std(out["features"][None])[0])
         if self._has_stress():
             virial = np.asarray(out["virial"], np.float64) * self._record.energy_std
             self.results["stress"] = full_3x3_to_voigt_6_stress(virial / self.atoms.get_volume())
         for array in self.results.values():
             np.asarray(array).setflags(write=False)  # ASE hands out copies; the kept ones must not change
+
+
+class EnsembleCalculator(_TagsAndStd):
+    """Means of the energies, forces and stress of several checkpoints, with standard deviations as an uncertainty.
+
+    Results also hold `energy_std` (eV) and `forces_std` ([n_node] eV/A: of each force as a vector), sample standard
+    deviations of the members.
+
+    Args:
+      checkpoints: two or more, each as `JaxAtomsCalculator` takes one; of one kind and target.
+      head: task whose head is used; needed where the checkpoints have several.
+      options: further ones of `JaxAtomsCalculator`, for every member.
+
+    Attributes:
+      members: the calculators.
+
+    Raises:
+      InputError: fewer than two checkpoints, or checkpoints that do not predict the same.
+    """
+
+    def __init__(self, checkpoints: Sequence[str], head: str | None = None, **options: Any):
+        super().__init__()
+        if isinstance(checkpoints, str) or len(checkpoints) < 2:
+            raise InputError(f"an ensemble needs a list of two or more checkpoints, got {checkpoints!r}")
+        self.members = [JaxAtomsCalculator(path, head, uncertainty=False, **options) for path in checkpoints]
+        check_alike([member._model for member in self.members], [member._task for member in self.members])
+        known = self.members[0].implemented_properties
+        self.implemented_properties = [*known, *(f"{name}_std" for name in ("energy", "forces") if name in known)]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)):
+        """Fill `results`; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        for member in self.members:
+            for name in properties:
+                member.get_property(name.removesuffix("_std"), self.atoms)
+        names = ("energy", "forces", "stress")
+        found = combine([Prediction(**{n: member.results.get(n) for n in names}) for member in self.members])
+        results = {name: getattr(found, name) for name in (*names, "energy_std", "forces_std")}
+        results["free_energy"] = found.energy
+        self.results = {name: value for name, value in results.items() if value is not None}
 
 
 def _properties(model: inference.LoadedModel, record: TaskRecord) -> list[str]:

@@ -23,9 +23,10 @@ ALLOWED = {
     "data": {"types", "units", "io", "graphs", "pickles"},
     "models": {"types", "graphs", "ops"},
     "csi": {"types"},
+    "uncertainty": {"types", "io", "plots"},
     "training": {"types", "io", "plots", "graphs"},
     "interop": {"types", "units", "graphs", "models", "pickles"},
-    "inference": {"types", "io", "plots", "tools", "data", "graphs", "models", "training"},
+    "inference": {"types", "io", "plots", "tools", "data", "graphs", "models", "training", "uncertainty"},
     "features": {"types", "io", "data", "graphs", "models", "csi", "interop", "training", "inference"},
     "runs": {"types", "io", "tools", "ops", "data", "graphs", "models", "csi", "training", "inference"},
     "ase": {"types", "data", "graphs", "models", "inference"},
@@ -92,7 +93,7 @@ def test_benchmarks_import_the_library_alone(path):
 
 
 _LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "labels", "models", "pickles", "runs", "tools",
-                  "training"]  # fmt: skip
+                  "training", "uncertainty"]  # fmt: skip
 
 
 @pytest.mark.parametrize("package", _LIBRARY_TESTS)

@@ -30,6 +30,7 @@ class LoadedModel(NamedTuple):
     config: Config
     meta: CheckpointMeta
     path: str
+    raw_weights: bool = False  # and not their moving average
 
     @property
     def has_gradient_forces(self) -> bool:
@@ -77,7 +78,8 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
     graphdef, params, constants = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     weights = "params" if raw_weights else "ema"
     arrays, _ = restore(folder, {weights: params, "constants": constants})
-    return LoadedModel(nnx.merge(graphdef, arrays[weights], arrays["constants"]), config, meta, str(folder))
+    module = nnx.merge(graphdef, arrays[weights], arrays["constants"])
+    return LoadedModel(module, config, meta, str(folder), raw_weights)
 
 
 def choose_task(model: LoadedModel, name: str | None) -> tuple[int, TaskRecord]:

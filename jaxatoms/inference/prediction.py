@@ -24,6 +24,7 @@ from jaxatoms.graphs.batch import MAX_PER_GRAPH, Labels
 from jaxatoms.graphs.properties import DIPOLE, places
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
+from jaxatoms.inference.uncertainty import fitted_uncertainty
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.types import System, SystemBatch
 
@@ -49,6 +50,8 @@ class Prediction(NamedTuple):
     properties: dict[str, Any] | None = None
     features: np.ndarray | None = None  # [n_node, d] float32, what the heads read
     stress: np.ndarray | None = None  # [6] eV/A^3, in ASE's order; of periodic structures and models that learnt it
+    energy_std: float | None = None  # eV; where an uncertainty was fitted for the checkpoint, and of ensembles
+    forces_std: np.ndarray | None = None  # [n_node] eV/A, of ensembles alone
 
 
 def chunks(records: Iterable[Record], n_atom: int) -> Iterator[list[Record]]:
@@ -73,22 +76,34 @@ class Predictor:
       head: the task whose head is used; None where there is but one.
       batch_edges: edge slots of a batch.
       features: also return what the heads read.
+      uncertainty: also return standard deviations where they were fitted for the head.
 
     Raises:
-      InputError: no such head.
+      InputError: no such head, or an uncertainty that was fitted for other weights.
     """
 
-    def __init__(self, model: inference.LoadedModel, head: str | None, batch_edges: int, features: bool = False):
+    def __init__(
+        self, model: inference.LoadedModel, head: str | None, batch_edges: int, features: bool = False,
+        uncertainty: bool = True,
+    ):
         self.model, self.batch_edges = model, batch_edges
         self.task, self.record = inference.choose_head(model, head)
+        self.fitted = fitted_uncertainty(model, self.task) if uncertainty else None
         self.without_energy = 0  # structures whose energy the model's training leaves open
-        graphdef, self._state = nnx.split(model.module)
+        self._graphdef, self._state = nnx.split(model.module)
+        graphdef, with_std = self._graphdef, self.fitted is not None
 
         def run(state, batch):
             module = nnx.merge(graphdef, state)
-            return module(batch), module.node_features(batch) if features else None
+            nodes = module.node_features(batch) if features else None
+            return module(batch), nodes, module.energy_features(batch) if with_std else None
 
         self._run = CompiledShapes(run)
+
+    def share_programs(self, other: Self):
+        """Use the compiled shapes of another predictor, where it is of the same network and returns the same."""
+        if self._graphdef == other._graphdef:
+            self._run = other._run
 
     @property
     def n_compiled(self) -> int:
@@ -143,14 +158,24 @@ class Predictor:
         found: dict[int, Prediction] = {}
         for group, batch in zip(stream.groups, stream.batches(), strict=True):
             batch = batch._replace(task=np.full_like(batch.task, self.task))
-            result, features = jax.device_get(self._run(stream.budget, self._state, batch))
+            result, features, last = jax.device_get(self._run(stream.budget, self._state, batch))
             systems = concatenate([chunk[i].system for i in group])
-            found.update(zip(group.tolist(), self._physical(result, features, systems), strict=True))
+            std = [None] * len(group) if self.fitted is None else self.fitted.std(last[: len(group)]).tolist()
+            predictions = map(self._with_std, self._physical(result, features, systems), std)
+            found.update(zip(group.tolist(), predictions, strict=True))
         for i, prediction in found.items():
             if not _is_finite(prediction):
                 remedy = "check that no two atoms share a place, or leave it out"
                 fail(path, f"structure {chunk[i].index}", "its prediction is not finite", remedy)
         return [found[i] for i in range(len(chunk))]
+
+    def _with_std(self, prediction: Prediction, std: float | None) -> Prediction:
+        """The prediction with the standard deviation of its energy, or of its property under `<column>_std`."""
+        if std is None:
+            return prediction
+        if prediction.properties is not None:
+            return prediction._replace(properties=prediction.properties | {f"{self.record.target}_std": std})
+        return prediction if prediction.energy is None else prediction._replace(energy_std=std)
 
     def _plan(self, path: Path, chunk: list[Record]) -> Pass:
         corpus = Corpus((_Unlabelled(path, chunk, self.record.graph),), self.model.architecture.graphs)
@@ -253,7 +278,7 @@ def _stresses(values: np.ndarray, record: TaskRecord, systems: SystemBatch) -> l
 
 
 def _is_finite(prediction: Prediction) -> bool:
-    given = (prediction.energy, prediction.forces, prediction.features, prediction.stress)
+    given = (prediction.energy, prediction.forces, prediction.features, prediction.stress, prediction.energy_std)
     numbers = [*given, *(prediction.properties or {}).values()]
     return all(np.isfinite(value).all() for value in numbers if value is not None)
 

@@ -42,6 +42,10 @@ class Model(Protocol):
         """[n_node, feature_width] what the energy heads read; zero for padding."""
         ...
 
+    def energy_features(self, batch: GraphBatch) -> jax.Array:
+        """[n_graph, d] what the energy is linear in, see `inference.uncertainty`; of models of fine-tuning alone."""
+        ...
+
     def energy(self, batch: GraphBatch, positions: jax.Array) -> jax.Array:
         """[n_graph] at `positions` [n_node, 3] A, differentiable; of models with gradient forces alone."""
         ...

@@ -25,10 +25,14 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         return map_tiles(self._tile, self.config.tile_nodes, x)
 
+    def invariants(self, x: jax.Array) -> jax.Array:
+        """[n_node, (lmax+1)**2, sphere_channels] -> [n_node, n], in which the l = 0 row of the output is affine."""
+        return jax.nn.silu(self.scalar_mlp(x[:, 0]))
+
     def _tile(self, x: jax.Array) -> jax.Array:
         grids = sphere_grid(self.config.lmax, self.config.grid_resolution)
         to_grid, from_grid = (jnp.asarray(g, x.dtype) for g in grids)
-        invariant = jax.nn.silu(self.scalar_mlp(x[:, 0]))
+        invariant = self.invariants(x)
         z = jnp.einsum("gk,nkc->ngc", to_grid, self.so3_linear_1(x), precision="highest")
         first, second, last = self.grid_mlp
         z = last(jax.nn.silu(second(jax.nn.silu(first(z)))))

@@ -29,6 +29,12 @@ class EnergyHead(nnx.Module):
         values = self.energy_block(node)[:, 0]
         return values[:, 0] if values.shape[-1] == 1 else values
 
+    def last_features(self, node: jax.Array) -> jax.Array:
+        """[n_node, K, c] -> [n_node, n + 1], what the last layer reads, and 1 for its bias: the energy is linear in it.
+        """
+        invariant = self.energy_block.invariants(node)
+        return jnp.concatenate([invariant, jnp.ones_like(invariant[:, :1])], axis=1)
+
 
 class ForceHead(nnx.Module):
     """An attention layer with one output; the force is its l = 1 rows, which are (x, y, z)."""

@@ -52,7 +52,23 @@ class EquiformerV2Model(WithBackbone):
         return self.output(self.backbone(batch, key=key), batch, self.reductions)
 
 
-class EquiformerV2Scalar(WithBackbone):
+class Finetuned(WithBackbone):
+    """What the models of fine-tuning have besides: energy heads whose last layers are linear."""
+
+    out_energy: nnx.Module | None
+    reduction = "sum"  # of the atoms' energies
+
+    def energy_features(self, batch: GraphBatch) -> jax.Array:
+        """[n_graph, d] what the last layer of each structure's own energy head reads, combined over its atoms.
+
+        The energy is this times the layer's weights and bias, with every reduction but "max"; zero for padding.
+        """
+        task, node = batch.task[batch.node_graph], self.backbone(batch).node
+        values = own_head(self.out_energy, task, node, of=EnergyHead.last_features)
+        return reduce_property(values, batch, self.reduction)
+
+
+class EquiformerV2Scalar(Finetuned):
     """One property per structure: `ModelOutput.energy` is [n_graph]; no forces.
 
     Args:
@@ -90,7 +106,7 @@ class EquiformerV2Properties(WithBackbone):
         return ModelOutput(None, None, None, *reduce_properties(values, batch, self.outputs))
 
 
-class EquiformerV2Forces(WithBackbone):
+class EquiformerV2Forces(Finetuned):
     """Forces [n_node, 3] from an attention layer.
 
     Args:

@@ -37,9 +37,13 @@ class HeadMLP(nnx.Module):
         if self.dropout and key is not None:
             keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        *hidden, last = self.layers
-        x = last(widened(apply_all(hidden, x)))
+        x = self.layers[-1](self.last_features(x))
         return x[..., 0] if x.shape[-1] == 1 else x
+
+    def last_features(self, x: jax.Array) -> jax.Array:
+        """[..., n] -> [..., n], what the last layer reads; an output of width 1 is linear in it, without a constant."""
+        *hidden, _ = self.layers
+        return widened(apply_all(hidden, x))
 
 
 def direct_forces(scalars: jax.Array, directions: jax.Array, batch: GraphBatch) -> jax.Array:

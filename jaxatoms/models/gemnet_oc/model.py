@@ -97,7 +97,23 @@ class MultiTaskModel(GemNetOCModel):
         return self.output(self.features(batch, edge_dropout=edge_dropout, observe=observe), batch, self.reductions)
 
 
-class ScalarModel(GemNetOCModel):
+class FinetunedModel(GemNetOCModel):
+    """What the models of fine-tuning have besides: energy heads whose last layers are linear."""
+
+    out_energy: nnx.Module | None
+    reduction = "sum"  # of the atoms' energies
+
+    def energy_features(self, batch: GraphBatch) -> jax.Array:
+        """[n_graph, emb_size_atom] what the last layer of each structure's own energy head reads, combined over its
+        atoms.
+
+        The energy is this times the layer's weights, with every reduction but "max"; zero for padding.
+        """
+        task, node = batch.task[batch.node_graph], self.features(batch).node
+        return reduce_property(own_head(self.out_energy, task, node, of=HeadMLP.last_features), batch, self.reduction)
+
+
+class ScalarModel(FinetunedModel):
     """One property per structure: `ModelOutput.energy` is [n_graph], or [n_graph, n_class] logits; no forces.
 
     Args:
@@ -153,7 +169,7 @@ class PropertiesModel(GemNetOCModel):
         return ModelOutput(None, None, None, *reduce_properties(values, batch, self.outputs))
 
 
-class DirectForceModel(GemNetOCModel):
+class DirectForceModel(FinetunedModel):
     """Forces [n_node, 3] from a head on the edges.
 
     Args:
@@ -181,7 +197,7 @@ class DirectForceModel(GemNetOCModel):
         return ModelOutput(reduce_atoms(own_head(self.out_energy, task, features.node), batch, "sum"), forces)
 
 
-class GradientModel(GemNetOCModel):
+class GradientModel(FinetunedModel):
     """One energy [n_graph] (bias-free head, summed over atoms) and forces [n_node, 3] = -dE/dpositions.
 
     Args:

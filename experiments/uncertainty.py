@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxatoms.data.corpus import Corpus
-from jaxatoms.data.downstream import ForceData, ScalarData
+from jaxatoms.data.downstream import ScalarData
 from jaxatoms.data.subset import parse_count
 from jaxatoms.inference import inputs
 from jaxatoms.inference.evaluation import draw, result_name

@@ -83,8 +83,10 @@ def test_the_end_compares_with_the_start_and_with_the_mean_of_the_labels(gradien
         summary, told = _json(run / "summary.json"), capsys.readouterr().out
         row = next(line for line in told.splitlines() if line.startswith("validation")).split()
         measure = next(name for name in summary["validation"] if name != "loss")
-        shown = [summary[name][measure] for name in ("validation_before", "validation")]
-        assert row[1:] == [f"{value:.4g}" for value in (*shown, *summary["validation_mean_baselines"].values())], of
+        before, after = (summary[name][measure] for name in ("validation_before", "validation"))
+        probe = [own["validation"] for own in _json(run / "test_before.json")[0]["linear_probe"].values()]
+        expected = [before, *probe, after, *summary["validation_mean_baselines"].values()]
+        assert row[1:] == [f"{value:.4g}" for value in expected] and len(probe) == (of == "demo:gap"), of
 
 
 def _options_of(run) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxatoms.data.corpus import Corpus
 from jaxatoms.data.downstream import ScalarData
+from jaxatoms.data.mixture import short_names
 from jaxatoms.data.subset import parse_count
 from jaxatoms.inference import inputs
 from jaxatoms.inference.evaluation import draw, result_name
@@ -148,7 +149,8 @@ def fit_head(run_dir: Path, index: int, work: Pass) -> tuple[LastLayer, dict[str
     name, unit = work.model.meta.tasks[index].name, _unit(work.parts[index], per_atom)
     shown = "test" if judged["test"] else "val"
     plot = run_dir / result_name("uncertainty", index).replace(".json", ".png")
-    reliability.plot_reliability(plot, *pairs[shown], unit, f"{name}, {shown}, {Path(work.model.path).name}")
+    title = f"{short_names([name])[0]}, {shown}, {Path(work.model.path).name}"
+    reliability.plot_reliability(plot, *pairs[shown], unit, title)
     constants = {"alpha": fitted.alpha, "zeta": fitted.zeta}
     return fitted, {"name": name, "unit": unit, **constants, "n_train": n_train, **judged}
 

@@ -286,7 +286,9 @@ def _column(config: Mapping, test: Mapping) -> Column:
         name = f"{name}[{config['targets']}]"
     dataset, metric = DOWNSTREAM.get(name, (name, "mae" if "mae" in report else "balanced_accuracy"))
     recipe = differences(config, FinetuneConfig, {*_OF_FINETUNE_COLUMN, *_METHOD})
-    return Column(dataset, metric, report.get("unit", ""), recipe)
+    # Of several properties the first one stands in tables, which say which it is.
+    unit = " ".join(filter(None, (report.get("property"), report.get("unit"))))
+    return Column(dataset, metric, unit, recipe)
 
 
 def _value(report: Mapping) -> float:

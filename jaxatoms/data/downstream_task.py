@@ -2,9 +2,11 @@
 rules."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from jaxatoms.data.atom_energies import AtomEnergies, atom_energies, isolated_atoms
 from jaxatoms.data.downstream import PUBLISHED, Facts, ForceData, Graph, PropertiesData, ScalarData, downstream
@@ -128,6 +130,7 @@ def open_downstream(
         parts = _without(parts, isolated_atoms(store))
         energies = atom_energies(store, parts.train, e0s)
         facts = dataclasses.replace(facts, **_references(energies))
+        _warn_of_elements(name, energies, store, np.concatenate(parts[1:]))
     elif e0s != "auto":
         raise InputError(f"{name}: no energies are learnt, so that --e0s {e0s} has no use; leave it out")
     _check_labels(name, facts, store, parts)
@@ -161,6 +164,15 @@ def _references(energies: AtomEnergies) -> dict:
     reference = energies.reference
     own = {int(z): float(reference.coeff[z]) for z in np.flatnonzero(reference.seen)}
     return {"references": own, "span": None if reference.span is None else reference.span.tolist()}
+
+
+def _warn_of_elements(name: str, energies: AtomEnergies, store: Store, records: np.ndarray):
+    """Says which elements of validation and test structures have no reference energy."""
+    unknown = np.flatnonzero(store.elements(records) & ~energies.reference.seen)
+    if len(unknown):
+        symbols = ", ".join(chemical_symbols[z] for z in unknown)
+        warnings.warn(f"{name}: validation or test structures hold {symbols}, which have no reference energy since no "
+                      "training structure holds them; their energies are not compared", stacklevel=3)  # fmt: skip
 
 
 def _without(parts: Split, records: np.ndarray) -> Split:

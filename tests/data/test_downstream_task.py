@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import ase.io
 import numpy as np
 import pytest
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxatoms.data import loader
 from jaxatoms.data.corpus import Corpus, samples_of
@@ -80,3 +83,20 @@ def test_steps_per_epoch_are_rounded_up_as_in_the_reference(cache):
     assert batches.total_steps == 9
     seen = np.concatenate([batches.indices(s) for s in range(9)])
     assert np.bincount(seen[:30]).tolist() == [3] * 10
+
+
+@pytest.mark.filterwarnings("ignore:.*names no groups")
+def test_elements_that_only_the_test_holds_are_said(tmp_path):
+    """Their structures have no energy to be compared with; forces count."""
+    structures = []
+    for i in range(10):
+        atoms = molecule("H2O" if i < 9 else "NH3")
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 * i, forces=np.eye(len(atoms), 3) * i)
+        structures.append(atoms)
+    ase.io.write(tmp_path / "own.extxyz", structures)
+    np.savez(tmp_path / "split.npz", train=np.arange(7), val=[7, 8], test=[9])
+    with pytest.warns(UserWarning, match="hold N, which have no reference energy since"):
+        task, split = open_downstream(f"file:{tmp_path / 'own.extxyz'}", cache_dir=str(tmp_path / "cache"),
+                                      targets="energy,forces", rule=str(tmp_path / "split.npz"))  # fmt: skip
+    targets = Corpus((task,)).build(samples_of(0, split.test))[2]
+    assert np.isnan(targets.energy).all() and np.isfinite(targets.forces).all()

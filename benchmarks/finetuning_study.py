@@ -31,6 +31,7 @@ VARIANTS = {
 }  # fmt: skip
 WEIGHTS = {"forces": "forces", "energy:1,forces:10": "energy:1,forces:10", "energy:20,forces:10": "energy:20,forces:10",
            "energy:100,forces:10": "energy:100,forces:10"}  # fmt: skip
+SCRATCH = ["--init", "scratch", "--model", "gemnet_oc_nano", "--smooth-quadruplets", "no"]  # as the pretrained network
 STRESS = {f"stress:{weight}": f"energy:20,forces:10,stress:{weight}" for weight in ("1e-6", "0.1", "1", "10")}
 CRYSTALS = "mptrj_inorganic/mpf-TP.extxyz"
 SETS = {
@@ -75,7 +76,7 @@ def compare_parts(name: str, args, start: Path, seed: int):
     train, tests = SETS[name]
     source = f"file:{args.data}/{train.format(data=args.data)}"
     for variant, options in VARIANTS.items():
-        own = ["--init", "scratch", "--model", "gemnet_oc_nano"] if variant == "scratch" else ["--init", start]
+        own = SCRATCH if variant == "scratch" else ["--init", start]
         key = {"set": name, "variant": variant, "seed": seed, "steps": args.steps, "lr": args.lr}
         options = [word.format(pretraining=f"ani1x@{args.data}/{PRETRAINING}") for word in options]
         words = ["--downstream", source, "--targets", "energy:20,forces:10", *own, *options]

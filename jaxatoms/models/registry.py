@@ -82,10 +82,12 @@ def with_smooth_quadruplets(config: Config, choice: str) -> Config:
     Raises:
       InputError: a network without quadruplets.
     """
+    if not hasattr(config, "smooth_quadruplets"):
+        if choice == "yes":
+            raise InputError("--smooth-quadruplets is for GemNet-OC; leave it out")
+        return config
     if choice == "auto":
         return config
-    if not hasattr(config, "smooth_quadruplets"):
-        raise InputError("--smooth-quadruplets is for GemNet-OC; leave it out")
     return dataclasses.replace(config, smooth_quadruplets=choice == "yes")
 
 

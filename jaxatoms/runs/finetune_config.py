@@ -51,8 +51,8 @@ class FinetuneConfig:
     """This sets the dimensions of a run from scratch (gemnet_oc_s by default); a checkpoint of other dimensions is
     refused."""
     smooth_quadruplets: str = "auto"
-    """This means the same as in experiments.pretrain: yes or no; auto does as the checkpoint, or from scratch --model,
-    says."""
+    """This means the same as in experiments.pretrain: yes or no. auto does as the checkpoint; from scratch it is yes
+    for gradient forces of file:PATH, and otherwise what --model says."""
     targets: str | None = None
     """This names what is learnt of a data set without a recipe: any of energy, forces and stress, each with its weight
     (energy:20,forces:10,stress:1, which are also the weights of bare names); or scalars, properties of atoms and

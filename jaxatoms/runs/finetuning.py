@@ -372,15 +372,16 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     """Data, batches, model and schedule of a run."""
     resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
     init = start.find_init(config.init, config.model)
-    init = init._replace(model=registry.with_smooth_quadruplets(init.model, config.smooth_quadruplets))
     folder = None if run_dir is None else run_dir / "data"
     resumed = run_dir is not None and has_checkpoint(run_dir)
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
     parts = _opened(config, init, folder if resumed else None)
-    corpus = corpus_of(parts, init.model)
     recipe = _recipe(config, parts[0], init.model)
+    smooth = _smooth(config, parts, recipe, resolved)
+    init = init._replace(model=registry.with_smooth_quadruplets(init.model, smooth))
+    corpus = corpus_of(parts, init.model)
     if folder is not None and not resumed and fleet.is_writer():
         save_parts(folder, parts)
     n_device = None if jax.process_count() > 1 else config.devices  # several processes use all that they have
@@ -455,6 +456,25 @@ def _recipe(config: FinetuneConfig, part: Part, model: Config) -> Recipe:
     return dataclasses.replace(find_recipe(part.name, part.task.facts), **own | given)
 
 
+def _smooth(config: FinetuneConfig, parts: list[Part], recipe: Recipe, resolved: Path | None) -> str:
+    """The choice of --smooth-quadruplets, where "auto" is "yes" for new potentials of files with gradient forces.
+
+    Data sets of the paper keep its function, checkpoints keep theirs, and a run that is resumed keeps its own.
+    """
+    if config.smooth_quadruplets != "auto" or config.init != "scratch":
+        return config.smooth_quadruplets
+    if resolved is not None and resolved.exists():
+        return "yes" if json.loads(resolved.read_text())["model"].get("smooth_quadruplets") else "no"
+    own = all(family_of(part.name) == "file" for part in parts)
+    head = start.head_of(parts[0].task.facts, direct=_direct(config, recipe))
+    return "yes" if own and head.kind == "gradient" else "auto"
+
+
+def _direct(config: FinetuneConfig, recipe: Recipe) -> bool | None:
+    """Whether a head predicts forces; None: as the data set says."""
+    return recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
+
+
 def _recorded_origin(resolved: Path | None) -> dict | None:
     """What a run that is resumed noted when it started; the folder of --init may hold another run by now."""
     if resolved is None or not resolved.exists():
@@ -500,10 +520,9 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batch
     Raises:
       InputError: --refit-scales for a network that has no scale factors, or a checkpoint that does not fit.
     """
-    direct = recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
     task, precision = parts[0].task, Precision(matmul=config.precision)
     kept = {i: part.kept for i, part in enumerate(parts) if part.kept is not None}
-    head = start.head_of(task.facts, recipe.dropout, direct)
+    head = start.head_of(task.facts, recipe.dropout, _direct(config, recipe))
     head = dataclasses.replace(head, heads=len(parts), kept=len(kept))
     own = registry.architecture_of(dimensions)
     dimensions = own.finetuning.dimensions(dimensions, head)

@@ -184,6 +184,8 @@ def _finetune(config: StudyConfig, out: Path, label: str, task: str, seed: int, 
             "--seed", str(seed), "--run-dir", str(run)]  # fmt: skip
     if label == OWN:
         argv += ["--refit-scales"]
+    if label == SCRATCH and _target(task).startswith("file:"):
+        argv += ["--smooth-quadruplets", "no"]  # the others start from networks with the published function
     if config.n_train is not None:
         argv += ["--n-train", str(config.n_train), "--n-val", str(config.n_val)]
     name = f"fine-tune {label_of(task)} from {label} seed {seed}"

@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 
+import ase.io
 import jax
 import numpy as np
 import pytest
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 
 import jaxatoms
 from experiments import evaluate, finetune, predict
@@ -114,6 +117,25 @@ def test_smooth_quadruplets_are_the_checkpoint_s_unless_asked_for(nano_run):
         run = finetuning.prepare(FinetuneConfig(smooth_quadruplets=choice, **base), None)
         assert run.model_config.smooth_quadruplets is smooth
         assert run.checkpoint_meta().model["smooth_quadruplets"] is smooth
+
+
+def test_new_potentials_of_files_are_smooth_and_those_of_the_paper_and_resumed_ones_are_not(tmp_path, nano):
+    frames = [molecule("CH3OH") for _ in range(10)]
+    for i, atoms in enumerate(frames):
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.random.default_rng(i).normal(size=(6, 3)))
+    ase.io.write(tmp_path / "own.extxyz", frames)
+    base = dict(init="scratch", model=str(nano), quiet=True, budget="small", batch_size=2)
+    for name, options, smooth in (
+        (f"file:{tmp_path / 'own.extxyz'}", {}, True), (f"file:{tmp_path / 'own.extxyz'}", {"forces": "direct"}, False),
+        ("demo:aspirin", {}, False), (f"file:{tmp_path / 'own.extxyz'}", {"smooth_quadruplets": "no"}, False),
+    ):  # fmt: skip
+        run = finetuning.prepare(FinetuneConfig(downstream=name, **base, **options), None)
+        assert run.model_config.smooth_quadruplets is smooth, (name, options)
+    parts, recipe = run.parts, run.recipe
+    (tmp_path / "resolved.json").write_text(json.dumps({"model": {"smooth_quadruplets": False}}))
+    config = FinetuneConfig(downstream=name, **base)
+    assert finetuning._smooth(config, parts, recipe, tmp_path / "resolved.json") == "no"
+    assert finetuning._smooth(config, parts, recipe, None) == "yes"
 
 
 def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):

@@ -164,7 +164,7 @@ def describe(config: PredictConfig, n: int, predictor: Predictor | Ensemble) -> 
 def _about_std(predictor: Predictor | Ensemble) -> str:
     """What is said of standard deviations."""
     scalar = predictor.model.kind == "scalar" and predictor.record.target != "energy"
-    names = [f"{predictor.record.target}_std"] if scalar else []
+    names = [f"{predictor.record.target}_std"] if scalar else [f"{p.column}_std" for p in predictor.record.properties]
     if isinstance(predictor, Ensemble):
         names = names or [f"{label}_std" for label in predictor.record.labels]
         return f"; {' and '.join(names)} of {len(predictor.members)} checkpoints"

@@ -146,8 +146,11 @@ class ScalarData:
         return re.sub("^(target|atom|vector)_", "", self.column)
 
     def reference(self, atomic_numbers: np.ndarray, n_node: np.ndarray) -> np.ndarray:
-        """[n_graph] float64, in `unit`: what the atoms of each structure contribute; see `atoms_total`."""
-        return atoms_total(self.name, self.references, atomic_numbers, n_node)
+        """[n_graph] float64, in `unit`: what the atoms of each structure contribute; see `atoms_total`.
+
+        Energies with an element that training lacks are NaN: they cannot be compared.
+        """
+        return atoms_total(self.name, self.references, atomic_numbers, n_node, strict=self.column != "energy")
 
     def normalization(self, train_values: np.ndarray) -> tuple[float, float]:
         """(mean, std): the published ones, else those of the train split's values after references.
@@ -182,8 +185,10 @@ class PropertiesData:
 
     @property
     def learnt(self) -> tuple[str, ...]:
-        """The names of the properties."""
-        return tuple(part.property_name for part in self.parts)
+        """The names of the properties, which are their columns where two would be called the same."""
+        names = [part.property_name for part in self.parts]
+        pairs = zip(names, self.parts, strict=True)
+        return tuple(name if names.count(name) == 1 else part.column for name, part in pairs)
 
     @property
     def column(self) -> str:

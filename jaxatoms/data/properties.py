@@ -63,10 +63,23 @@ def own_properties(
     for column in columns:
         reduction, unit = next(kind for prefix, kind in _KINDS.items() if column.startswith(prefix))
         parts.append(ScalarData(name=name, column=column, graph=graph, unit=unit, reduction=reduction))
+        _check_finite(store, column, reduction)
         if reduction == DIPOLE:
             _check_dipoles(store, column)
     weights = tuple(1.0 if weight is None else weight for weight in wanted.values())
     return PropertiesData(name=name, graph=graph, parts=tuple(parts), weights=weights)
+
+
+def _check_finite(store: Store, column: str, reduction: str):
+    """Refuse an infinite value; NaN marks a missing one.
+
+    Raises:
+      InputError: naming the first structure with one.
+    """
+    rows = np.flatnonzero(np.isinf(store.column(column)).reshape(len(store.column(column)), -1).any(axis=1))
+    if len(rows):
+        record = np.searchsorted(np.cumsum(store.n_node), rows[0], side="right") if reduction == ATOM else rows[0]
+        raise InputError(f"{store.where(int(record))}: {column} is infinite; write nan where it is not known")
 
 
 def _check_dipoles(store: Store, column: str):

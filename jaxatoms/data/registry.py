@@ -352,6 +352,7 @@ def resolve(name: str, data_root: Path | str | None = None) -> tuple[DatasetSpec
     Example:
       >>> spec, path = resolve("ani1x@/data/ani1x-release.h5")
     """
+    name = next(iter(split_targets(name)), name)  # several targets of one file
     base, _, place = name.partition(":" if name.startswith("file:") else "@")
     spec = find_spec(base)
     if spec.reader == "demo":

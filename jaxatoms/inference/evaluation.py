@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from jaxatoms.graphs.properties import ATOM, places
 from jaxatoms.io import write_json
 from jaxatoms.plots import drawing
 from jaxatoms.tools.provenance import provenance
+from jaxatoms.types import InputError
 
 BATCH_EDGES = 4096  # of a validation or test batch
 SIZE_BINS = (0, 10, 20, 40, 80, 160, 320, 100_000)
@@ -62,27 +64,42 @@ def assess(
     result: dict = {"data": facts.name, "split": split, "n_structure": len(records), "of": of}
     for name, forward in forwards.items():
         found = predict_split(forward, corpus, index, records, shapes, batch_edges)
+        if not found:
+            what = f"none of the {len(records)} {split} structures that were drawn has a label"
+            raise InputError(f"{facts.name}: {what}; draw more of them")
         first, result[name] = next(iter(found)), _reports(found, facts)
         for quantity, data in found.items():
-            kind = "{}" if quantity == first else f"{quantity}_{{}}"
-            title = f"{facts.name}, {split}, {name}"
-            plot(run_dir, data, unit_of(facts, quantity), f"{stem}_{kind}_{name}.png", title)
+            kind = "" if quantity == first else f"{quote(quantity, safe='')}_"
+            names = {what: run_dir / f"{stem}_{kind}{what}_{name}.png" for what in ("parity", "errors")}
+            plot(names, data, unit_of(facts, quantity), f"{facts.name}, {split}, {name}")
     write_json(run_dir / f"{stem}.json", result | {"provenance": provenance()})
     return result
 
 
 def errors(forward: Callable, corpus: Corpus, index: int, records: np.ndarray, shapes: list) -> dict:
-    """The errors of one set of weights on the records, as `assess` reports them; nothing is written."""
+    """The errors of one set of weights on the records, as `assess` reports them; {} where none has a label."""
     found = predict_split(forward, corpus, index, records, shapes, BATCH_EDGES)
     return _reports(found, corpus.tasks[index].facts)  # type: ignore[attr-defined]
 
 
 def _reports(found: dict[str, Predictions], facts: Facts) -> dict:
-    """The errors of what a data set is about, and below its name those of every other quantity."""
+    """The errors of what a data set is about, and below its name those of every other quantity.
+
+    Of several properties the first has its name under "property", and the others are below "properties".
+    """
     reports = {quantity: report(data, facts, quantity) for quantity, data in found.items()}
+    if not reports:
+        return {}
     first = next(iter(reports))
-    named = {"property": first} if isinstance(facts, PropertiesData) else {}
-    return named | reports.pop(first) | reports
+    own = reports.pop(first)
+    return {"property": first} | own | {"properties": reports} if isinstance(facts, PropertiesData) else own | reports
+
+
+def report_of(result: Mapping, quantity: str) -> Mapping:
+    """The errors of one quantity other than the first of a potential or a scalar, or of one property; {} without."""
+    if result.get("property") == quantity:
+        return result
+    return result.get("properties", {}).get(quantity) or result.get(quantity, {})
 
 
 def result_name(split: str, index: int) -> str:
@@ -201,7 +218,8 @@ def describe(result: dict) -> str:
     for name in ("last_ema", "best_ema"):
         r = result[name]
         what = f"balanced accuracy {r['balanced_accuracy']:.4f}" if "balanced_accuracy" in r else _mae(r)
-        more = [f"{other} {_mae(own)}" for other, own in r.items() if isinstance(own, dict) and "mae" in own]
+        others = {other: r[other] for other in _UNITS if other in r} | r.get("properties", {})
+        more = [f"{other} {_mae(own)}" for other, own in others.items()]
         first = f"{r['property']} " if "property" in r else ""
         lines.append(f"{name}: {', '.join([first + what, *more])} on {on}")
     return "\n".join(lines)
@@ -257,12 +275,12 @@ def _class_report(data: Predictions) -> dict:
     }
 
 
-def plot(folder: Path, data: Predictions, unit_and_scale: tuple[str, float], names: str, title: str):
-    """A parity plot and a histogram of errors, into `names` with "parity" and "errors" put in."""
+def plot(names: Mapping[str, Path], data: Predictions, unit_and_scale: tuple[str, float], title: str):
+    """A parity plot and a histogram of errors, into the files `names["parity"]` and `names["errors"]`."""
     unit, scale = unit_and_scale
     predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
     some = np.random.default_rng(0).permutation(len(label))[:20_000]
-    with drawing(folder / names.format("parity"), panel=(4, 4)) as (_, (axis,)):
+    with drawing(names["parity"], panel=(4, 4)) as (_, (axis,)):
         axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
         ends = [label.min(), label.max()]
         axis.plot(ends, ends, "k-", linewidth=0.5)
@@ -273,7 +291,7 @@ def plot(folder: Path, data: Predictions, unit_and_scale: tuple[str, float], nam
         axis.set_xlabel(f"reference ({unit})")
         axis.set_ylabel(f"predicted ({unit})")
         axis.set_title(title, fontsize=8)
-    with drawing(folder / names.format("errors")) as (_, (axis,)):
+    with drawing(names["errors"]) as (_, (axis,)):
         axis.hist(predicted - label, bins=100)
         axis.set_xlabel(f"predicted - reference ({unit})")
         axis.set_ylabel("count")

@@ -257,7 +257,7 @@ def _properties(values: np.ndarray, record: TaskRecord, systems: SystemBatch) ->
 
 
 def _several(result: ModelOutput, record: TaskRecord, systems: SystemBatch) -> list[dict]:
-    """{column: value, vector or [n_node] array} of each structure."""
+    """{column: value, vector or [n_node] array} of each structure; no dipole of a periodic one."""
     n_graph, n_node = len(systems.n_node), len(systems.atomic_numbers)
     found: list[dict] = [{} for _ in range(n_graph)]
     for own, place in zip(record.properties, places([p.reduction for p in record.properties]), strict=True):
@@ -265,7 +265,8 @@ def _several(result: ModelOutput, record: TaskRecord, systems: SystemBatch) -> l
         columns = array[: n_node if place.per_atom else n_graph, place.columns]
         values = own.values(columns if own.reduction == DIPOLE else columns[:, 0], systems)
         each = np.split(values, np.cumsum(systems.n_node)[:-1]) if place.per_atom else values
-        for one, value in zip(found, each, strict=True):
+        vague = systems.pbc.any(axis=1) & (own.reduction == DIPOLE)
+        for one, value in ((one, value) for one, value, no in zip(found, each, vague, strict=True) if not no):
             one[own.column] = value if isinstance(value, np.ndarray) else float(value)
     return found
 

@@ -133,7 +133,8 @@ class Architecture:
       graphs: which graphs it reads, and their host builder.
       build: (config, reductions, rngs, precision) -> a model with one energy and one force head per reduction.
       build_finetuned: (config, head, rngs, precision) -> a model with one head.
-      feature_width: config -> width of `Model.node_features`.
+      feature_width: config -> width of `Model.node_features`; invariant_width: of its first columns, which do not turn
+        with the structure.
       largest_atomic_number: config -> the largest element that the tables hold.
       element_tables: where these are; None: pretraining that goes on takes no new elements.
       arrays: names and layout of public checkpoints; None: it is not exported.
@@ -160,6 +161,7 @@ class Architecture:
     build: Callable[[Config, tuple[str, ...], nnx.Rngs, Precision], Any]
     build_finetuned: Callable[[Config, HeadSpec, nnx.Rngs, Precision], Any]
     feature_width: Callable[[Config], int]
+    invariant_width: Callable[[Config], int]
     largest_atomic_number: Callable[[Config], int]
     element_tables: ElementTables | None = None
     arrays: Arrays | None = None

@@ -10,7 +10,7 @@ from jaxatoms.data.downstream import ForceData, PropertiesData, ScalarData
 from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.references import LinearReference
 from jaxatoms.graphs.batch import GraphBatch
-from jaxatoms.inference.evaluation import property_rows, quantities, unit_of
+from jaxatoms.inference.evaluation import property_rows, quantities, report_of, unit_of
 from jaxatoms.training.losses.terms import Terms, mean_loss
 
 MEASURES = {  # of a validation -> the quantity it is the error of
@@ -157,12 +157,15 @@ def _named(metrics: Mapping, name: str) -> dict:
 
 
 def _of_one(before: Mapping, after: Mapping, baselines: Mapping, start: Mapping, test: Mapping) -> str:
-    first, *more = [name for name in dict.fromkeys((*MEASURES, *after)) if name in after and _quantity(name)]
-    probes = start.get("linear_probe", {})
-    lines = _table(first, before, after, start, test, baselines, probes)
-    for measure in more:
-        quantity = _quantity(measure)
-        own = start.get(quantity, {}), test.get(quantity, {})
+    measures = [name for name in dict.fromkeys((*MEASURES, *after)) if name in after and _quantity(name)]
+    if not measures:
+        return "no validation structure that was drawn has a label"
+    first, lines, probes = measures[0], [], start.get("linear_probe", {})
+    for measure in measures:
+        if measure == first and first in MEASURES:
+            own = start, test
+        else:
+            own = report_of(start, _quantity(measure)), report_of(test, _quantity(measure))
         lines += _table(measure, before, after, *own, baselines, probes)
     if first not in MEASURES:  # several properties, of which no one decides
         return "\n".join([*lines, *_verdict("loss", before, after, None)])

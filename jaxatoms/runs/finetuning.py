@@ -43,7 +43,7 @@ from jaxatoms.runs.energy_zero import (
 )
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import Part, open_parts, save_parts
-from jaxatoms.runs.linear_probe import linear_probe
+from jaxatoms.runs.linear_probe import Probe
 from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
 from jaxatoms.runs.run import TrainingRun, continue_with, train_run
 from jaxatoms.runs.session import has_checkpoint, say
@@ -262,11 +262,15 @@ class Finetuning(TrainingRun):
             for i, (forward, test) in enumerate(zip(forwards, tests, strict=True))
         ]
         if self.config.init != "scratch":
-            features = lambda batch: self.model.node_features(params.tree(), constants, batch)  # noqa: E731
+            probe = Probe(self._invariants, (params, constants), self.corpus, self.val, self.eval_shapes)
             for i, (test, own) in enumerate(zip(tests, found, strict=True)):
-                train, shapes = self.parts[i].split.train, self.eval_shapes
-                own["linear_probe"] = linear_probe(features, self.corpus, i, train, self.val, test, shapes)
+                own["linear_probe"] = probe.errors(i, self.parts[i].split.train, test)
         write_json(folder / "test_before.json", found)
+
+    def _invariants(self, params, constants, batch) -> jax.Array:
+        """[n_node, d] the node features that do not turn with the structure."""
+        features = self.model.node_features(params.tree(), constants, batch)
+        return features[:, : self.architecture.invariant_width(self.model_config)]
 
     def learning_rate(self, step: int) -> float:
         """Of the head."""
@@ -379,7 +383,7 @@ def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
         say(start.describe_origin(origin))
     parts = _opened(config, init, folder if resumed else None)
     recipe = _recipe(config, parts[0], init.model)
-    smooth = _smooth(config, parts, recipe, resolved)
+    smooth = _smooth(config, init.model, parts, recipe, resolved)
     init = init._replace(model=registry.with_smooth_quadruplets(init.model, smooth))
     corpus = corpus_of(parts, init.model)
     if folder is not None and not resumed and fleet.is_writer():
@@ -456,12 +460,12 @@ def _recipe(config: FinetuneConfig, part: Part, model: Config) -> Recipe:
     return dataclasses.replace(find_recipe(part.name, part.task.facts), **own | given)
 
 
-def _smooth(config: FinetuneConfig, parts: list[Part], recipe: Recipe, resolved: Path | None) -> str:
+def _smooth(config: FinetuneConfig, model: Config, parts: list[Part], recipe: Recipe, resolved: Path | None) -> str:
     """The choice of --smooth-quadruplets, where "auto" is "yes" for new potentials of files with gradient forces.
 
     Data sets of the paper keep its function, checkpoints keep theirs, and a run that is resumed keeps its own.
     """
-    if config.smooth_quadruplets != "auto" or config.init != "scratch":
+    if config.smooth_quadruplets != "auto" or config.init != "scratch" or not hasattr(model, "smooth_quadruplets"):
         return config.smooth_quadruplets
     if resolved is not None and resolved.exists():
         return "yes" if json.loads(resolved.read_text())["model"].get("smooth_quadruplets") else "no"

@@ -100,3 +100,6 @@ def test_elements_that_only_the_test_holds_are_said(tmp_path):
                                       targets="energy,forces", rule=str(tmp_path / "split.npz"))  # fmt: skip
     targets = Corpus((task,)).build(samples_of(0, split.test))[2]
     assert np.isnan(targets.energy).all() and np.isfinite(targets.forces).all()
+    alone, _ = open_downstream(f"file:{tmp_path / 'own.extxyz'}", cache_dir=str(tmp_path / "cache"), targets="energy",
+                               rule=str(tmp_path / "split.npz"))  # fmt: skip
+    assert np.isnan(Corpus((alone,)).build(samples_of(0, split.test))[2].energy).all()

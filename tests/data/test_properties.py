@@ -111,10 +111,40 @@ def test_the_dipole_of_a_charged_structure_is_moved_to_its_centre_of_mass(opened
         ("gap,target_gap", lambda i, a: None, "names target_gap twice"),
         ("q,mu", lambda i, a: None, "no column 'mu'; it has atom_q, target_gap, vector_dipole"),
         ("q,gap", lambda i, a: a.info.update(gap=1.0), "the training targets do not vary"),
-        ("q,gap", lambda i, a: a.arrays["q"].fill(np.inf), "structure 0: 'q' is infinite for an atom"),
+        ("q,gap", lambda i, a: a.arrays["q"].fill(np.inf), "structure 0: atom_q is infinite"),
     ],
 )
 def test_vague_targets_are_refused_in_one_line(opened, targets, change, words):
     with pytest.raises(InputError, match=words) as error:
         opened(targets, change)
     assert "\n" not in str(error.value)
+
+
+def test_properties_of_one_name_are_told_apart(opened):
+    def both(i, atoms):
+        atoms.info["q"] = 0.5 * i
+
+    task, _ = opened("target_q,atom_q", both)
+    assert task.facts.learnt == ("target_q", "atom_q")
+    assert task.facts.part("target_q").reduction == "mean" and task.facts.part("atom_q").reduction == "atom"
+
+
+def test_values_that_are_not_learnt_are_not_looked_at(opened):
+    def damaged(i, atoms):
+        atoms.info["dipole"] = np.full(3, np.nan)
+        atoms.arrays["q"][:] = np.inf
+
+    task, _ = opened("gap,target_gap_2", lambda i, atoms: damaged(i, atoms) or atoms.info.update(gap_2=0.1 * i))
+    assert task.facts.learnt == ("gap", "gap_2")
+
+
+def test_a_stress_of_six_numbers_is_no_property_of_six_atoms(tmp_path):
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = ase.build.molecule("CH3OH")
+    atoms.set_cell([9, 9, 9])
+    atoms.set_pbc(True)
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, stress=np.linspace(0, 1, 6))
+    ase.io.write(tmp_path / "own.traj", atoms)
+    (system,) = ase_file.read(tmp_path / "own.traj")
+    assert system.atom_extra is None and system.extra["stress"].shape == (3, 3)

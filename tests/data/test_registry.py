@@ -88,3 +88,11 @@ def test_a_path_may_hold_at_signs_and_colons(tmp_path):
     path = tmp_path / "a@b:c.xyz"
     native.write_structures(path)
     assert resolve(f"file:{path}")[1] == path
+
+
+def test_several_targets_lie_in_the_file_of_the_first(tmp_path):
+    (tmp_path / "qm9_v3.pt").touch()
+    spec, path = resolve(f"qm9:mu,gap@{tmp_path / 'qm9_v3.pt'}")
+    assert spec.name == "qm9:mu" and path == tmp_path / "qm9_v3.pt"
+    assert refused("names a target twice", name="qm9:gap,delta_eps")
+    assert refused("unknown dataset 'qm9:nothing'", name="qm9:mu,nothing")

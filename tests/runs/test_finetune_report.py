@@ -37,3 +37,20 @@ def test_a_run_that_helped_is_not_warned(baseline):
     """Runs of earlier versions noted no baseline."""
     test = {"unit": "", "balanced_accuracy": 0.8}
     assert len(comparison(_summary(CLASSES, 0.4, 0.8, baseline), [None], [test]).splitlines()) == 3
+
+
+def test_properties_are_found_by_name_whichever_of_them_the_test_has_first():
+    """A small test sample may have no label of the first property, which the validation sample has."""
+    metrics = {"loss": 1.0, "mae_gap": 3.0, "mae_q": 5.0}
+    summary = {"validation_before": metrics, "validation": {**metrics, "loss": 0.5}}
+    test = {"property": "q", "unit": "e", "mae": 0.2, "mean_baseline_mae": 0.4, "properties": {}}
+    start = {**test, "mae": 0.3, "linear_probe": {"q": {"validation": 0.31, "test": 0.32, "n_train": 9}}}
+    gap, gap_validation, gap_test, q, _, q_test = comparison(summary, [start], [test]).splitlines()
+    assert gap.startswith("MAE gap ") and gap_test.split() == ["test", "-", "-", "-"]
+    assert gap_validation.split() == ["validation", "3", "3", "-"]
+    assert q.startswith("MAE q (e)") and q_test.split() == ["test", "0.3", "0.32", "0.2", "0.4"]
+
+
+def test_a_run_whose_validation_has_no_label_says_so():
+    summary = {"validation_before": {"loss": 0.0}, "validation": {"loss": 0.0}}
+    assert comparison(summary, [{}], [TEST]) == "no validation structure that was drawn has a label"

@@ -16,7 +16,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.formats import filetype
 
-from jaxatoms.data.readers.checks import check_finite, fail, is_hidden, stress_matrix
+from jaxatoms.data.readers.checks import fail, is_hidden, stress_matrix
 from jaxatoms.data.readers.compressed import plain_file
 from jaxatoms.data.readers.extxyz import parse_comment
 from jaxatoms.data.readers.structures import system_from_atoms
@@ -27,7 +27,11 @@ VERSION = 4
 PREFIX = "target_"  # of the columns of a structure's own scalars
 ATOM_PREFIX = "atom_"  # of those of its numbers per atom
 VECTOR_PREFIX = "vector_"  # of those of its dipoles
-_NO_TARGETS = ("numbers", "positions", "forces", "masses", "tags", "energies", "initial_magmoms", "initial_charges")
+_ATOM_RESULTS = ("charges", "magmoms")  # of a calculator
+_NO_TARGETS = (
+    "numbers", "positions", "forces", "masses", "tags", "energies", "initial_magmoms", "initial_charges", "stress",
+    "virial", "virials",
+)  # fmt: skip
 # What a folder is searched for. A calculation leaves several of these kinds; then the user chooses.
 _KINDS = ("*.extxyz", "*.extxyz.?z", "*.xyz", "*.xyz.?z", "*.traj", "*.db", "vasprun.xml", "vasprun.xml.gz", "OUTCAR",
           "*.cif")  # fmt: skip
@@ -66,8 +70,8 @@ def read(
     for file in source_files(path):
         for record, atoms in _iter_atoms(file, keys):
             places = {label: _places(atoms, label) for label in keys}
-            extra = _scalars(places["energy"]) | _dipoles(file, record, places["energy"])
-            per_atom = _per_atom(file, record, atoms, places["forces"])
+            extra = _scalars(places["energy"]) | _dipoles(places["energy"])
+            per_atom = _per_atom(atoms, places["forces"])
             if wanted:
                 known.update(*(place for label in keys for place in places[label]))
             wanted -= {label for label in keys if _name_label(atoms, label, keys[label], places[label])}
@@ -249,22 +253,21 @@ def _scalars(places: list[dict[str, Any]]) -> dict[str, float]:
     return {f"{PREFIX}{key}": value for key, value in _numbers(places).items() if key not in ("energy", "group")}
 
 
-def _dipoles(path: Path, record: str, places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _dipoles(places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """{vector_<key>: [3]} of keys such as dipole, dipole_moment and dipole_origin."""
     found: dict[str, np.ndarray] = {}
     for place in reversed(places):
         for key, value in place.items():
             if "dipole" in key.lower() and _shape(value) in ((3,), (1, 3)):
-                vector = np.asarray(value, np.float64).reshape(3)
-                check_finite(path, record, key, vector)
-                found[VECTOR_PREFIX + key] = vector
+                found[VECTOR_PREFIX + key] = np.asarray(value, np.float64).reshape(3)
     return found
 
 
-def _per_atom(path: Path, record: str, atoms: ase.Atoms, places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _per_atom(atoms: ase.Atoms, places: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """{atom_<key>: [n_node]} of arrays, results and the data of a database; whole numbers are labels of atoms."""
     found: dict[str, np.ndarray] = {}
     own, results, _, data = places
+    results = {name: results[name] for name in _ATOM_RESULTS if results.get(name) is not None}
     # One number in the data of a database belongs to the structure (see `_numbers`).
     for place in (data if len(atoms) > 1 else {}, results, own):
         for key, value in place.items():
@@ -272,8 +275,6 @@ def _per_atom(path: Path, record: str, atoms: ase.Atoms, places: list[dict[str, 
                 continue
             array = np.asarray(value).reshape(-1)
             if array.dtype.kind == "f":
-                if np.isinf(array).any():
-                    fail(path, record, f"'{key}' is infinite for an atom", "write nan where it is not known")
                 found[ATOM_PREFIX + key] = array.astype(np.float64)
     return found
 

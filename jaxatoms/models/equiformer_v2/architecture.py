@@ -77,6 +77,7 @@ EQUIFORMER_V2 = Architecture(
     build=EquiformerV2Model,
     build_finetuned=build_finetuned,
     feature_width=lambda config: config.feature_width,
+    invariant_width=lambda config: config.sphere_channels,
     largest_atomic_number=lambda config: config.max_num_elements - 1,  # the tables' first row stands for Z = 0
     element_tables=ElementTables(
         pattern=re.compile(r"(sphere|source|target)_embedding/"), first=0, enlarged=with_elements

@@ -23,7 +23,7 @@ from benchmarks import records
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
-from jaxatoms.runs.compile_for import find_topology
+from jaxatoms.tools.targets import find_target
 from kernels.fused_residual import CASES, Case, fused_residual
 
 
@@ -55,7 +55,7 @@ def measure(case: Case, kind: str, interpret: bool, reps: int) -> dict:
 
 def compile_case(case: Case, kind: str, topology: str) -> list[dict]:
     """Both sides of one case compiled for one chip of a TPU topology: arithmetic, traffic, memory, seconds."""
-    mesh = jax.sharding.Mesh(np.array(find_topology(topology).devices[:1]), ("data",))
+    mesh = jax.sharding.Mesh(np.array(find_target(topology).devices[:1]), ("data",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     x = jax.ShapeDtypeStruct((case.n, case.c), case.dtype, sharding=whole)
     w = jax.ShapeDtypeStruct((case.c, case.c), jnp.float32, sharding=whole)

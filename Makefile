@@ -48,12 +48,13 @@ check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libt
 
 GPU ?= h200
 check-gpu: .venv/installed  ## compile S and L for an NVIDIA GPU: both forces, molecules and slabs, three precisions (no GPU; an hour or two on 2 cores); make check-gpu GPU=a100
-	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && $(BIN)/python -m pip install --quiet \
-	  --editable '.[gpu-compile]' jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	$(PYTHON) -m venv .venv-gpu  # of its own: with the plugin, every start of JAX looks for a GPU
+	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && .venv-gpu/bin/python -m pip install --quiet \
+	  --editable '.[gpu-compile]' jax==$$version jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
 	for precision in float32 tf32 bfloat16; do for data in mol20 slab2; do \
-	  $(BIN)/python -m benchmarks.program_size --models gemnet_oc_s gemnet_oc_l --forces direct gradient --parts step \
+	  .venv-gpu/bin/python -m benchmarks.program_size --models gemnet_oc_s gemnet_oc_l --forces direct gradient --parts step \
 	  --workload $$data --precision $$precision --gpu $(GPU) || exit 1; done; done
-	for data in organic slab; do $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all \
+	for data in organic slab; do .venv-gpu/bin/python -m experiments.pretrain --upstream demo:$$data --n all \
 	  --model gemnet_oc_s --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(GPU):8 || exit 1; done
 
 docs: .venv/installed  ## the documentation as a web site in site/; a broken link or reference is an error
@@ -67,4 +68,4 @@ bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl
 
 clean:
-	rm -rf .venv .venv-dist dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-dist .venv-gpu dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -23,6 +23,7 @@ from benchmarks import records
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
+from jaxatoms.tools import chips
 from jaxatoms.tools.targets import find_target
 from kernels.fused_residual import CASES, Case, fused_residual
 
@@ -125,6 +126,8 @@ def main():
     parser.add_argument("--compile-for", metavar="TOPOLOGY", help="compile for TPU chips such as v5e:2x2; time nothing")
     args = parser.parse_args()
     if args.compile_for:
+        if args.compile_for.split(":")[0] not in chips.names("tpu"):
+            parser.error(f"--compile-for {args.compile_for}: the kernels are for TPUs: {', '.join(chips.names('tpu'))}")
         compile_all(args.compile_for, args.out)
         return
     interpret = jax.default_backend() != "tpu"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
@@ -42,7 +43,8 @@ from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
 PARTS = ("forward", "gradient", "optimizer", "step")
-SCALES = LossScales(energy=jnp.ones(1), forces=jnp.full(1, 10.0))
+# Of NumPy: an array of JAX would ask for a device before --gpu rules them out.
+SCALES = LossScales(energy=np.ones(1, np.float32), forces=np.full(1, 10, np.float32))
 _ENTRY = re.compile(r"^ENTRY .*?^}", re.MULTILINE | re.DOTALL)
 
 
@@ -140,11 +142,12 @@ def sizes(text: str) -> dict[str, int]:
 
 def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
     """Measure one program and print (and append) its line."""
+    if args.gpu:
+        without_accelerators()
     batch, network = make_workload(load_structures(args.workload, args.copies)).batch, (model, forces, args.precision)
     if args.gpu is None:
         found = measure(programs(shaped_model(*network), batch)[part])
     else:
-        without_accelerators()
         target = find_target(args.gpu)
         with compiling_for(target.chip.platform):
             found = measure(programs(shaped_model(*network), batch, on_device(target))[part], target)

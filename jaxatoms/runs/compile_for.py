@@ -100,8 +100,8 @@ def _fitting(lowered, target: Target, dump: Path):
             raise
         needed = re.search(r"\(([\d.]+[GM])\) exceeds available HBM \(([\d.]+[GM])\)", str(error))
         sizes = f" (temporaries take {needed[1]} of {needed[2]})" if needed else ""
-        raise InputError(f"--compile-for {target.name}: the step does not fit into a chip{sizes}; lower --batch-edges or "
-                         "--batch-size, or add --remat yes") from error  # fmt: skip
+        raise InputError(f"--compile-for {target.name}: the step does not fit into a chip{sizes}; lower --batch-edges "
+                         "or --batch-size, or add --remat yes") from error  # fmt: skip
 
 
 def part_shape(config, corpus, samples, n_device: int) -> tuple[BatchBudget, float]:

@@ -55,7 +55,7 @@ class Compiled:
 
 
 def bounds(c: Compiled) -> dict[str, float]:
-    """Seconds per step at the chip's peaks: of arithmetic, memory traffic, the sum of gradients, on GPUs of launches."""
+    """Seconds per step at the chip's peaks: arithmetic, memory traffic, the sum of gradients, and launches of GPUs."""
     exchanged = sum(exchange.bytes for exchange in c.collectives)
     times = {
         "arithmetic": roofline.product_seconds(c.products, c.chip),
@@ -98,10 +98,10 @@ def print_report(c: Compiled, run: Pretraining, out: TextIO):
 
 
 def _on_tpu(c: Compiled, precision: str) -> list[tuple[str, str]]:
-    passes = c.chip.flops["bfloat16"] / c.chip.flops[precision]
+    passes, flops = c.chip.flops["bfloat16"] / c.chip.flops[precision], sum(c.products.values())
     largest = list(c.parts.items())[:LARGEST_PARTS]
     return [
-        ("arithmetic", f"{sum(c.products.values()) / 1e9:.1f} GFLOP per device and step, {passes:.0f} bf16 passes each"),
+        ("arithmetic", f"{flops / 1e9:.1f} GFLOP per device and step, {passes:.0f} bf16 passes each"),
         ("traffic", f"{c.main_memory / 1e9:.1f} GB of main memory per device and step "
                     f"({(c.compiler_bytes or 0) / 1e9:.1f} GB with on-chip memory, as the compiler counts)"),
         ("of it", ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in largest)),

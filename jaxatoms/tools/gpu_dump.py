@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 LARGEST = 20  # modules of PTX whose kernels are assembled again to see their registers
 _THUNK = re.compile(r"^( *)\d+: (k\w+)", re.MULTILINE)
-_ORDER = "*thunk_sequence_after_thunk_passes.txt"
+_ORDERS = ("*thunk_sequence_after_thunk_passes.txt", "*thunk_sequence.txt")  # the second where no pass made graphs
 _TARGET = re.compile(r"^\.target (\w+)", re.MULTILINE)
 _KERNEL = re.compile(
     r"Function properties for (\S+)\s+.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
@@ -40,10 +40,10 @@ def cuda_graphs(folder: Path) -> Graphs:
     Raises:
       FileNotFoundError: the compiler did not write the order of launches.
     """
-    orders = sorted(folder.glob(_ORDER))
+    orders = [path for pattern in _ORDERS for path in folder.glob(pattern)]
     if not orders:
-        raise FileNotFoundError(f"no {_ORDER} in {folder}")
-    return count_graphs(orders[-1].read_text())
+        raise FileNotFoundError(f"no {' or '.join(_ORDERS)} in {folder}")
+    return count_graphs(orders[0].read_text())
 
 
 def count_graphs(order: str) -> Graphs:

@@ -220,7 +220,7 @@ def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple
 
 
 def _products(lines: list[str], called: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
-    """Counts the operations of the products of each line by precision, including those of computations that it calls."""
+    """Counts the operations of each line's products by precision, including those of computations that it calls."""
     arrays: dict[str, _Array] = {}
     counts: dict[str, Counter[str]] = {}
     for line in lines:

@@ -39,7 +39,7 @@ def report_for(config: PretrainConfig, out: TextIO):
         raise InputError("--compile-for has no device to ask for its memory; choose --remat yes or no")
     without_accelerators()
     target = find_target(config.compile_for)
-    run = prepare(dataclasses.replace(config, devices=1), None)
+    run = prepare(dataclasses.replace(config, devices=1), None, shapes_only=True)
     assert isinstance(run.batches, loader.TrainBatches)  # of one device
     shape = part_shape(config, run.batches.corpus, run.batches.samples, len(target.devices))
     print_report(compile_for(target, run, *shape), run, out)

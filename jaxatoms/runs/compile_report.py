@@ -121,7 +121,7 @@ def _on_gpu(c: Compiled, gpu: GpuProgram) -> list[tuple[str, str]]:
                             for name, size in largest)),
         ("launches", f"{len(gpu.launched):,} a step by its operations, {short:,} of them of less than 2 us by the "
                      "roofline"),
-        ("graphs", f"{_number(gpu.graphs.count, 'CUDA graph')} with {gpu.graphs.inside:,} launches; "
+        ("graphs", f"{_number(gpu.graphs.graphs, 'CUDA graph')} with {gpu.graphs.inside:,} launches; "
                    f"{gpu.graphs.outside:,} outside"),
         ("registers", _registers(gpu.kernels)),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ _KERNEL = re.compile(
 class Graphs(NamedTuple):
     """CUDA graphs of a program."""
 
-    count: int
+    graphs: int
     inside: int  # launches in graphs
     outside: int  # launches one by one
 

@@ -28,7 +28,7 @@ ptxas info    : Used 20 registers, used 0 barriers
 
 
 def test_launches_are_inside_graphs_or_outside():
-    assert gpu_dump.count_graphs(ORDER) == gpu_dump.Graphs(count=3, inside=4, outside=2)
+    assert gpu_dump.count_graphs(ORDER) == gpu_dump.Graphs(graphs=3, inside=4, outside=2)
 
 
 def test_registers_and_spills_are_read_for_each_kernel():

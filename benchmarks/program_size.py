@@ -23,7 +23,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
@@ -43,8 +42,6 @@ from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
 PARTS = ("forward", "gradient", "optimizer", "step")
-# Of NumPy: an array of JAX would ask for a device before --gpu rules them out.
-SCALES = LossScales(energy=np.ones(1, np.float32), forces=np.full(1, 10, np.float32))
 _ENTRY = re.compile(r"^ENTRY .*?^}", re.MULTILINE | re.DOTALL)
 
 
@@ -72,7 +69,7 @@ def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> di
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), flat.params)
-    terms = pretraining_terms(SCALES)
+    terms = pretraining_terms(LossScales(energy=jnp.ones(1), forces=jnp.full(1, 10.0)))
     step = make_train_step(flat.apply, optimizer, terms, ema_decay=optim.ema_decay)
 
     def loss(params, constants, batch):

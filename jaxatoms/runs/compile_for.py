@@ -38,6 +38,7 @@ def report_for(config: PretrainConfig, out: TextIO):
     if config.remat == "auto":
         raise InputError("--compile-for has no device to ask for its memory; choose --remat yes or no")
     without_accelerators()
+    jax.config.update("jax_enable_compilation_cache", False)  # a program for chips that are not there cannot be loaded
     target = find_target(config.compile_for)
     run = prepare(dataclasses.replace(config, devices=1), None, shapes_only=True)
     assert isinstance(run.batches, loader.TrainBatches)  # of one device

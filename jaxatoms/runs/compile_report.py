@@ -146,9 +146,10 @@ def _collectives(found: list[hlo.Collective]) -> str:
     total, calls = Counter(), Counter(exchange.kind for exchange in found)
     for exchange in found:
         total[exchange.kind] += exchange.bytes
-    beside = sum(exchange.beside > 0 for exchange in found)
     text = ", ".join(f"{kind} {size / 1e6:.1f} MB in {_number(calls[kind], 'call')}" for kind, size in total.items())
-    return f"{text}; {beside} of them beside other launches" if found else "none"
+    beside = [f"{exchange.bytes / 1e6:.1f} MB beside {_number(exchange.beside, 'launch')}"
+              for exchange in found if exchange.beside]  # fmt: skip
+    return f"{text}; of them {', '.join(beside) or 'none beside other launches'}" if found else "none"
 
 
 def _number(n: int, noun: str) -> str:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export JAX_PLATFORMS ?=
 
-.PHONY: demo test test-slow lint check check-tpu dist format bench docs notebooks clean
+.PHONY: demo test test-slow lint check check-gpu check-tpu dist format bench docs notebooks clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,17 @@ check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libt
 	  JAX_PLATFORMS=cpu $(BIN)/python -m experiments.pretrain --upstream demo:$$data --n all --model $$model \
 	  --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done; done
 
+GPU ?= h200
+check-gpu: .venv/installed  ## compile S and L for an NVIDIA GPU: both forces, molecules and slabs, three precisions (no GPU; an hour or two on 2 cores); make check-gpu GPU=a100
+	$(PYTHON) -m venv .venv-gpu  # of its own: with the plugin, every start of JAX looks for a GPU
+	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && .venv-gpu/bin/python -m pip install --quiet \
+	  --editable '.[gpu-compile]' jax==$$version jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	for precision in float32 tf32 bfloat16; do for data in mol20 slab2; do \
+	  .venv-gpu/bin/python -m benchmarks.program_size --models gemnet_oc_s gemnet_oc_l --forces direct gradient --parts step \
+	  --workload $$data --precision $$precision --gpu $(GPU) || exit 1; done; done
+	for data in organic slab; do .venv-gpu/bin/python -m experiments.pretrain --upstream demo:$$data --n all \
+	  --model gemnet_oc_s --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(GPU):8 || exit 1; done
+
 docs: .venv/installed  ## the documentation as a web site in site/; a broken link or reference is an error
 	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -57,4 +68,4 @@ bench: .venv/installed  ## training throughput on the named workloads
 	$(BIN)/python -m benchmarks.train_throughput --out benchmarks/results/train_throughput.jsonl
 
 clean:
-	rm -rf .venv .venv-dist dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf .venv .venv-dist .venv-gpu dist site .pytest_cache .ruff_cache .mypy_cache build *.egg-info

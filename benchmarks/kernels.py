@@ -23,7 +23,8 @@ from benchmarks import records
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
-from jaxatoms.runs.compile_for import find_topology
+from jaxatoms.tools import chips
+from jaxatoms.tools.targets import find_target
 from kernels.fused_residual import CASES, Case, fused_residual
 
 
@@ -55,7 +56,7 @@ def measure(case: Case, kind: str, interpret: bool, reps: int) -> dict:
 
 def compile_case(case: Case, kind: str, topology: str) -> list[dict]:
     """Both sides of one case compiled for one chip of a TPU topology: arithmetic, traffic, memory, seconds."""
-    mesh = jax.sharding.Mesh(np.array(find_topology(topology).devices[:1]), ("data",))
+    mesh = jax.sharding.Mesh(np.array(find_target(topology).devices[:1]), ("data",))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     x = jax.ShapeDtypeStruct((case.n, case.c), case.dtype, sharding=whole)
     w = jax.ShapeDtypeStruct((case.c, case.c), jnp.float32, sharding=whole)
@@ -125,6 +126,8 @@ def main():
     parser.add_argument("--compile-for", metavar="TOPOLOGY", help="compile for TPU chips such as v5e:2x2; time nothing")
     args = parser.parse_args()
     if args.compile_for:
+        if args.compile_for.split(":")[0] not in chips.names("tpu"):
+            parser.error(f"--compile-for {args.compile_for}: the kernels are for TPUs: {', '.join(chips.names('tpu'))}")
         compile_all(args.compile_for, args.out)
         return
     interpret = jax.default_backend() != "tpu"

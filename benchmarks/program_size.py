@@ -1,16 +1,14 @@
 """How large the compiled training step is: seconds to trace and compile, lines of its program, and what it launches.
 
     python -m benchmarks.program_size --models gemnet_oc_tiny --out benchmarks/results/program_size.jsonl
-    python -m benchmarks.program_size --models gemnet_oc_s --precision bfloat16 --parts step --gpu h200.txtpb
+    python -m benchmarks.program_size --models gemnet_oc_s --precision bfloat16 --parts step --gpu h200
 
 Every case prints a JSON line for each of "forward", "gradient" (with the loss), "optimizer" (clipping, AdamW and
 average alone) and "step". Nothing is run, so that variants S and L need no memory for their states. Seconds are
 processor time, which other jobs disturb less than the clock; a case runs in a process of its own.
 
-`--gpu FILE` compiles for the NVIDIA GPU that an XLA target description names (openxla/xla,
-xla/backends/gpu/target_config/specs) and adds launches and bytes of main memory. It needs no GPU but the packages of
-`jax[cuda13]` (or cuda12: jax-cuda*-plugin, jax-cuda*-pjrt, nvidia-cuda-nvcc), and JAX_PLATFORMS=cpu. Products go to
-cuBLAS at its default algorithm; nothing is autotuned.
+`--gpu h200` compiles for that NVIDIA GPU and adds launches, bytes of main memory, products and the roofline, as
+`--compile-for` of experiments.pretrain counts them. It needs no GPU but the packages of `jaxatoms[gpu-compile]`.
 """
 
 import argparse
@@ -25,7 +23,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from benchmarks.records import cpu_name
 from benchmarks.workloads import NAMES, load_structures, make_workload
@@ -33,8 +30,11 @@ from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
 from jaxatoms.ops.target import compiling_for
-from jaxatoms.tools import hlo
+from jaxatoms.tools import chips, hlo, roofline
+from jaxatoms.tools.chips import Chip
 from jaxatoms.tools.provenance import provenance
+from jaxatoms.tools.runtime import without_accelerators
+from jaxatoms.tools.targets import Target, find_target
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.losses.terms import combined
@@ -42,7 +42,6 @@ from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
 PARTS = ("forward", "gradient", "optimizer", "step")
-SCALES = LossScales(energy=jnp.ones(1), forces=jnp.full(1, 10.0))
 _ENTRY = re.compile(r"^ENTRY .*?^}", re.MULTILINE | re.DOTALL)
 
 
@@ -70,7 +69,7 @@ def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> di
     optim = OptimConfig()
     optimizer = make_optimizer(optim, max_steps=100_000)
     state = jax.eval_shape(lambda p: init_state(p, optimizer), flat.params)
-    terms = pretraining_terms(SCALES)
+    terms = pretraining_terms(LossScales(energy=jnp.ones(1), forces=jnp.full(1, 10.0)))
     step = make_train_step(flat.apply, optimizer, terms, ema_decay=optim.ema_decay)
 
     def loss(params, constants, batch):
@@ -92,40 +91,39 @@ def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> di
     }
 
 
-def on_gpu(description: Path) -> Callable:
-    """What makes shapes on the described GPU of arrays or shapes.
-
-    Raises:
-      SystemExit: the compiler for GPUs is not installed.
-    """
-    try:
-        text = description.read_text()
-        topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=text)
-    except (RuntimeError, NotImplementedError, OSError) as error:
-        raise SystemExit(f"--gpu {description}: {error}; see --help for what has to be installed") from None
-    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+def on_device(target: Target) -> Callable:
+    """What makes shapes on the first device of a target of arrays or shapes."""
+    sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
     return lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def launches(text: str) -> dict[str, float]:
-    """Launches of a program for a GPU, and the bytes of main memory that they read and write."""
-    launched = [operation for operation in hlo.operations(text) if operation.bytes and operation.kind not in hlo.STILL]
-    return {"launches": len(launched), "main_memory_gb": round(sum(o.bytes for o in launched) / 1e9, 2)}
+def launches(text: str, chip: Chip) -> dict[str, float]:
+    """Launches of a program for a GPU, the bytes and the arithmetic of all, and the seconds that they take at least."""
+    launched = hlo.launches(text)
+    floor = roofline.LAUNCH_FLOOR
+    return {
+        "launches": len(launched),
+        "launches_below_2us": sum(roofline.launch_seconds(launch, chip) < floor for launch in launched),
+        "main_memory_gb": round(sum(launch.bytes for launch in launched) / 1e9, 2),
+        "product_gflop": {name: flops / 1e9 for name, (flops, _) in hlo.products_by_precision(launched).items()},
+        "bound_ms": 1e3 * roofline.launches_seconds(launched, chip),
+        "bound_with_floor_ms": 1e3 * roofline.launches_seconds(launched, chip, floor),
+    }
 
 
-def measure(trace: Callable, options: dict | None = None) -> dict:
+def measure(trace: Callable, target: Target | None = None) -> dict:
     """Seconds and sizes of one program."""
     began = time.process_time()
     lowered = trace()
     traced, began = time.process_time() - began, time.process_time()
-    compiled = lowered.compile(compiler_options=options)
+    compiled = lowered.compile(compiler_options=target.options if target else None)
     seconds, text = time.process_time() - began, compiled.as_text()
     return {
         "trace_cpu_s": round(traced, 2),
         "compile_cpu_s": round(seconds, 2),
         "stablehlo_lines": lowered.as_text().count("\n"),
         **sizes(text),
-        **(launches(text) if options else {}),
+        **(launches(text, target.chip) if target else {}),
         "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
     }
 
@@ -141,16 +139,18 @@ def sizes(text: str) -> dict[str, int]:
 
 def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
     """Measure one program and print (and append) its line."""
+    if args.gpu:
+        without_accelerators()
     batch, network = make_workload(load_structures(args.workload, args.copies)).batch, (model, forces, args.precision)
     if args.gpu is None:
         found = measure(programs(shaped_model(*network), batch)[part])
     else:
-        with compiling_for("gpu"):
-            traced = programs(shaped_model(*network), batch, on_gpu(args.gpu))[part]
-            found = measure(traced, {"xla_gpu_enable_triton_gemm": False})
+        target = find_target(args.gpu)
+        with compiling_for(target.chip.platform):
+            found = measure(programs(shaped_model(*network), batch, on_device(target))[part], target)
     line = json.dumps({
         "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
-        "copies": args.copies, "target": args.gpu.stem if args.gpu else "cpu", "precision": args.precision,
+        "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision,
         **found, "run": datetime.now(UTC).isoformat(timespec="seconds"), "machine": {"cpu": cpu_name()}, **provenance(),
     })  # fmt: skip
     print(line, flush=True)
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workload", default="mol20", choices=NAMES)
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
-    parser.add_argument("--gpu", type=Path, metavar="FILE.txtpb", help="compile for this GPU")
+    parser.add_argument("--gpu", choices=chips.names("gpu"), help="compile for this GPU")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)
     spawn = multiprocessing.get_context("spawn")

@@ -129,7 +129,8 @@ class PretrainConfig:
     process_id: int | None = None
     """This process has this number, counted from 0; it belongs to --coordinator HOST:PORT."""
     compile_for: str | None = None
-    """The step is compiled for this TPU topology, such as v5e:4x4, and its cost is printed; nothing is trained."""
+    """The step is compiled for this TPU topology, such as v5e:4x4, or for these NVIDIA GPUs, such as h200 or h200:8,
+    and its cost is printed; nothing is trained."""
     workers: int = 0
     """This many processes build batches; with 0 one thread does."""
     run_dir: str = "runs/pretrain"

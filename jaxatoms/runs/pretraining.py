@@ -162,8 +162,15 @@ def pretrain(config: PretrainConfig, run_dir: Path, resumed: bool):
         _closing_words(run_dir, run, trained.summary)
 
 
-def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> Pretraining:
-    """Data, batches, model and schedule of a run; `fit` fits (or loads) the scale factors."""
+def prepare(
+    config: PretrainConfig, run_dir: Path | None, fit: bool = False, shapes_only: bool = False
+) -> Pretraining:
+    """Data, batches, model and schedule of a run.
+
+    Args:
+      fit: scale factors are fitted (or loaded).
+      shapes_only: for a step that is compiled and not run: the model holds shapes instead of arrays.
+    """
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
     resumed = run_dir is not None and not fit
@@ -177,8 +184,9 @@ def prepare(config: PretrainConfig, run_dir: Path | None, fit: bool = False) -> 
     devices = fleet.Fleet(parallel.make_mesh(config.devices), config.shard_optimizer)
     batches = make_batches(config, corpus, train_samples, devices, epochs=config.epochs,
                            batch_size=config.batch_size, edge_dropout=config.edge_dropout)  # fmt: skip
-    model = registry.make_model(model_config, len(data), config.seed, precision_of(config))
-    if init is not None:
+    make = lambda: registry.make_model(model_config, len(data), config.seed, precision_of(config))  # noqa: E731
+    model = nnx.eval_shape(make) if shapes_only else make()
+    if init is not None and not shapes_only:
         start_from(model, model_config, init, data, (lambda _: None) if config.quiet else say)
     elif fit and own.scale_factors is not None:
         drawn = draw_over_tasks(val_samples, SCALE_FIT_BATCHES * config.batch_size, config.seed)

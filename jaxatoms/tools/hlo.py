@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import NamedTuple
 
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
+PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f64": "float64"}  # of products; those of f32 have several
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 # These operations move no data: they name existing arrays, or end copies that are counted at their start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
@@ -33,7 +34,6 @@ PARTS = {
 }
 OTHER = "other"
 
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
@@ -41,6 +41,7 @@ _CALLS = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 _PATH = re.compile(r'\bop_name="([^"]*)"')
 _PRODUCT_CALLS = ("__cublas$gemm", "__cublas$lt$matmul")  # of a GPU; their further results are scratch memory
+_ASKED = re.compile(r'\boperand_precision(?:=\{|":\[)([\w",]*)')
 _CONTRACTED = re.compile(r'\blhs_contracting_(?:dims=\{|dimensions":\[)([\d,"]*)')
 
 
@@ -52,15 +53,48 @@ class Operation(NamedTuple):
     part: str  # a value of PARTS, or OTHER
     backward: bool
     bytes: int  # read from and written to main memory
-    flops: int  # of its products; 0 on TPU, where they are convolutions
+    products: Mapping[str, int]  # operations by precision of the factors; none on TPU, where they are convolutions
+
+    @property
+    def flops(self) -> int:
+        """Operations of its products."""
+        return sum(self.products.values())
 
 
-def collective_bytes(hlo: str) -> dict[str, int]:
-    """Bytes of the results of each kind of collective in a compiled program, on one device."""
+class Collective(NamedTuple):
+    """One exchange between devices."""
+
+    kind: str  # of COLLECTIVES
+    bytes: int  # of its results
+    beside: int  # launches between its start and its end; 0 where it is synchronous
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Lists the exchanges between devices in a compiled program, with the launches that run beside each."""
+    return [exchange for lines in _computations(hlo).values() for exchange in _collectives(lines)]
+
+
+def launches(hlo: str) -> list[Operation]:
+    """Lists the operations of a compiled program that a GPU launches a kernel, a copy or a library call for."""
+    return [operation for operation in operations(hlo) if operation.bytes and operation.kind not in STILL]
+
+
+def products_by_precision(found: Iterable[Operation]) -> dict[str, tuple[int, int]]:
+    """Returns {precision of the factors: (operations of products, launches that compute some)}, most first."""
+    arithmetic: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for operation in found:
+        arithmetic.update(operation.products)
+        calls.update(operation.products.keys())
+    return {precision: (count, calls[precision]) for precision, count in arithmetic.most_common()}
+
+
+def flops_by_part(found: Iterable[Operation]) -> dict[str, int]:
+    """Returns the arithmetic of products in each part of the model, most first."""
     total: Counter[str] = Counter()
-    for shapes, kind in _COLLECTIVE.findall(hlo):
-        total[kind] += sum(array.size for array in _arrays(shapes))
-    return dict(total)
+    for operation in found:
+        total[operation.part] += operation.flops
+    return dict(total.most_common())
 
 
 def bytes_by_part(found: Iterable[Operation]) -> dict[str, int]:
@@ -82,11 +116,11 @@ def operations(hlo: str) -> list[Operation]:
     computations = _computations(hlo)
     looped = {body for lines in computations.values() for line in lines for body in _BODY.findall(line)}
     slices = {name: _slices(lines) for name, lines in computations.items()}
-    flops: dict[str, int] = {}
+    products: dict[str, Counter[str]] = {}
     for name, lines in computations.items():  # a computation is printed before those that call it
-        flops[name] = sum(_flops(lines, flops).values())
+        products[name] = sum(_products(lines, products).values(), Counter())
     launched = [lines for name, lines in computations.items() if name == "ENTRY" or name in looped]
-    return [operation for lines in launched for operation in _launched(lines, slices, _flops(lines, flops))]
+    return [operation for lines in launched for operation in _launched(lines, slices, _products(lines, products))]
 
 
 def part_of(path: str) -> str:
@@ -106,6 +140,27 @@ def _computations(hlo: str) -> dict[str, list[str]]:
     return found
 
 
+def _collectives(lines: list[str]) -> list[Collective]:
+    found: list[Collective] = []
+    under_way: dict[str, tuple[int, int]] = {}  # name -> (index in `found`, launches before it)
+    launched = 0
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, result, kind, operands = match.groups()
+        if kind.removesuffix("-start") in COLLECTIVES:
+            found.append(Collective(kind.removesuffix("-start"), sum(array.size for array in _arrays(result)), 0))
+            if kind.endswith("-start") and '"is_sync":true' not in line:
+                under_way[name] = (len(found) - 1, launched)
+        elif kind.endswith("-done") and (start := _names(operands)[0]) in under_way:
+            index, before = under_way[start]
+            found[index] = found[index]._replace(beside=launched - before)
+        elif kind not in STILL and not kind.endswith("-done"):
+            launched += 1
+    return found
+
+
 class _Slices(NamedTuple):
     """Holds how much of its arrays a fused computation reads or writes, where that is less than all."""
 
@@ -117,9 +172,10 @@ class _Array(NamedTuple):
     size: int  # bytes
     in_main: bool  # not in on-chip memory
     shape: tuple[int, ...]
+    dtype: str  # as HLO names it
 
 
-_NOTHING = _Array(0, False, ())
+_NOTHING = _Array(0, False, (), "")
 
 
 def _slices(lines: list[str]) -> _Slices:
@@ -163,26 +219,33 @@ def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple
     return min(part, 1.0)
 
 
-def _flops(lines: list[str], called: dict[str, int]) -> dict[str, int]:
-    """Counts the operations of the products of each line, including those of computations that it calls."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    flops: dict[str, int] = {}
+def _products(lines: list[str], called: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """Counts the operations of each line's products by precision, including those of computations that it calls."""
+    arrays: dict[str, _Array] = {}
+    counts: dict[str, Counter[str]] = {}
     for line in lines:
         match = _INSTRUCTION.match(line)
         if not match:
             continue
         name, result, kind, operands = match.groups()
-        arrays = _arrays(result)
-        shapes[name] = arrays[0].shape if arrays else ()
-        flops[name] = sum(called.get(callee, 0) for callee in _CALLS.findall(line))
+        arrays[name] = next(iter(_arrays(result)), _NOTHING)
+        counts[name] = sum((called[callee] for callee in _CALLS.findall(line) if callee in called), Counter())
         if (kind == "dot" or _is_product_call(line)) and (axes := _CONTRACTED.search(line)):
-            left = shapes[_names(operands)[0]]
-            contracted = prod(left[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
-            flops[name] += 2 * prod(shapes[name]) * contracted
-    return flops
+            left = arrays[_names(operands)[0]]
+            contracted = prod(left.shape[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
+            counts[name][_precision(line, left.dtype)] += 2 * prod(arrays[name].shape) * contracted
+    return counts
 
 
-def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int]) -> list[Operation]:
+def _precision(line: str, dtype: str) -> str:
+    """Returns how an NVIDIA GPU multiplies: float32 factors lose digits unless the highest precision is asked for."""
+    if dtype != "f32":
+        return PRECISIONS.get(dtype, dtype)
+    asked = re.findall(r"[a-z]+", found[1].lower()) if (found := _ASKED.search(line)) else []
+    return "float32" if asked and set(asked) == {"highest"} else "tf32"
+
+
+def _launched(lines: list[str], slices: dict[str, _Slices], products) -> list[Operation]:
     arrays: dict[str, list[_Array]] = {}
     users: dict[str, list[str]] = {}
     paths: dict[str, str] = {}
@@ -198,7 +261,7 @@ def _launched(lines: list[str], slices: dict[str, _Slices], flops: dict[str, int
             users.setdefault(operand, []).append(name)
         still = kind in STILL or kind.endswith("-done") or any(call in line for call in STILL_CALLS)
         moved = 0 if still else _moved(line, kind, arrays[name], [arrays[n] for n in _names(operands)], slices)
-        found.append(Operation(name, kind, OTHER, False, moved, flops[name]))
+        found.append(Operation(name, kind, OTHER, False, moved, products[name]))
     named = {operation.name: _path(operation.name, paths, users) for operation in found}
     return [o._replace(part=part_of(named[o.name]), backward="transpose(" in named[o.name]) for o in found]
 
@@ -242,5 +305,5 @@ def _arrays(shape: str) -> list[_Array]:
     found = []
     for dtype, dims, layout in _ARRAY.findall(shape):
         axes = tuple(int(d) for d in dims.split(",") if d)
-        found.append(_Array(BYTES.get(dtype, 0) * prod(axes), "S(" not in (layout or ""), axes))
+        found.append(_Array(BYTES.get(dtype, 0) * prod(axes), "S(" not in (layout or ""), axes, dtype))
     return found

@@ -1,4 +1,4 @@
-"""Process-wide settings of a command: memory allocator and compilation cache."""
+"""Process-wide settings of a command: memory allocator, compilation cache and platform."""
 
 import ctypes
 import functools
@@ -67,8 +67,16 @@ def use_compilation_cache():
         jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
 
 
+def without_accelerators():
+    """Let this process use the CPU alone, whatever JAX_PLATFORMS says; without effect once a backend was used.
+
+    Compilers for chips that are not there load so without asking for one.
+    """
+    jax.config.update("jax_platforms", "cpu")
+
+
 def prepare_process():
-    """All of the above."""
+    """Settings of the allocator, the compiler's memory and its cache."""
     keep_freed_memory()
     return_compiler_memory()
     use_compilation_cache()

@@ -98,7 +98,8 @@ def flattened(model: Any, shapes_only: bool = False) -> Any:
     Args:
       shapes_only: for a step that is compiled and not run: the parameters become shapes and are not taken over.
     """
-    params = jax.eval_shape(lambda: model.params) if shapes_only else model.params
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+    params = jax.tree.map(shape, model.params) if shapes_only else model.params
 
     def of_vector(function: Callable) -> Callable:
         return lambda params, *args, **options: function(params.tree(), *args, **options)

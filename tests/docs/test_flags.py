@@ -33,7 +33,7 @@ WITHOUT_JAX = {
 FOREIGN = {
     "--upgrade": "pip", "--editable": "pip", "--ref-energy": "fairchem's preprocessing",
     "--large": "a script of the released code", "--completion": "the console command jaxatoms, before any command",
-    "--xla_force_host_platform_device_count": "XLA",
+    "--xla_force_host_platform_device_count": "XLA", "--xla_backend_extra_options": "XLA",
 }  # fmt: skip
 # Every help text contains a finite verb, or begins with an imperative. New verbs may join; fragments have neither.
 FINITE = re.compile(

@@ -2,11 +2,21 @@
 
 from jaxatoms.tools import hlo
 
-COLLECTIVES = """
+COLLECTIVES = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: f32[512,512]) -> s32[16] {
+  %x = f32[512,512]{1,0:T(8,128)} parameter(0)
   %all-reduce.1 = f32[512,512]{1,0:T(8,128)} all-reduce(%x), channel_id=1, to_apply=%add
   %ar = (f32[10]{0}, bf16[4,2]{1,0}) all-reduce-start(%a, %b), channel_id=2
+  %y = f32[512,512]{1,0} negate(%x)
+  %z = f32[512,512]{1,0} negate(%y)
+  %v = f32[512,512]{1,0} bitcast(%z)
   %done = f32[10]{0} all-reduce-done(%ar)
+  %waited = f32[7]{0} all-reduce-start(%v), channel_id=3, backend_config={"collective_backend_config":{"is_sync":true}}
+  %w = f32[512,512]{1,0} negate(%z)
+  %over = f32[7]{0} all-reduce-done(%waited)
   ROOT %gather = s32[16]{0} all-gather(%c), dimensions={0}
+}
 """
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -124,11 +134,14 @@ def test_operations_know_their_products_their_part_and_their_direction():
     assert (quad.part, quad.backward) == ("quadruplets", False) and (out.part, out.backward) == ("output blocks", True)
     assert found["out"].part == hlo.OTHER
     assert found["moved"].part == "quadruplets", "copies belong to what reads them"
+    assert hlo.flops_by_part(found.values())["quadruplets"] == quad.flops
     assert hlo.bytes_by_part(found.values())["quadruplets"] == quad.bytes + 4 * 30 * 8
 
 
-def test_bytes_of_collectives_are_those_of_their_results_once():
-    assert hlo.collective_bytes(COLLECTIVES) == {"all-reduce": 4 * 512 * 512 + 40 + 16, "all-gather": 64}
+def test_collectives_have_the_bytes_of_their_results_and_the_launches_beside_them():
+    assert hlo.collectives(COLLECTIVES) == [
+        ("all-reduce", 4 * 512 * 512, 0), ("all-reduce", 40 + 16, 2), ("all-reduce", 28, 0), ("all-gather", 64, 0),
+    ]  # fmt: skip
 
 
 def test_main_memory_counts_pieces_of_copies_whole_arrays_of_fusions_and_bodies_of_loops():
@@ -154,3 +167,48 @@ def test_a_product_by_cublaslt_counts_and_its_workspace_does_not():
     (call,) = [operation for operation in hlo.operations(LIBRARY) if operation.kind == "custom-call"]
     assert call.flops == 2 * 64 * 8 * 32
     assert call.bytes == 2 * 64 * 8 + 2 * 8 * 32 + 4 * 64 * 32
+
+
+def _call(name: str, dtype: str, rows: int, precision: str) -> str:
+    asked = f'"precision_config":{{"operand_precision":["{precision}","{precision}"],"algorithm":"ALG_UNSET"}}'
+    return (
+        f"  %{name} = (f32[{rows},32]{{1,0}}, s8[4194304]{{0}}) custom-call(%{dtype}, %w), "
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+        f'{{"lhs_contracting_dimensions":["1"]}},{asked}}}}}\n'
+    )
+
+
+PRECISIONS = (
+    """HloModule jit_step
+
+%fused (param_0: f32[8,4], param_1: f32[4,2]) -> f32[8,2] {
+  %param_0 = f32[8,4]{1,0} parameter(0)
+  %param_1 = f32[4,2]{1,0} parameter(1)
+  %one = f32[8,2]{1,0} dot(%param_0, %param_1), lhs_contracting_dims={1}, operand_precision={highest,highest}
+  %two = f32[8,2]{1,0} dot(%param_0, %param_1), lhs_contracting_dims={1}
+  ROOT %sum = f32[8,2]{1,0} add(%one, %two)
+}
+
+ENTRY %main (bf16: bf16[64,8], f32: f32[16,8], w: f32[8,32]) -> f32[8,2] {
+  %bf16 = bf16[64,8]{1,0} parameter(0)
+  %f32 = f32[16,8]{1,0} parameter(1)
+  %w = f32[8,32]{1,0} parameter(2)
+"""
+    + _call("a", "bf16", 64, "DEFAULT")
+    + _call("b", "f32", 16, "HIGHEST")
+    + _call("c", "f32", 16, "HIGH")
+    + _call("d", "f32", 16, "DEFAULT")
+    + """  ROOT %f = f32[8,2]{1,0} fusion(%f32, %w), kind=kLoop, calls=%fused
+}
+"""
+)
+
+
+def test_products_are_counted_by_the_precision_that_a_gpu_gives_them():
+    launched = hlo.launches(PRECISIONS)
+    assert [launch.name for launch in launched] == ["a", "b", "c", "d", "f"], "what only names arrays is no launch"
+    one, small = 2 * 16 * 8 * 32, 2 * 8 * 4 * 2
+    assert hlo.products_by_precision(launched) == {
+        "bfloat16": (2 * 64 * 8 * 32, 1), "tf32": (2 * one + small, 3), "float32": (one + small, 2),
+    }  # fmt: skip
+    assert launched[-1].products == {"float32": small, "tf32": small}

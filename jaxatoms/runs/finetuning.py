@@ -539,6 +539,8 @@ def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batch
         model = start.transfer(registry.split_model(module), path, config.init_mode, notify)
         units = {i: parts[i].task.std for i in kept}
         model = start.with_kept_heads(model, path, kept, units)
+        if config.init_mode == "ema":
+            model = start.with_fitting_head(model, path, head, task_record(parts[0], head, None), notify)
         nnx.update(module, model.params, model.constants)
     if config.refit_scales and own.scale_factors is None:
         raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")

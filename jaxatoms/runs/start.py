@@ -15,6 +15,7 @@ from ase.data import chemical_symbols
 from jaxatoms.data.downstream import Facts, ForceData, PropertiesData
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.store import Store
+from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
@@ -101,6 +102,49 @@ def with_kept_heads(
         return jnp.asarray(array * factor, leaf.dtype)
 
     return model._replace(params=jax.tree_util.tree_map_with_path(fill, model.params))
+
+
+def with_fitting_head(
+    model: PureModel, checkpoint: Path, head: HeadSpec, record: TaskRecord, notify=print
+) -> PureModel:
+    """`model` with the averaged head of a checkpoint that was fine-tuned for the same; otherwise as it is.
+
+    A potential with gradient forces goes on whatever its unit is: the last layer of its energy, which has no bias, is
+    multiplied. Other heads go on where their labels are normalised in the same way.
+
+    Args:
+      head: of the model.
+      record: what its checkpoints will say of it.
+    """
+    factor = _fitting_factor(read_checkpoint_meta(checkpoint), head, record)
+    if factor is None:
+        return model
+    source = named_arrays(checkpoint, "ema")
+
+    def fill(path, leaf):
+        name = _name(path)
+        array = source.get(name) if name.startswith(("out_energy/", "out_forces/")) else None
+        if array is None or array.shape != leaf.shape:
+            return leaf
+        is_last = name.startswith("out_energy/") and array.shape[-1] == 1
+        return jnp.asarray(array * (factor if is_last else 1.0), leaf.dtype)
+
+    notify(f"the head of {checkpoint.parent.parent.name or checkpoint} goes on")
+    return model._replace(params=jax.tree_util.tree_map_with_path(fill, model.params))
+
+
+def _fitting_factor(meta: CheckpointMeta, head: HeadSpec, record: TaskRecord) -> float | None:
+    """Old over new unit of a head that goes on; None: it predicts something else."""
+    if meta.head is None or dataclasses.replace(meta.head, stress=head.stress) != head or head.heads > 1:
+        return None
+    before = meta.tasks[0]
+    if before.target != record.target:
+        return None
+    if head.kind == "gradient":
+        return before.energy_std / record.energy_std
+    constants = ("energy_std", "energy_mean", "force_std", "properties")
+    same = all(getattr(before, name) == getattr(record, name) for name in constants)
+    return 1.0 if same and np.array_equal(before.reference.coeff, record.reference.coeff) else None
 
 
 def _filled(tree: Any, source: dict[str, np.ndarray], checkpoint: Path, skip: tuple[str, ...]):

@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 import jaxatoms
 from experiments import evaluate, finetune, predict
 from jaxatoms.inference import evaluation
+from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
 from jaxatoms.runs import finetuning, start
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.tools import cli
@@ -134,8 +135,20 @@ def test_new_potentials_of_files_are_smooth_and_those_of_the_paper_and_resumed_o
     parts, recipe = run.parts, run.recipe
     (tmp_path / "resolved.json").write_text(json.dumps({"model": {"smooth_quadruplets": False}}))
     config = FinetuneConfig(downstream=name, **base)
-    assert finetuning._smooth(config, parts, recipe, tmp_path / "resolved.json") == "no"
-    assert finetuning._smooth(config, parts, recipe, None) == "yes"
+    assert finetuning._smooth(config, run.model_config, parts, recipe, tmp_path / "resolved.json") == "no"
+    assert finetuning._smooth(config, run.model_config, parts, recipe, None) == "yes"
+
+
+def test_a_checkpoint_that_was_fine_tuned_for_the_same_goes_on_with_its_head(gradient, tmp_path):
+    """The unit of the labels is another one here, since fewer training structures have another spread of forces."""
+    options = ["--n-train", "20", "--n-val", "8", "--max-steps", "1"]
+    run = _run(tmp_path / "run", "--downstream", "demo:aspirin", "--init", str(gradient), *options)
+    (start_errors,) = _json(run / "test_before.json")
+    units = [read_meta(one)["tasks"][0]["energy_std"] for one in (gradient, run)]
+    assert abs(units[0] / units[1] - 1) > 1e-3
+    assert start_errors["mae"] == pytest.approx(_json(gradient / "test.json")["best_ema"]["mae"], rel=1e-4)
+    record = finetuning.prepare(FinetuneConfig(downstream="demo:gap", init=str(gradient), quiet=True), None)
+    assert start._fitting_factor(read_checkpoint_meta(gradient), record.head, record.checkpoint_meta().tasks[0]) is None
 
 
 def test_a_run_means_its_best_checkpoint_and_the_last_can_be_named(nano_run):

@@ -134,7 +134,7 @@ class Architecture:
       build: (config, reductions, rngs, precision) -> a model with one energy and one force head per reduction.
       build_finetuned: (config, head, rngs, precision) -> a model with one head.
       feature_width: config -> width of `Model.node_features`; invariant_width: of its first columns, which do not turn
-        with the structure.
+        with the structure; None: all of them.
       largest_atomic_number: config -> the largest element that the tables hold.
       element_tables: where these are; None: pretraining that goes on takes no new elements.
       arrays: names and layout of public checkpoints; None: it is not exported.
@@ -161,7 +161,6 @@ class Architecture:
     build: Callable[[Config, tuple[str, ...], nnx.Rngs, Precision], Any]
     build_finetuned: Callable[[Config, HeadSpec, nnx.Rngs, Precision], Any]
     feature_width: Callable[[Config], int]
-    invariant_width: Callable[[Config], int]
     largest_atomic_number: Callable[[Config], int]
     element_tables: ElementTables | None = None
     arrays: Arrays | None = None
@@ -172,6 +171,7 @@ class Architecture:
     gradient_divisors: Callable[[Any, Config], Any] = lambda params, config: None
     rate_multipliers: Callable[[Any, Config], Any] = lambda params, config: jax.tree.map(lambda _: 1.0, params)
     block_of: Callable[[str, Config], int] | None = None
+    invariant_width: Callable[[Config], int] | None = None
     finetuning: Finetuning = Finetuning()
     identity: Callable[[Config], str] = lambda config: ""
     mark: Mapping[str, Any] | None = None

@@ -270,7 +270,8 @@ class Finetuning(TrainingRun):
     def _invariants(self, params, constants, batch) -> jax.Array:
         """[n_node, d] the node features that do not turn with the structure."""
         features = self.model.node_features(params.tree(), constants, batch)
-        return features[:, : self.architecture.invariant_width(self.model_config)]
+        width = self.architecture.invariant_width
+        return features if width is None else features[:, : width(self.model_config)]
 
     def learning_rate(self, step: int) -> float:
         """Of the head."""

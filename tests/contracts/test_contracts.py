@@ -48,7 +48,7 @@ def raw(kind: str, batch, w=None):
     """Padded (energy, forces, gradient) as arrays."""
     with jax.enable_x64(True):
         w = np.ones(len(batch.task)) if w is None else w
-        (energy, forces, _), gradient = _function(kind)(model_of(kind), batch, w)
+        (energy, forces, *_), gradient = _function(kind)(model_of(kind), batch, w)
         return np.asarray(energy), np.asarray(forces), np.asarray(gradient)
 
 

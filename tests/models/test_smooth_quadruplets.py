@@ -154,4 +154,5 @@ def test_the_option_follows_the_dimensions_or_overrides_them():
         assert with_smooth_quadruplets(config, "yes") == smooth
         assert with_smooth_quadruplets(config, "no") == plain
     with pytest.raises(InputError, match="^--smooth-quadruplets is for GemNet-OC; leave it out$"):
-        with_smooth_quadruplets(find_config("equiformer_v2_tiny"), "no")
+        with_smooth_quadruplets(find_config("equiformer_v2_tiny"), "yes")
+    assert with_smooth_quadruplets(find_config("equiformer_v2_tiny"), "no") == find_config("equiformer_v2_tiny")

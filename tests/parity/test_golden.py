@@ -117,7 +117,7 @@ def _run(model, batch, gold, gradients):
 
 def _direct(model, batch, scales, observe):
     features = model.features(batch, observe=observe)
-    energy, forces, _ = model.output(features, batch, model.reductions)
+    energy, forces, *_ = model.output(features, batch, model.reductions)
     weights = LossScales(*(jnp.asarray(row, energy.dtype) for row in scales))
     loss, parts = pretraining_loss(energy, forces, batch, weights)
     named = {"feature/node": features.node, "feature/edge": features.edge, "output/energy": energy}
@@ -126,7 +126,7 @@ def _direct(model, batch, scales, observe):
 
 def _gradient(model, batch, observe):
     features = model.backbone(batch, model.embedding(batch.atomic_numbers), observe=observe)
-    energy, forces, _ = model(batch)
+    energy, forces, *_ = model(batch)
     difference = jnp.where(batch.force_mask[:, None], forces - batch.forces + FORCE_EPS, 1.0)
     norms = jnp.sqrt(jnp.sum(difference**2, axis=1)) * batch.force_mask
     loss = 10 * jnp.sum(norms) / jnp.sum(batch.force_mask)

@@ -85,7 +85,6 @@ GEMNET_OC = Architecture(
     build=build,
     build_finetuned=build_finetuned,
     feature_width=lambda config: config.emb_size_atom,
-    invariant_width=lambda config: config.emb_size_atom,
     largest_atomic_number=lambda config: config.num_elements,
     element_tables=ElementTables(
         pattern=re.compile(r"^embedding/"),

@@ -115,6 +115,9 @@ def with_fitting_head(
     Args:
       head: of the model.
       record: what its checkpoints will say of it.
+
+    Raises:
+      InputError: an array of the head that is missing or has another shape.
     """
     factor = _fitting_factor(read_checkpoint_meta(checkpoint), head, record)
     if factor is None:
@@ -123,9 +126,11 @@ def with_fitting_head(
 
     def fill(path, leaf):
         name = _name(path)
-        array = source.get(name) if name.startswith(("out_energy/", "out_forces/")) else None
-        if array is None or array.shape != leaf.shape:
+        if not name.startswith(("out_energy/", "out_forces/")):
             return leaf
+        array = source.get(name)
+        if array is None or array.shape != leaf.shape:
+            raise InputError(f"{checkpoint}: its head does not fit this network; --init-mode reference takes a new one")
         is_last = name.startswith("out_energy/") and array.shape[-1] == 1
         return jnp.asarray(array * (factor if is_last else 1.0), leaf.dtype)
 

@@ -6,6 +6,7 @@ weights. In float32 the results equal those of JAX.
 
 import re
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,68 @@ def _backward(how, dtype, turned, factors, g):
 product.defvjp(lambda x, w, how, dtype, turned: (product(x, w, how, dtype, turned), (x, w)), _backward)
 
 
+class Shared(NamedTuple):
+    """A factor w that a product of every block shares: its gradient is one product over all blocks (`share`).
+
+    Added up block by block, the gradient of an array over quadruplets would be read and written once for each.
+    """
+
+    w: jax.Array  # [n, i, o]
+    forward: tuple[jax.Array, jax.Array] | None  # zeros, whose "gradients" are the two factors of w's gradient
+    turned: tuple[jax.Array, jax.Array] | None  # the same for the product of the backward pass
+
+
+def share(w: jax.Array, count: int, columns: int, how: str, twice: bool) -> list[Shared]:
+    """The factor w [n, i, o] for `count` calls of `shared_product` with [n, o, columns], to each its own.
+
+    Args:
+      twice: gradients are differentiated again, and the products of the backward pass share the factor, too.
+    """
+    forward = _carriers(w, count, columns, how)
+    turned = _carriers(w, count, columns, how) if twice else [None] * count
+    return [Shared(w, *pair) for pair in zip(forward, turned, strict=True)]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _carriers(w: jax.Array, count: int, columns: int, how: str) -> list[tuple[jax.Array, jax.Array]]:
+    n, i, o = w.shape
+    return [(jnp.zeros((n, i, columns), w.dtype), jnp.zeros((n, o, columns), w.dtype)) for _ in range(count)]
+
+
+def _carried(count, columns, how, w, carriers):
+    left, right = (jnp.concatenate(parts, axis=-1) for parts in zip(*carriers, strict=True))
+    return (product(left, right, how, w.dtype, True),)
+
+
+_carriers.defvjp(lambda w, *how: (_carriers(w, *how), w), _carried)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shared_product(s: Shared, x: jax.Array, how: str) -> jax.Array:
+    """Multiplies w [n, i, o] x [n, o, c] -> [n, i, c] in the dtype of w; `how` is that of `product`."""
+    return product(s.w, x, how, s.w.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shared_turned(s: Shared, g: jax.Array, how: str, dtype) -> jax.Array:
+    return product(s.w.mT, g, how, dtype)
+
+
+def _shared_backward(how, kept, g):
+    s, x = kept
+    gx = product(s.w.mT, g, how, x.dtype) if s.turned is None else _shared_turned(s, g, how, x.dtype)
+    return Shared(None, (g, x.astype(g.dtype)), None), gx
+
+
+def _turned_backward(how, dtype, kept, gx):
+    s, g = kept
+    return Shared(None, None, (g, gx.astype(g.dtype))), product(s.w, gx, how, g.dtype)
+
+
+shared_product.defvjp(lambda s, x, how: (shared_product(s, x, how), (s, x)), _shared_backward)
+_shared_turned.defvjp(lambda s, g, *how: (_shared_turned(s, g, *how), (s, g)), _turned_backward)
+
+
 def product_over_two(x: jax.Array, w: jax.Array, how: str, dtype) -> jax.Array:
     """Multiplies [..., i, c] x [i, c, o] -> [..., o] in `dtype`, summed over i and c; `how` is that of `product`.
 
@@ -107,6 +170,23 @@ def written_out(x: jax.Array, w: jax.Array) -> jax.Array:
     """
     terms = [x[..., i, None] * w[..., None, i, :] for i in range(x.shape[-1])]
     return sum(terms[1:], terms[0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def written_out_once(x: jax.Array, w: jax.Array, how: str) -> jax.Array:
+    """`written_out` whose gradients are products, of precision `how`, for GPUs.
+
+    Written out, they would be a sum over the rows for each of the i terms, which all read the gradient anew.
+    """
+    return written_out(x, w)
+
+
+def _products_backward(how, factors, g):
+    x, w = factors
+    return product(g, w, how, x.dtype, True), outer(x, g, how, w.dtype)
+
+
+written_out_once.defvjp(lambda x, w, how: (written_out_once(x, w, how), (x, w)), _products_backward)
 
 
 def swapped(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,6 +12,11 @@ _QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+
+# Training and evaluation on a GPU. Without the first, sums that the model rounds to bfloat16 are kept in float32 beside
+# it; the second keeps XLA from copying factors side by side to merge products. Together they save a twentieth of the
+# bytes that a compiled step of variant S moves (docs/notes/performance.md); not measured on hardware.
+_ON_GPU = {"xla_allow_excess_precision": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
 _other = jax.make_user_context()  # name of the platform; JAX traces a program again where it is another one
 
@@ -25,6 +31,14 @@ def compiling_for(name: str) -> Iterator[None]:
     """Programs traced in the block are for this platform, whatever runs here."""
     with _other(name):
         yield
+
+
+def step_options() -> dict[str, bool | int] | None:
+    """Compiler options of training and evaluation steps; what XLA_FLAGS of the environment names stays as it says."""
+    if platform() != "gpu":
+        return None
+    chosen = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in _ON_GPU.items() if f"--{name}=" not in chosen}
 
 
 def jit_for_few_runs(function: Callable, **options) -> Callable:

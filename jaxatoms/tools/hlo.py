@@ -11,8 +11,6 @@ PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f64": "float64"}  # of prod
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 # These operations move no data: they name existing arrays, or end copies that are counted at their start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
-# These operations read each element once and write as many. (A fusion inside a fusion is a change of layout.)
-SAME_ELEMENTS = {"bitcast", "reshape", "transpose", "copy", "convert", "fusion"}
 STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
 # These are the named scopes of the model, innermost first. An operation inside several belongs to the first of them.
 PARTS = {
@@ -181,8 +179,8 @@ _NOTHING = _Array(0, False, (), "")
 def _slices(lines: list[str]) -> _Slices:
     results: dict[str, _Array] = {}
     parameters: dict[str, int] = {}
-    uses: dict[str, list[tuple[str, str]]] = {}  # (kind, name) of what follows
-    written = None
+    steps: list[tuple[str, str, list[str]]] = []  # (name, kind, operands), a result before its uses
+    root, written = "", None
     for line in lines:
         match = _INSTRUCTION.match(line)
         if not match:
@@ -190,33 +188,36 @@ def _slices(lines: list[str]) -> _Slices:
         name, result, kind, operands = match.groups()
         results[name] = next(iter(_arrays(result)), _NOTHING)
         named = _names(operands)
+        root = name if "ROOT " in line else root
         if kind == "parameter":
             parameters[name] = int(operands)
-        elif kind == "dynamic-update-slice" and "ROOT " in line and named[0] in parameters:
+        elif kind == "dynamic-update-slice" and name == root and named[0] in parameters:
             written = results[named[1]].size
-            uses.setdefault(named[0], [])
             named = named[1:]
-        for operand in named:
-            uses.setdefault(operand, []).append((kind, name))
-    read = {
-        index: round(part * results[name].size)
-        for name, index in parameters.items()
-        if name in uses and (part := _part_read(name, results, uses)) < 1
-    }
+        steps.append((name, kind, named))
+    parts = _parts_read(steps, results, root)
+    read = {index: round(parts[name] * results[name].size) for name, index in parameters.items() if parts[name] < 1}
     return _Slices(read, written)
 
 
-def _part_read(name: str, results: dict[str, _Array], uses: dict[str, list[tuple[str, str]]]) -> float:
-    """Returns which part of an array is read where it is used by slices only, directly or after a change of layout."""
-    size, part = prod(results[name].shape), 0.0
-    for kind, user in uses.get(name, []):
-        if kind == "slice":
-            part += prod(results[user].shape) / max(size, 1)
-        elif kind in SAME_ELEMENTS and prod(results[user].shape) == size:
-            part += _part_read(user, results, uses)
-        else:
-            return 1.0
-    return min(part, 1.0)
+def _parts_read(steps: list[tuple[str, str, list[str]]], results: dict[str, _Array], root: str) -> dict[str, float]:
+    """Returns which part of every array a fusion needs for its result.
+
+    A slice needs a part of its operand, and a fusion computes no more than that of what the slice is taken from.
+    """
+    parts = dict.fromkeys(results, 0.0) | {root: 1.0}
+    for name, kind, operands in reversed(steps):
+        count = prod(results[name].shape)
+        for operand in operands:
+            size = prod(results[operand].shape)
+            if kind == "slice":
+                part = parts[name] * count / max(size, 1)
+            elif size == count or kind in ("concatenate", "reduce", "tuple"):  # elementwise, or along other axes
+                part = parts[name]
+            else:
+                part = float(parts[name] > 0)
+            parts[operand] = min(1.0, parts[operand] + part)
+    return parts
 
 
 def _products(lines: list[str], called: dict[str, Counter[str]]) -> dict[str, Counter[str]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxatoms.ops.target import step_options
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.terms import Terms, combined, label_counts, label_sums
 from jaxatoms.training.parallel import global_gradient, global_sums, replicated
@@ -114,9 +115,10 @@ def make_update(
         return jax.lax.scan(one, state, batches)
 
     call = update if steps_per_call == 1 else updates
+    options = step_options()
     if mesh is None:
-        return jax.jit(call, donate_argnums=0)
-    return jax.jit(call, donate_argnums=0, out_shardings=(kept, replicated(mesh)))
+        return jax.jit(call, donate_argnums=0, compiler_options=options)
+    return jax.jit(call, donate_argnums=0, compiler_options=options, out_shardings=(kept, replicated(mesh)))
 
 
 def make_eval_step(apply: ApplyFn, terms: Terms, n_task: int = 1, mesh=None, n_class: int = 0):
@@ -126,4 +128,4 @@ def make_eval_step(apply: ApplyFn, terms: Terms, n_task: int = 1, mesh=None, n_c
         out = apply(params, constants, batch, 0.0)
         return label_sums(terms, out, batch) | error_sums(out, batch, n_task, n_class)
 
-    return jax.jit(global_sums(eval_step, mesh))
+    return jax.jit(global_sums(eval_step, mesh), compiler_options=step_options())

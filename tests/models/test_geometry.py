@@ -7,6 +7,7 @@ from fixtures.structures import concatenate, graphs_of
 from twins.gemnet_oc_enumerated import dihedral, edge_geometry, quadruplets
 
 from jaxatoms.models.gemnet_oc import geometry as geo
+from jaxatoms.ops.target import compiling_for
 from jaxatoms.types import System
 
 HALF = 2.82  # A, half the lattice constant of rock salt: every row of atoms is a straight line
@@ -72,3 +73,17 @@ def test_the_reference_itself_depends_on_rounding_there():
     noisy = _displaced(1e-7)
     (before, *_), (after, *_) = _angles(noisy), _angles(np.round(noisy, 6))
     assert np.abs(before - after).max() > 0.5
+
+
+def test_on_a_gpu_zeros_fill_the_harmonics_up_to_eights():
+    """cuBLAS would pad them in every product; the degree of a zero is none, so that projections end in zeros, too."""
+    direction = np.random.default_rng(0).normal(size=(5, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    for count, padded in [(7, 56), (4, 16), (2, 8)]:
+        plain, degrees = np.asarray(geo.harmonics(direction, count)), geo.degree_of_component(count)
+        with compiling_for("gpu"):
+            filled, filled_degrees = np.asarray(geo.harmonics(direction, count)), geo.degree_of_component(count)
+        assert filled.shape == (5, padded) and filled_degrees.shape == (count, padded)
+        np.testing.assert_array_equal(filled[:, : count**2], plain)
+        np.testing.assert_array_equal(filled_degrees[:, : count**2], degrees)
+        assert not filled[:, count**2 :].any() and not filled_degrees[:, count**2 :].any()

@@ -90,7 +90,9 @@ BEHIND_A_LAYOUT = """HloModule jit_step
   %wide = f32[64,8]{1,0:T(8,128)} convert(%param_1)
   %others = f32[4,8]{1,0:T(8,128)} slice(%wide), slice={[8:12], [0:8]}
   %all = f32[8]{0:T(8,128)} reduce(%wide), dimensions={0}
-  ROOT %sum = f32[4,8]{1,0:T(8,128)} add(%some, %others)
+  %again = f32[4,8]{1,0:T(8,128)} broadcast(%all), dimensions={1}
+  %both = f32[4,8]{1,0:T(8,128)} add(%others, %again)
+  ROOT %sum = f32[4,8]{1,0:T(8,128)} add(%some, %both)
 }
 
 ENTRY %main (w: f32[64,8], v: bf16[64,8]) -> f32[4,8] {
@@ -103,6 +105,34 @@ ENTRY %main (w: f32[64,8], v: bf16[64,8]) -> f32[4,8] {
 
 def test_slices_behind_a_change_of_layout_count_as_slices_unless_all_is_read_as_well():
     assert _main_memory(BEHIND_A_LAYOUT) == 4 * 4 * 8 + 2 * 64 * 8 + 4 * 4 * 8
+
+
+BEHIND_A_SUM = """HloModule jit_step
+
+%fused_computation (param_0: f32[5,64,8], param_1: bf16[5,64,8], param_2: f32[64,8]) -> (f32[64,8], f32[64,8]) {
+  %param_0 = f32[5,64,8]{2,1,0} parameter(0)
+  %param_1 = bf16[5,64,8]{2,1,0} parameter(1)
+  %param_2 = f32[64,8]{1,0} parameter(2)
+  %wide = f32[5,64,8]{2,1,0} convert(%param_1)
+  %sums = f32[5,64,8]{2,1,0} add(%param_0, %wide)
+  %one = f32[1,64,8]{2,1,0} slice(%sums), slice={[2:3], [0:64], [0:8]}
+  %rows = f32[64,8]{1,0} bitcast(%one)
+  %more = f32[64,8]{1,0} add(%rows, %param_2)
+  ROOT %all = (f32[64,8]{1,0}, f32[64,8]{1,0}) tuple(%rows, %more)
+}
+
+ENTRY %main (w: f32[5,64,8], v: bf16[5,64,8], u: f32[64,8]) -> (f32[64,8], f32[64,8]) {
+  %w = f32[5,64,8]{2,1,0} parameter(0)
+  %v = bf16[5,64,8]{2,1,0} parameter(1)
+  %u = f32[64,8]{1,0} parameter(2)
+  ROOT %out = (f32[64,8]{1,0}, f32[64,8]{1,0}) fusion(%w, %v, %u), kind=kLoop, calls=%fused_computation
+}
+"""
+
+
+def test_of_what_a_slice_is_taken_from_only_that_part_is_read_however_often_it_is_used():
+    """A slice of a sum needs that part of both terms; two uses of a slice read it once."""
+    assert _main_memory(BEHIND_A_SUM) == 64 * 8 * (4 + 2 + 4) + 2 * 64 * 8 * 4
 
 
 PRODUCTS = """HloModule jit_step

@@ -39,8 +39,14 @@ class Precision:
     def _dense(self) -> str:
         return "bfloat16" if self.matmul == "bfloat16" else self.sums
 
-    def dot(self, x: jax.Array, w: jax.Array, dtype=None) -> jax.Array:
+    def share(self, w: jax.Array, count: int, columns: int, twice: bool) -> list[products.Shared]:
+        """A first factor of `dot` for `count` calls, to each its own (`products.share`)."""
+        return products.share(w, count, columns, self._dense, twice)
+
+    def dot(self, x: jax.Array | products.Shared, w: jax.Array, dtype=None) -> jax.Array:
         """[..., n, i] x [i, o] or, with equal leading axes, [..., i, o], in `dtype` or else in the dtype of x."""
+        if isinstance(x, products.Shared):
+            return products.shared_product(x, w, self._dense)
         rows = x if w.ndim > 2 else x.reshape(-1, x.shape[-1])
         if self.matmul == "bfloat16":
             rows = rows.astype(jnp.bfloat16)
@@ -64,6 +70,8 @@ class Precision:
         `few`: there are about ten i at most.
         """
         x = widened(x)
+        if few and platform() == "gpu":
+            return products.written_out_once(weights, x, self._dense)
         if few and platform() != "cpu":
             return products.written_out(weights, x)
         return products.product(weights, x, self.sums, x.dtype)

@@ -23,8 +23,7 @@ def silent(name: str, **arrays):
 
 def _project(basis: TripletBasis, moments: jax.Array, same: jax.Array, precision: Precision) -> jax.Array:
     """[n_node, k_main, n_cbf, c] projected angular sums, the pair in = out removed; `same` [n_node, k_main, c]."""
-    n, k, i, m = basis.project.shape
-    z = precision.dot(basis.project.reshape(n, k * i, m), moments).reshape(n, k, i, -1)
+    z = precision.dot(basis.project, moments).reshape(*basis.self_weight.shape, -1)
     return z - basis.self_weight[..., None] * widened(same)[:, :, None, :]
 
 
@@ -162,13 +161,12 @@ class Quadruplet(SwapUp):
 
     def _sums(self, turned: jax.Array, quad: QuadBasis, batch: GraphBatch, indices: Indices) -> jax.Array:
         """[n_node, k_main, n_sbf, c] projected sums over all d and b, the case c = d removed."""
-        n, k, i, f = quad.project.shape
-        k_q, n_moment = quad.self_weight.shape[-1], quad.phases.shape[1]
+        (n, k, i, k_q), n_moment = quad.self_weight.shape, quad.phases.shape[1]
         moments = self.precision.weighted_sums(quad.phases, turned)
         moments = moments.reshape(moments.shape[0], -1)
         moments = take_rows(moments, batch.qint.in_table.reshape(-1), indices.qint_slot)
         moments = moments.reshape(n, k_q, n_moment, -1).swapaxes(1, 2).reshape(n, k_q * n_moment, -1)
-        z = self.precision.dot(quad.project.reshape(n, k * i, f), moments).reshape(n, k, i, -1)
+        z = self.precision.dot(quad.project, moments).reshape(n, k, i, -1)
         same = take_rows(turned.reshape(-1, turned.shape[-1]), indices.same_in, indices.same_out)
         own = self.precision.weighted_sums(quad.self_weight, same.reshape(n, k, k_q, -1), few=True)
         return (z - own).astype(turned.dtype)

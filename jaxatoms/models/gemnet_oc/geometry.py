@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxatoms.graphs.batch import GraphBatch, PaddedEdges
 from jaxatoms.models.common import indexing
+from jaxatoms.ops.target import platform
 
 FAR = 1e3  # A; length of padding edges: finite, and far outside the envelope
 BENT_SINE = 0.25  # sine of an angle (14.5 degrees from a straight line) from which on a smooth quadruplet is whole
@@ -87,18 +88,28 @@ def harmonic_norms(count: int) -> np.ndarray:
     return np.sqrt((2 * np.arange(count) + 1) / (4 * np.pi))
 
 
+def num_components(count: int) -> int:
+    """How many numbers hold the components (l, m) of `count` degrees: count**2, on a GPU rounded up by zeros.
+
+    cuBLAS multiplies rows of 8 numbers; XLA would copy 49 components into 56 before each product of every block.
+    """
+    return -(-(count**2) // 8) * 8 if platform() == "gpu" else count**2
+
+
 def harmonics(direction: jax.Array, count: int) -> jax.Array:
-    """[..., count**2] real harmonics of unit vectors with sum_m y_lm(v) y_lm(w) = P_l(v . w)."""
+    """[..., num_components] real harmonics of unit vectors with sum_m y_lm(v) y_lm(w) = P_l(v . w)."""
     irreps = e3nn.Irreps.spherical_harmonics(count - 1)
     # The library multiplies with the backend's default precision: tf32 on a GPU, a bfloat16 pass on a TPU.
     with jax.default_matmul_precision("highest"):
-        return e3nn.spherical_harmonics(irreps, direction, normalize=False, normalization="norm").array
+        found = e3nn.spherical_harmonics(irreps, direction, normalize=False, normalization="norm").array
+    zeros = jnp.zeros((*found.shape[:-1], num_components(count) - count**2), found.dtype)
+    return jnp.concatenate([found, zeros], axis=-1) if zeros.size else found
 
 
 def degree_of_component(count: int) -> np.ndarray:
-    """[count, count**2] one-hot matrix: which degree l each harmonic component (l, m) has."""
+    """[count, num_components] one-hot matrix: which degree l each harmonic component (l, m) has; zeros have none."""
     degree = np.repeat(np.arange(count), 2 * np.arange(count) + 1)
-    return np.eye(count)[:, degree]
+    return np.pad(np.eye(count)[:, degree], ((0, 0), (0, num_components(count) - count**2)))
 
 
 def frame(direction: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -85,9 +85,11 @@ class GemNetOC(nnx.Module):
     def _written_out(self, h, m, basis, batch, indices, edge_dropout, observe):
         """The blocks and their outputs: x_E of every output block, x_F of every one or None."""
         together, states, outputs = observe is silent and platform() != "cpu", [], []
+        for_blocks = self.bases.for_blocks(basis)
         for i, out in enumerate(self.out_blocks):
             if i:
-                h, m = self.int_blocks[i - 1](h, m, basis, batch, indices, _named(observe, f"int_blocks.{i - 1}"))
+                block, named = self.int_blocks[i - 1], _named(observe, f"int_blocks.{i - 1}")
+                h, m = block(h, m, for_blocks[i - 1], batch, indices, named)
                 observe(f"block{i - 1}", h=h, m=m)
             if together:
                 states.append((h, m))
@@ -107,13 +109,13 @@ class GemNetOC(nnx.Module):
         """
         definition = nnx.graphdef(self.out_blocks[0])
         weights = jax.tree.map(lambda *leaves: stacked(list(leaves), 0), *map(nnx.state, self.out_blocks))
-        h, m = (stacked(list(parts), 0) for parts in zip(*states, strict=True))
+        h, m = (stacked(list(parts), 1) for parts in zip(*states, strict=True))
 
         def one(weights, h, m):
             return nnx.merge(definition, weights)(h, m, basis, batch, edge_dropout)
 
-        x_e, x_f = jax.vmap(one)(weights, h, m)
-        return unstacked(x_e, 0), None if x_f is None else unstacked(x_f, 0)
+        x_e, x_f = jax.vmap(one, in_axes=(0, 1, 1), out_axes=1)(weights, h, m)
+        return unstacked(x_e, 1), None if x_f is None else unstacked(x_f, 1)
 
     def _recomputed(self, h, m, basis, batch, indices, edge_dropout):
         """The blocks and their outputs, each computed again in the backward pass.

@@ -4,14 +4,16 @@
     python -m benchmarks.program_size --models gemnet_oc_s --precision bfloat16 --parts step --gpu h200
 
 Every case prints a JSON line for each of "forward", "gradient" (with the loss), "optimizer" (clipping, AdamW and
-average alone) and "step". Nothing is run, so that variants S and L need no memory for their states. Seconds are
-processor time, which other jobs disturb less than the clock; a case runs in a process of its own.
+average alone) and "step"; "features" (the pass that CSI reads, of EquiformerV2 as well) and "csi" (the update of its
+moments) on request. Nothing is run, so that variants S and L need no memory for their states. Seconds are processor
+time, which other jobs disturb less than the clock; a case runs in a process of its own.
 
 `--gpu h200` compiles for that NVIDIA GPU and adds launches, bytes of main memory, products and the roofline, as
 `--compile-for` of experiments.pretrain counts them. It needs no GPU but the packages of `jaxatoms[gpu-compile]`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -24,11 +26,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks.equiformer_forward import CUTOFF, NEIGHBORS
 from benchmarks.records import cpu_name
-from benchmarks.workloads import NAMES, load_structures, make_workload
+from benchmarks.workloads import NAMES, load_structures, make_workload, to_systems
+from jaxatoms.csi.moments import empty_moments, update
+from jaxatoms.data.packing import exact_budget, whole_size
+from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
+from jaxatoms.inference.model import unlabelled
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.registry import PureModel, abstract_model, find_config
+from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
+from jaxatoms.models.registry import PureModel, abstract_model, architecture_of, find_config
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.tools import chips, hlo, roofline
 from jaxatoms.tools.chips import Chip
@@ -42,6 +50,7 @@ from jaxatoms.training.optim import OptimConfig, make_optimizer
 from jaxatoms.training.step import init_state, make_train_step
 
 PARTS = ("forward", "gradient", "optimizer", "step")
+OF_CSI = ("features", "csi")
 _ENTRY = re.compile(r"^ENTRY .*?^}", re.MULTILINE | re.DOTALL)
 
 
@@ -91,6 +100,20 @@ def programs(model: PureModel, batch, place: Callable = lambda tree: tree) -> di
     }
 
 
+def csi_programs(model: PureModel, width: int, batch, place: Callable = lambda tree: tree) -> dict[str, Callable]:
+    """The same for `OF_CSI`; rows of `width` features enter the moments."""
+    params, constants, batch = place((model.params, model.constants, batch))
+    rows = jax.ShapeDtypeStruct((batch.positions.shape[0], width), jnp.float32)
+
+    def moments():
+        with jax.enable_x64(True):
+            sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), empty_moments(width))
+            given = place((sums, rows, jax.ShapeDtypeStruct(rows.shape[:1], bool)))
+            return jax.jit(lambda sums, rows, mask: update(sums, rows, mask, "float64")).lower(*given)
+
+    return {"features": lambda: jax.jit(model.node_features).lower(params, constants, batch), "csi": moments}
+
+
 def on_device(target: Target) -> Callable:
     """What makes shapes on the first device of a target of arrays or shapes."""
     sharding = jax.sharding.SingleDeviceSharding(target.devices[0])
@@ -137,17 +160,28 @@ def sizes(text: str) -> dict[str, int]:
     return {"hlo_lines": text.count("\n"), **{f"entry_{kind}": count for kind, count in calls.items()}}
 
 
+def traced(model: str, forces: str, part: str, args: argparse.Namespace, place: Callable) -> Callable:
+    """The function that traces one program."""
+    structures, config = load_structures(args.workload, args.copies), find_config(model)
+    if isinstance(config, EquiformerV2Config):
+        systems = to_systems(structures)
+        graphs = NEAREST_GRAPH.build_batch(systems, CUTOFF, NEIGHBORS)
+        batch = unlabelled(systems, graphs, exact_budget([whole_size(systems, graphs)]))
+        network = abstract_model(config, 1, Precision(matmul=args.precision))
+    else:
+        batch, network = make_workload(structures).batch, shaped_model(model, forces, args.precision)
+    if part in OF_CSI:
+        return csi_programs(network, architecture_of(config).feature_width(config), batch, place)[part]
+    return programs(network, batch, place)[part]
+
+
 def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
     """Measure one program and print (and append) its line."""
     if args.gpu:
         without_accelerators()
-    batch, network = make_workload(load_structures(args.workload, args.copies)).batch, (model, forces, args.precision)
-    if args.gpu is None:
-        found = measure(programs(shaped_model(*network), batch)[part])
-    else:
-        target = find_target(args.gpu)
-        with compiling_for(target.chip.platform):
-            found = measure(programs(shaped_model(*network), batch, on_device(target))[part], target)
+    target = find_target(args.gpu) if args.gpu else None
+    with compiling_for(target.chip.platform) if target else contextlib.nullcontext():
+        found = measure(traced(model, forces, part, args, on_device(target) if target else lambda tree: tree), target)
     line = json.dumps({
         "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
         "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision,
@@ -164,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["gemnet_oc_tiny"], help="presets or JSON files of dimensions")
     parser.add_argument("--forces", nargs="+", default=["direct", "gradient"], choices=["direct", "gradient"])
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="programs to compile")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS + OF_CSI, help="programs to compile")
     parser.add_argument("--workload", default="mol20", choices=NAMES)
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")

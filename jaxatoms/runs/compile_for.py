@@ -27,7 +27,6 @@ from jaxatoms.runs.run import TrainingRun, lower_step
 from jaxatoms.tools import gpu_dump, hlo
 from jaxatoms.tools.runtime import without_accelerators
 from jaxatoms.tools.targets import Target, find_target
-from jaxatoms.training import parallel
 from jaxatoms.types import InputError
 
 
@@ -57,9 +56,8 @@ def compile_for(target: Target, run: TrainingRun, budget: BatchBudget, structure
     Raises:
       InputError: the step does not fit into a TPU's memory.
     """
-    mesh = jax.sharding.Mesh(np.array(target.devices), (parallel.AXIS,))
     with compiling_for(target.chip.platform):  # the model is written differently for CPUs
-        lowered = lower_step(run, collate(*empty_structures(), budget), mesh)
+        lowered = lower_step(run, collate(*empty_structures(), budget), target.devices)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         program = _fitting(lowered, target, Path(folder))

@@ -7,7 +7,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -263,17 +263,21 @@ def _summarise(run: TrainingRun, session: Session, done: int, meter, shapes: int
     }
 
 
-def lower_step(run: TrainingRun, batch: Any, mesh=None) -> jax.stages.Lowered:
+def lower_step(run: TrainingRun, batch: Any, devices: Sequence[Any] = ()) -> jax.stages.Lowered:
     """The run's step, lowered for the shape of `batch`; nothing is computed.
 
     Args:
       batch: of one device.
-      mesh: devices that each take such a batch; they need not exist (a described topology). None: one device.
+      devices: that each take such a batch; they need not exist (a described topology). None given: the default one.
     """
     model = flattened(run.model, shapes_only=True)
     state, constants = jax.eval_shape(lambda p: init_state(p, run.optimizer()), model.params), model.constants
-    if mesh is None:
+    if len(devices) < 2:  # no mesh, as in a run
+        if devices:
+            place = functools.partial(_shape_on, sharding=jax.sharding.SingleDeviceSharding(devices[0]))
+            state, constants, batch = jax.tree.map(place, (state, constants, batch))
         return run.make_step(model.apply).lower(state, constants, batch, **run.step_arguments())
+    mesh = jax.sharding.Mesh(np.array(devices), (parallel.AXIS,))
     shardings = parallel.state_shardings(state, mesh, run.devices.shard_optimizer)
     whole = parallel.replicated(mesh)
     over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(parallel.AXIS))

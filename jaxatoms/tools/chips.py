@@ -25,8 +25,9 @@ def _tpu(bfloat16: float, memory: float, bandwidth: float, link: float, generati
     return Chip("tpu", flops, memory, bandwidth, link, f"https://cloud.google.com/tpu/docs/{generation}", cores)
 
 
-def _gpu(bfloat16: float, tf32: float, float32: float, memory: float, bandwidth: float, link: float, page: str) -> Chip:
-    flops = {"bfloat16": bfloat16, "float16": bfloat16, "tf32": tf32, "float32": float32}
+def _gpu(products: tuple[float, ...], memory: float, bandwidth: float, link: float, page: str) -> Chip:
+    flops = dict(zip(("bfloat16", "tf32", "float32", "float64"), products, strict=True))
+    flops["float16"] = flops["bfloat16"]
     return Chip("gpu", flops, memory, bandwidth, link, f"https://www.nvidia.com/en-us/data-center/{page}/")
 
 
@@ -36,10 +37,10 @@ CHIPS = {
     "v5p": _tpu(459e12, 95e9, 2.765e12, 600e9, "v5p"),
     "v6e": _tpu(918e12, 32e9, 1.640e12, 448e9, "v6e"),
     # SXM modules; NVIDIA prints rates with sparsity, of which half is dense, and links as the sum of both directions.
-    "a100": _gpu(312e12, 156e12, 19.5e12, 80e9, 2.039e12, 300e9, "a100"),
-    "h100": _gpu(989e12, 494e12, 67e12, 80e9, 3.35e12, 450e9, "h100"),
-    "h200": _gpu(989e12, 494e12, 67e12, 141e9, 4.8e12, 450e9, "h200"),
-    "b200": _gpu(2250e12, 1100e12, 75e12, 180e9, 7.7e12, 900e9, "hgx"),
+    "a100": _gpu((312e12, 156e12, 19.5e12, 19.5e12), 80e9, 2.039e12, 300e9, "a100"),
+    "h100": _gpu((989e12, 494e12, 67e12, 67e12), 80e9, 3.35e12, 450e9, "h100"),
+    "h200": _gpu((989e12, 494e12, 67e12, 67e12), 141e9, 4.8e12, 450e9, "h200"),
+    "b200": _gpu((2250e12, 1100e12, 75e12, 37e12), 180e9, 7.7e12, 900e9, "hgx"),
 }
 
 

@@ -37,6 +37,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(([
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 _CALLS = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _PATH = re.compile(r'\bop_name="([^"]*)"')
 _PRODUCT_CALLS = ("__cublas$gemm", "__cublas$lt$matmul")  # of a GPU; their further results are scratch memory
 _ASKED = re.compile(r'\boperand_precision(?:=\{|":\[)([\w",]*)')
@@ -104,7 +105,9 @@ def bytes_by_part(found: Iterable[Operation]) -> dict[str, int]:
 
 
 def operations(hlo: str) -> list[Operation]:
-    """Lists what a compiled program launches on one device; the body of a loop is listed once.
+    """Lists what a compiled program launches on one device; the body of a loop is listed as often as it runs.
+
+    (Once, where the program does not say how often.)
 
     A TPU compiler's own "bytes accessed" also counts what stays in on-chip memory (`S(1)` in a layout) and copies
     there, most of the total in steps with small parts. Here only arrays in main memory count: of asynchronous copies
@@ -112,13 +115,27 @@ def operations(hlo: str) -> list[Operation]:
     operands and results.
     """
     computations = _computations(hlo)
-    looped = {body for lines in computations.values() for line in lines for body in _BODY.findall(line)}
+    times = _times(computations)
     slices = {name: _slices(lines) for name, lines in computations.items()}
     products: dict[str, Counter[str]] = {}
     for name, lines in computations.items():  # a computation is printed before those that call it
         products[name] = sum(_products(lines, products).values(), Counter())
-    launched = [lines for name, lines in computations.items() if name == "ENTRY" or name in looped]
-    return [operation for lines in launched for operation in _launched(lines, slices, _products(lines, products))]
+    found: list[Operation] = []
+    for name, lines in computations.items():
+        if name in times:
+            found += times[name] * _launched(lines, slices, _products(lines, products))
+    return found
+
+
+def _times(computations: dict[str, list[str]]) -> dict[str, int]:
+    """Returns how often the entry and the bodies of loops run."""
+    times = {"ENTRY": 1}
+    for name, lines in reversed(computations.items()):  # a body is printed before the loop
+        for line in lines if name in times else []:
+            if body := _BODY.search(line):
+                known = _TRIPS.search(line)
+                times[body[1]] = times[name] * (int(known[1]) if known else 1)
+    return times
 
 
 def part_of(path: str) -> str:

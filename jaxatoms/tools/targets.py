@@ -15,8 +15,6 @@ from jaxatoms.types import InputError
 LARGEST_HOST = 8  # GPUs that the links of the table connect
 # Triton products need a GPU to be tuned on; cuBLAS takes its default algorithm instead.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-# A pass of LLVM over addresses; with jax 0.10.1 it takes more than five minutes for one kernel of the optimiser.
-GPU_FLAGS = "--xla_backend_extra_options=-disable-cgp"
 
 
 class Target(NamedTuple):
@@ -65,9 +63,7 @@ def _tpu_devices(name: str) -> list[Any]:
 def _gpu_devices(name: str, gpu: str, n_device: int) -> list[Any]:
     if not 1 <= n_device <= LARGEST_HOST:
         raise InputError(f"--compile-for {name}: a host has 1 to {LARGEST_HOST} GPUs; use a number such as {gpu}:8")
-    if "--xla_backend_extra_options" not in (flags := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{flags} {GPU_FLAGS}".strip()
-    from jax.experimental import topologies  # the compiler is loaded, which reads the environment
+    from jax.experimental import topologies
 
     try:  # partitions x hosts x devices
         return topologies.get_topology_desc(

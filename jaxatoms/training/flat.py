@@ -60,7 +60,9 @@ class FlatParams:
         return _split(self.layout, self.vector)
 
 
-# The gradient is written out because that of a slice is a padded copy of the whole vector, for every array.
+# The gradient is written out because that of a slice is a padded copy of the whole vector, for every array. It is put
+# together before anything reads it: else XLA puts 300 arrays together inside the optimiser's kernel, which then takes
+# LLVM minutes to compile for a GPU (175 instead of 24 s for a step of variant S, jax 0.10.1).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _split(layout: Layout, vector):
     return layout.split(vector)
@@ -68,7 +70,7 @@ def _split(layout: Layout, vector):
 
 _split.defvjp(
     lambda layout, vector: (layout.split(vector), None),
-    lambda layout, _, gradients: (layout.join(gradients),),
+    lambda layout, _, gradients: (jax.lax.optimization_barrier(layout.join(gradients)),),
 )
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fixtures.xyz import write_xyz
 
 from jaxatoms.inference import inputs
 from jaxatoms.training.checkpoint import CheckpointStore
@@ -12,17 +13,6 @@ from jaxatoms.training.checkpoint import CheckpointStore
 @pytest.fixture
 def xyz(tmp_path):
     return write_xyz(tmp_path / "data.extxyz")
-
-
-def write_xyz(path, shift=0.0, n=6):
-    """A file of `n` water-like molecules, the first of which is moved by `shift` A."""
-    frames = []
-    for i in range(n):
-        x = 0.96 + 0.01 * i + (shift if i == 0 else 0.0)
-        frames.append(f"3\nProperties=species:S:1:pos:R:3:forces:R:3 energy={-1.0 - 0.1 * i} pbc=\"F F F\"\n"
-                      f"O 0 0 0 0 0 {0.1 * i}\nH {x} 0 0 0 0 {-0.1 * i}\nH 0 0.9 0.3 0 0 0\n")
-    path.write_text("".join(frames))
-    return path
 
 
 def test_a_data_set_is_known_by_its_records_wherever_it_lies(tmp_path, xyz):

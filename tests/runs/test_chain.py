@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_inputs import write_xyz
+from fixtures.xyz import write_xyz
 
 from jaxatoms.runs.chain import Step, print_chain, run_chain
 from jaxatoms.training.checkpoint import CheckpointStore

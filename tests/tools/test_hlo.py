@@ -179,6 +179,8 @@ def test_main_memory_counts_pieces_of_copies_whole_arrays_of_fusions_and_bodies_
     far = 64 * 8 * 4 + 64 * 8 * 2  # one array read, one written
     body = 2 * 64 * 8 * 4
     assert _main_memory(PROGRAM) == piece + far + body
+    known = PROGRAM.replace("body=%body.2", 'body=%body.2, backend_config={"known_trip_count":{"n":"3"}}')
+    assert _main_memory(known) == piece + far + 3 * body, "a loop that says how often it runs"
 
 
 LIBRARY = """HloModule jit_step, is_scheduled=true

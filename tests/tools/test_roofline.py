@@ -19,7 +19,7 @@ def test_a_launch_takes_the_longer_of_its_traffic_and_its_arithmetic():
 def test_arithmetic_takes_the_rate_of_its_precision():
     assert roofline.product_seconds({"float32": 67e9, "tf32": 494e9, "bfloat16": 989e9}, H200) == pytest.approx(3e-3)
     with pytest.raises(KeyError):
-        roofline.product_seconds({"float64": 1.0}, H200)
+        roofline.product_seconds({"float8": 1.0}, H200)
 
 
 def test_launches_follow_each_other_and_none_is_shorter_than_the_floor():

@@ -227,7 +227,7 @@ def _parts_read(steps: list[tuple[str, str, list[str]]], results: dict[str, _Arr
         count = prod(results[name].shape)
         for operand in operands:
             size = prod(results[operand].shape)
-            if kind == "slice":
+            if kind in ("slice", "dynamic-slice") and operand == operands[0]:
                 part = parts[name] * count / max(size, 1)
             elif size == count or kind in ("concatenate", "reduce", "tuple"):  # elementwise, or along other axes
                 part = parts[name]

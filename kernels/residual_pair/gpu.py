@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.residual_pair.reference import GAIN, HALF
+from kernels.residual_pair.reference import GAIN, HALF, product
 
 WIDTHS = (256, 384, 512)  # what is left between the products has to fit into registers and shared memory
 GROUPS, ROWS = 2, 64  # groups of threads that multiply, and rows of each; wgmma has 64
@@ -211,27 +211,27 @@ def _second_factor(group: _Group, piece: int):
     return group.spare(piece) if piece < OUTPUTS // COLUMNS else group.row(piece)
 
 
-def _stream(weights, shared: _Shared, width: int, turned: bool):
+def _stream(w1, w2, shared: _Shared, width: int, turned: bool):
     """Copy the tiles of both weights in the order in which they are multiplied; each waits until one is read."""
-    n_piece, n_output = width // COLUMNS, width // OUTPUTS
+    n_piece, count = width // COLUMNS, width // COLUMNS * (width // OUTPUTS)
 
-    def copy(tile: jax.Array, _):
-        stage = jax.lax.rem(tile, STAGES)
+    def copy(weights, before: int, tile: jax.Array, _):
+        stage = jax.lax.rem(before + tile, STAGES)
 
-        @pl.when(tile >= STAGES)
+        @pl.when(before + tile >= STAGES)
         def _():
             plgpu.barrier_wait(shared.tile_read.at[stage])
 
-        layer, output = jax.lax.div(tile, n_piece * n_output), jax.lax.rem(jax.lax.div(tile, n_piece), n_output)
-        layer = 1 - layer if turned else layer
-        rows, columns = pl.ds(jax.lax.rem(tile, n_piece) * COLUMNS, COLUMNS), pl.ds(output * OUTPUTS, OUTPUTS)
-        source = weights.at[layer, columns, rows] if turned else weights.at[layer, rows, columns]
+        rows = pl.ds(jax.lax.rem(tile, n_piece) * COLUMNS, COLUMNS)
+        columns = pl.ds(jax.lax.div(tile, n_piece) * OUTPUTS, OUTPUTS)
+        source = weights.at[columns, rows] if turned else weights.at[rows, columns]
         plgpu.copy_gmem_to_smem(source, shared.tiles.at[stage], shared.tile_here.at[stage])
 
-    jax.lax.fori_loop(0, 2 * n_piece * n_output, copy, None)
+    for i, weights in enumerate((w2, w1) if turned else (w1, w2)):
+        jax.lax.fori_loop(0, count, partial(copy, weights, i * count), None)
 
 
-def _run(shared: _Shared, weights, width: int, do: _Pass):
+def _run(shared: _Shared, w1, w2, width: int, do: _Pass):
     """The whole block."""
 
     @pl.when(jax.lax.axis_index(_GROUP) < GROUPS)
@@ -244,7 +244,7 @@ def _run(shared: _Shared, weights, width: int, do: _Pass):
     @pl.when(jax.lax.axis_index(_GROUP) == GROUPS)
     def _():
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
-        _stream(weights, shared, width, do.turned)
+        _stream(w1, w2, shared, width, do.turned)
 
 
 def _activation(y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -253,7 +253,7 @@ def _activation(y: jax.Array) -> tuple[jax.Array, jax.Array]:
     return y * s * GAIN, s * (1 + y * (1 - s)) * GAIN
 
 
-def _forward_body(x, weights, out, *kept, **scratch):
+def _forward_body(x, w1, w2, out, *kept, **scratch):
     """kept: a1, s1, s2, or none of them."""
     a1, s1, s2 = kept or (None, None, None)
 
@@ -281,10 +281,10 @@ def _forward_body(x, weights, out, *kept, **scratch):
 
     nothing = lambda group, piece, place: None  # noqa: E731
     do = _Pass(False, load, first, between, second, nothing, x, True, out)
-    _run(_Shared(**scratch), weights, x.shape[1], do)
+    _run(_Shared(**scratch), w1, w2, x.shape[1], do)
 
 
-def _backward_body(g, s1, s2, weights, gx, g1, g2, **scratch):
+def _backward_body(g, s1, s2, w1, w2, gx, g1, g2, **scratch):
     def load(group):
         for piece in range(group.n_piece):
             group.fetch_row(g, piece, piece)
@@ -315,7 +315,7 @@ def _backward_body(g, s1, s2, weights, gx, g1, g2, **scratch):
         return place[...].astype(jnp.float32) * HALF + y
 
     do = _Pass(True, load, first, between, second, fetch_first, g, False, gx)
-    _run(_Shared(**scratch), weights, g.shape[1], do)
+    _run(_Shared(**scratch), w1, w2, g.shape[1], do)
 
 
 def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) -> Callable:
@@ -344,15 +344,66 @@ def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) 
     )
 
 
-def _stacked(w1: jax.Array, w2: jax.Array) -> jax.Array:
-    return jnp.stack([w1, w2]).astype(jnp.bfloat16)
-
-
-def forward(x: jax.Array, weights: jax.Array, keep: bool) -> list[jax.Array]:
+def forward(x: jax.Array, w1: jax.Array, w2: jax.Array, keep: bool) -> list[jax.Array]:
     """[the result], or with `keep` [the result, a1, s1, s2]: what the gradient needs; all [n, c] bfloat16."""
-    return _call(_forward_body, 4 if keep else 1, x, False, "residual_pair_forward")(x, weights)
+    return _call(_forward_body, 4 if keep else 1, x, False, "residual_pair_forward")(x, w1, w2)
 
 
-def backward(g: jax.Array, s1: jax.Array, s2: jax.Array, weights: jax.Array) -> list[jax.Array]:
+def backward(g: jax.Array, s1: jax.Array, s2: jax.Array, w1: jax.Array, w2: jax.Array) -> list[jax.Array]:
     """[gx, g1, g2], the gradients of x, x w1 and a1 w2; all [n, c] bfloat16."""
-    return _call(_backward_body, 3, g, True, "residual_pair_backward")(g, s1, s2, weights)
+    return _call(_backward_body, 3, g, True, "residual_pair_backward")(g, s1, s2, w1, w2)
+
+
+@jax.custom_vjp
+def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    """(x + act(act(x w1) w2)) / sqrt(2) in bfloat16, for GPUs of compute capability 9.0; differentiates once.
+
+    Under `jax.vmap` the kernels get one more axis of blocks.
+
+    Args:
+      x: [n, c] bfloat16, n > 0 of any value, c one of `WIDTHS`; w1, w2: [c, c] float32 or bfloat16, used in bfloat16.
+
+    Raises:
+      ValueError: shapes that do not belong together, another width (between the products a block of width 1024, that
+        of variant L, fits neither into shared memory nor into registers), or another type of x.
+    """
+    return forward(*_arguments(x, w1, w2), keep=False)[0]
+
+
+def _save(x, w1, w2):
+    x, *weights = _arguments(x, w1, w2)
+    out, a1, s1, s2 = forward(*_only_once((x, *weights)), keep=True)
+    return out, (x, w1, w2, a1, s1, s2)
+
+
+def _gradients(kept, g):
+    x, w1, w2, a1, s1, s2 = kept
+    weights = (w.astype(jnp.bfloat16) for w in (w1, w2))
+    gx, g1, g2 = backward(*_only_once((g, s1, s2, *weights)))
+    return gx, product(x, g1, (0, 0)).astype(w1.dtype), product(a1, g2, (0, 0)).astype(w2.dtype)
+
+
+residual_pair.defvjp(_save, _gradients)
+
+
+def _arguments(x, w1, w2) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arguments as the kernels take them."""
+    n, c = x.shape
+    if n == 0 or w1.shape != (c, c) or w2.shape != (c, c):
+        raise ValueError(f"expected x [n, c], n > 0, and weights [c, c]; got {x.shape}, {w1.shape}, {w2.shape}")
+    if c not in WIDTHS:
+        raise ValueError(f"the kernel for GPUs has widths {', '.join(map(str, WIDTHS))}, got {c}; use XLA")
+    if x.dtype != jnp.bfloat16:
+        raise ValueError(f"the kernel for GPUs takes x in bfloat16, got {x.dtype}; use XLA")
+    return x, w1.astype(jnp.bfloat16), w2.astype(jnp.bfloat16)
+
+
+@jax.custom_jvp
+def _only_once(arrays):
+    """The arrays; differentiating what is made of them is an error that says why."""
+    return arrays
+
+
+@_only_once.defjvp
+def _refuse(primals, tangents):
+    raise ValueError("the kernel for GPUs differentiates once; gradient forces need the implementation xla")

@@ -29,6 +29,7 @@ from benchmarks.workloads import NAMES, load_structures, make_workload
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.registry import PureModel, abstract_model, find_config
+from jaxatoms.ops import dispatch
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.tools import chips, hlo, roofline
 from jaxatoms.tools.chips import Chip
@@ -146,11 +147,11 @@ def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
         found = measure(programs(shaped_model(*network), batch)[part])
     else:
         target = find_target(args.gpu)
-        with compiling_for(target.chip.platform):
+        with compiling_for(target.chip.platform, target.device_kind), dispatch.using_kernels(args.kernels):
             found = measure(programs(shaped_model(*network), batch, on_device(target))[part], target)
     line = json.dumps({
         "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
-        "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision,
+        "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision, "kernels": args.kernels,
         **found, "run": datetime.now(UTC).isoformat(timespec="seconds"), "machine": {"cpu": cpu_name()}, **provenance(),
     })  # fmt: skip
     print(line, flush=True)
@@ -168,6 +169,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workload", default="mol20", choices=NAMES)
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
+    parser.add_argument(
+        "--kernels", default="auto", choices=["auto", "xla", "mosaic_gpu"], help="as of pretrain; with --gpu"
+    )
     parser.add_argument("--gpu", choices=chips.names("gpu"), help="compile for this GPU")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.ops import dense_chain, dispatch, target
+from jaxatoms.types import InputError
 from kernels.residual_pair import gpu, tpu
 
 
@@ -39,13 +40,17 @@ def _on_gpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     computed in plain JAX: it has a twentieth of the rows, and the kernels would round it.
 
     Raises:
-      ValueError: another precision than bfloat16, another platform than GPUs, or a width that the kernels do not have.
+      ValueError: another precision than bfloat16, another platform than GPUs (InputError, as the next), or a width that
+        the kernels do not have: variant L has 1024, of which a block of rows does not fit between the products.
     """
     _check_precision(precision)
     if x.dtype != jnp.bfloat16:
         return dense_chain.residual_pair(precision, x, w1, w2)
     if target.platform() != "gpu":
-        raise ValueError("mosaic_gpu is for NVIDIA Hopper GPUs; choose another implementation here")
+        raise InputError("kernels mosaic_gpu are for NVIDIA GPUs, H100 and H200; leave them out here")
+    if x.shape[-1] not in gpu.WIDTHS:
+        widths = ", ".join(map(str, gpu.WIDTHS))
+        raise InputError(f"kernels mosaic_gpu are for edge states of width {widths}, got {x.shape[-1]}; leave them out")
     return gpu.residual_pair(x, w1, w2)
 
 

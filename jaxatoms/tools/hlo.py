@@ -13,7 +13,8 @@ COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "coll
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
 # These operations read each element once and write as many. (A fusion inside a fusion is a change of layout.)
 SAME_ELEMENTS = {"bitcast", "reshape", "transpose", "copy", "convert", "fusion"}
-STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
+_ALLOCATION = "AllocateBuffer"
+STILL_CALLS = ("ConcatBitcast", _ALLOCATION, "AssumeGatherIndicesInBound")
 # These are the named scopes of the model, innermost first. An operation inside several belongs to the first of them.
 PARTS = {
     "quad_interaction": "quadruplets",
@@ -41,6 +42,9 @@ _CALLS = re.compile(r"\b(?:calls|to_apply)=%([\w.\-]+)")
 _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 _PATH = re.compile(r'\bop_name="([^"]*)"')
 _PRODUCT_CALLS = ("__cublas$gemm", "__cublas$lt$matmul")  # of a GPU; their further results are scratch memory
+_MOSAIC_CALL = 'custom_call_target="mosaic_gpu'  # a kernel of Pallas Mosaic GPU: its text does not say what it computes
+# Products [n, c] x [c, c] in bfloat16 of the kernels in `kernels`, by their names; results have the shape [..., n, c].
+KERNEL_PRODUCTS = {"residual_pair_forward": 2, "residual_pair_backward": 2}
 _ASKED = re.compile(r'\boperand_precision(?:=\{|":\[)([\w",]*)')
 _CONTRACTED = re.compile(r'\blhs_contracting_(?:dims=\{|dimensions":\[)([\d,"]*)')
 
@@ -234,7 +238,16 @@ def _products(lines: list[str], called: dict[str, Counter[str]]) -> dict[str, Co
             left = arrays[_names(operands)[0]]
             contracted = prod(left.shape[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
             counts[name][_precision(line, left.dtype)] += 2 * prod(arrays[name].shape) * contracted
+        elif _MOSAIC_CALL in line:
+            shape = arrays[name].shape
+            counts[name]["bfloat16"] += 2 * _kernel_products(line) * prod(shape) * shape[-1]
     return counts
+
+
+def _kernel_products(line: str) -> int:
+    """Returns how many products of rows with square weights a kernel computes; none of a kernel that is not known."""
+    words = re.findall(r"\w+", path[1] if (path := _PATH.search(line)) else "")
+    return sum(KERNEL_PRODUCTS.get(word, 0) for word in words)
 
 
 def _precision(line: str, dtype: str) -> str:
@@ -256,6 +269,8 @@ def _launched(lines: list[str], slices: dict[str, _Slices], products) -> list[Op
             continue
         name, result, kind, operands = match.groups()
         arrays[name] = _arrays(result)[: 1 if _is_product_call(line) else None]
+        if _ALLOCATION in line:  # what is written there is a result of the call that it is given to
+            arrays[name] = []
         paths[name] = path[1] if (path := _PATH.search(line)) else ""
         for operand in _names(operands):
             users.setdefault(operand, []).append(name)

@@ -5,9 +5,9 @@
     python -m benchmarks.kernels --compile-for h200
 
 Forward alone, and forward with gradients as training takes them. On TPUs these are the kernels for TPUs, on an H100 or
-H200 those for GPUs, in the cases that they take. Elsewhere the kernel for TPUs is interpreted, on at most `--rows` rows:
-its line says so, and its time means nothing but that it ran. A kernel stays in use only where it is more than 15 %
-faster than XLA on a named workload on hardware.
+H200 those for GPUs, in the cases that they take. Elsewhere the kernel for TPUs is interpreted, on at most `--rows`
+rows: its line says so, and its time means nothing but that it ran. A kernel stays in use only where it is more than
+15 % faster than XLA on a named workload on hardware.
 """
 
 import argparse

@@ -202,6 +202,8 @@ def _slices(lines: list[str]) -> _Slices:
             named = named[1:]
         for operand in named:
             uses.setdefault(operand, []).append((kind, name))
+        if "ROOT " in line:
+            uses.setdefault(name, []).append(("result", name))  # all of it is wanted
     read = {
         index: round(part * results[name].size)
         for name, index in parameters.items()

@@ -92,8 +92,7 @@ def check_kernels(implementation: str):
     if implementation == "mosaic_gpu":
         capability = getattr(jax.devices()[0], "compute_capability", None)
         if capability != HOPPER:
-            raise InputError("--kernels mosaic_gpu is for NVIDIA GPUs of compute capability 9.0, H100 and H200; leave it "
-                             "out here")  # fmt: skip
+            raise InputError("--kernels mosaic_gpu is for NVIDIA H100 and H200; leave it out here")
 
 
 def prepare_process():

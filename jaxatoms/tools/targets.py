@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
     @property
     def device_kind(self) -> str:
-        """The name of the devices as JAX gives it, such as "TPU v5 lite"; of a described GPU that of the chip, "H200"."""
+        """The name of the devices as JAX gives it, such as "TPU v5 lite"; of a described GPU the chip's, "H200"."""
         return self.name.partition(":")[0].upper() if self.chip.platform == "gpu" else self.devices[0].device_kind
 
     @property

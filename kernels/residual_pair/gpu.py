@@ -21,9 +21,10 @@ read + written, without the gradients of the weights, which are the same. For c 
 a product at 3.8 TB/s and 700 TFLOP/s; the first two rows cost the same, and recomputing costs more than it saves. The
 first needs one array more of memory than the second until the backward pass, and less shared memory in it.
 
-Rows past the end are zeros when read and are not written (TMA does both), so n may have any value.
+Rows of a block past the end are zeros when read and are not written (TMA does both). Mosaic copies tiles of 8 rows, so
+an n that is not a multiple of 8 is padded first, at the price of a copy; budgets of edges are multiples.
 
-NOT MEASURED on hardware. What is known comes from the compiler and from `tests/kernels/mosaic_gpu.py`.
+NOT MEASURED on hardware. What is known comes from the compiler and from `tests/fixtures/mosaic_gpu.py`.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,7 @@ OUTPUTS = 128  # columns of a product at a time: 64 registers of float32 per thr
 STAGES = 3  # tiles of weights in shared memory
 SPARE = 3  # further pieces [64, 64] of each group
 REGISTERS = (216, 80)  # per thread, of those that multiply and of those that copy: 2 * 216 + 80 of 512
+MULTIPLE = 8  # rows of a tile in shared memory: copies need whole tiles in main memory too
 _LAYOUT = (plgpu.TilingTransform((8, COLUMNS)), plgpu.SwizzleTransform(128))  # as wgmma reads it
 _BLOCK, _GROUP = "rows", "group"  # axes of the grid and of a block
 
@@ -64,13 +66,13 @@ class _Pass(NamedTuple):
     """What the two passes differ in; pieces are numbered from left to right."""
 
     turned: bool  # products with transposed weights, the second one first
-    load: Callable  # (group) -> None: makes the first factor
+    load: Callable  # (group) -> None: makes the first factor, or starts its copies
     first: Callable  # (group, piece, y, place) -> what the second product multiplies, [ROWS, COLUMNS]
     between: Callable  # (group, pieces) -> None: called when pieces of the second factor are in shared memory
     second: Callable  # (group, piece, y, place) -> the result, [ROWS, COLUMNS]
     fetch_first: Callable  # (group, piece, place) -> None: starts copies that `first` needs
     addend: Any  # what `second` finds in its place of shared memory: an array in main memory
-    addend_here: bool  # the first factor is the addend: its first pieces are in shared memory already
+    addend_here: bool  # the first factor is the addend, and still on its way when `load` returns
     out: Any  # main memory of the result
 
 
@@ -95,6 +97,11 @@ class _Group:
     def row(self, piece: int):
         """A piece of the first factor."""
         return self.shared.rows.at[self.index, piece]
+
+    def row_here(self, piece: int):
+        """A piece of the first factor, once it has arrived."""
+        self.wait_row(piece)
+        return self.row(piece)
 
     def spare(self, place: int):
         """A further piece."""
@@ -172,7 +179,7 @@ def _chain(group: _Group, do: _Pass):
         pieces = [output * halves + half for half in range(halves)]
         for half, piece in enumerate(pieces[: halves if output == 0 else 1]):
             do.fetch_first(group, piece, half if output == 0 else SPARE - 1)
-        y = group.product(group.row, do.turned)
+        y = group.product(group.row_here if do.addend_here and output == 0 else group.row, do.turned)
         group.locate()
         if last:  # the first factor has been multiplied; copies of it to main memory may still be under way
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -235,14 +242,14 @@ def _run(shared: _Shared, w1, w2, width: int, do: _Pass):
     """The whole block."""
 
     @pl.when(jax.lax.axis_index(_GROUP) < GROUPS)
-    def _():
+    def multiply():
         plgpu.set_max_registers(REGISTERS[0], action="increase")
         group = _Group(shared, width)
         do.load(group)
         _chain(group, do)
 
     @pl.when(jax.lax.axis_index(_GROUP) == GROUPS)
-    def _():
+    def copy():
         plgpu.set_max_registers(REGISTERS[1], action="decrease")
         _stream(w1, w2, shared, width, do.turned)
 
@@ -260,8 +267,6 @@ def _forward_body(x, w1, w2, out, *kept, **scratch):
     def load(group):
         for piece in range(group.n_piece):
             group.fetch_row(x, piece, piece)
-        for piece in range(group.n_piece):
-            group.wait_row(piece)
 
     def first(group, piece, y, place):
         value, slope = _activation(y)
@@ -344,17 +349,19 @@ def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) 
     )
 
 
+# Called as functions of their own, the layers of a network are lowered and compiled once for all of one shape.
+@partial(jax.jit, static_argnames="keep")
 def forward(x: jax.Array, w1: jax.Array, w2: jax.Array, keep: bool) -> list[jax.Array]:
     """[the result], or with `keep` [the result, a1, s1, s2]: what the gradient needs; all [n, c] bfloat16."""
     return _call(_forward_body, 4 if keep else 1, x, False, "residual_pair_forward")(x, w1, w2)
 
 
+@jax.jit
 def backward(g: jax.Array, s1: jax.Array, s2: jax.Array, w1: jax.Array, w2: jax.Array) -> list[jax.Array]:
     """[gx, g1, g2], the gradients of x, x w1 and a1 w2; all [n, c] bfloat16."""
     return _call(_backward_body, 3, g, True, "residual_pair_backward")(g, s1, s2, w1, w2)
 
 
-@jax.custom_vjp
 def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     """(x + act(act(x w1) w2)) / sqrt(2) in bfloat16, for GPUs of compute capability 9.0; differentiates once.
 
@@ -367,27 +374,6 @@ def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
       ValueError: shapes that do not belong together, another width (between the products a block of width 1024, that
         of variant L, fits neither into shared memory nor into registers), or another type of x.
     """
-    return forward(*_arguments(x, w1, w2), keep=False)[0]
-
-
-def _save(x, w1, w2):
-    x, *weights = _arguments(x, w1, w2)
-    out, a1, s1, s2 = forward(*_only_once((x, *weights)), keep=True)
-    return out, (x, w1, w2, a1, s1, s2)
-
-
-def _gradients(kept, g):
-    x, w1, w2, a1, s1, s2 = kept
-    weights = (w.astype(jnp.bfloat16) for w in (w1, w2))
-    gx, g1, g2 = backward(*_only_once((g, s1, s2, *weights)))
-    return gx, product(x, g1, (0, 0)).astype(w1.dtype), product(a1, g2, (0, 0)).astype(w2.dtype)
-
-
-residual_pair.defvjp(_save, _gradients)
-
-
-def _arguments(x, w1, w2) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The arguments as the kernels take them."""
     n, c = x.shape
     if n == 0 or w1.shape != (c, c) or w2.shape != (c, c):
         raise ValueError(f"expected x [n, c], n > 0, and weights [c, c]; got {x.shape}, {w1.shape}, {w2.shape}")
@@ -395,7 +381,31 @@ def _arguments(x, w1, w2) -> tuple[jax.Array, jax.Array, jax.Array]:
         raise ValueError(f"the kernel for GPUs has widths {', '.join(map(str, WIDTHS))}, got {c}; use XLA")
     if x.dtype != jnp.bfloat16:
         raise ValueError(f"the kernel for GPUs takes x in bfloat16, got {x.dtype}; use XLA")
-    return x, w1.astype(jnp.bfloat16), w2.astype(jnp.bfloat16)
+    missing = -n % MULTIPLE
+    return _pair(jnp.pad(x, ((0, missing), (0, 0))), w1, w2)[:n] if missing else _pair(x, w1, w2)
+
+
+@jax.custom_vjp
+def _pair(x, w1, w2):
+    return forward(x, *_rounded(w1, w2), keep=False)[0]
+
+
+def _save(x, w1, w2):
+    out, a1, s1, s2 = forward(*_only_once((x, *_rounded(w1, w2))), keep=True)
+    return out, (x, w1, w2, a1, s1, s2)
+
+
+def _gradients(kept, g):
+    x, w1, w2, a1, s1, s2 = kept
+    gx, g1, g2 = backward(*_only_once((g, s1, s2, *_rounded(w1, w2))))
+    return gx, product(x, g1, (0, 0)).astype(w1.dtype), product(a1, g2, (0, 0)).astype(w2.dtype)
+
+
+_pair.defvjp(_save, _gradients)
+
+
+def _rounded(w1, w2):
+    return w1.astype(jnp.bfloat16), w2.astype(jnp.bfloat16)
 
 
 @jax.custom_jvp

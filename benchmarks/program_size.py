@@ -37,6 +37,7 @@ from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.registry import PureModel, abstract_model, architecture_of, find_config
+from jaxatoms.ops import dispatch
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.tools import chips, hlo, roofline
 from jaxatoms.tools.chips import Chip
@@ -180,11 +181,13 @@ def run_case(model: str, forces: str, part: str, args: argparse.Namespace):
     if args.gpu:
         without_accelerators()
     target = find_target(args.gpu) if args.gpu else None
-    with compiling_for(target.chip.platform) if target else contextlib.nullcontext():
-        found = measure(traced(model, forces, part, args, on_device(target) if target else lambda tree: tree), target)
+    place = on_device(target) if target else lambda tree: tree
+    described = compiling_for(target.chip.platform, target.device_kind) if target else contextlib.nullcontext()
+    with described, dispatch.using_kernels(args.kernels):
+        found = measure(traced(model, forces, part, args, place), target)
     line = json.dumps({
         "benchmark": "program_size", "model": model, "forces": forces, "part": part, "workload": args.workload,
-        "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision,
+        "copies": args.copies, "target": args.gpu or "cpu", "precision": args.precision, "kernels": args.kernels,
         **found, "run": datetime.now(UTC).isoformat(timespec="seconds"), "machine": {"cpu": cpu_name()}, **provenance(),
     })  # fmt: skip
     print(line, flush=True)
@@ -202,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workload", default="mol20", choices=NAMES)
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
+    parser.add_argument(
+        "--kernels", default="auto", choices=["auto", "xla", "mosaic_gpu"], help="as of pretrain; with --gpu"
+    )
     parser.add_argument("--gpu", choices=chips.names("gpu"), help="compile for this GPU")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)

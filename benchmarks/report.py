@@ -31,7 +31,7 @@ those of one large matmul and one large copy on the same machine."""
 TRAIN_COLUMNS = {
     "case": lambda r: f"{r['case']}, {r['forces']} forces",
     "code": lambda r: r["who"] + ", default malloc" * (not r["malloc_tuned"]) + _remat(r),
-    "model, dtype": lambda r: f"{r['model']}, {r['precision']}",
+    "model, dtype": lambda r: f"{r['model']}, {r['precision']}{_kernels(r)}",
     "s/step (min to max)": lambda r: f"{r['step_s']:.3f} ({min(r['step_s_all']):.3f} to {max(r['step_s_all']):.3f})",
     "CPU s": lambda r: _optional(r, "cpu_s", "{:.2f}"),
     "atoms/s (padded)": lambda r: f"{r['atoms_per_s']:.1f}{_optional(r, 'padded_atoms_per_s', ' ({:.1f})')}",
@@ -119,7 +119,7 @@ KINDS = {
     "train_throughput": Kind(
         "Training steps",
         TRAIN_NOTE,
-        ("case", "forces", "who", "malloc_tuned", "model", "precision", "remat", "structures"),
+        ("case", "forces", "who", "malloc_tuned", "model", "precision", "kernels", "remat", "structures"),
         TRAIN_COLUMNS,
     ),
     "profile_step": Kind(
@@ -152,7 +152,7 @@ KINDS = {
         KERNEL_COLUMNS,
     ),
     "kernel_compilation": Kind(
-        "Kernels compiled for TPU without one",
+        "Kernels compiled for chips that are not there",
         "What the compiler says of one chip's program; nothing was run.",
         ("kernel", "n", "c", "dtype", "pass", "side", "topology"),
         COMPILATION_COLUMNS,
@@ -223,6 +223,11 @@ def _peak(record: dict) -> str:
 
 def _optional(record: dict, name: str, form: str) -> str:
     return form.format(record[name]) if name in record else ""
+
+
+def _kernels(record: dict) -> str:
+    named = record.get("kernels", "auto")
+    return "" if named == "auto" else f", {named}"
 
 
 def _remat(record: dict) -> str:

@@ -38,9 +38,10 @@ from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.models.gemnet_oc.model import GradientModel
 from jaxatoms.models.registry import PureModel, find_config, make_model, split_model
+from jaxatoms.ops import dispatch
 from jaxatoms.runs.plan import matmul_rate
 from jaxatoms.tools.provenance import peak_memory_gib, provenance
-from jaxatoms.tools.runtime import return_compiler_memory
+from jaxatoms.tools.runtime import check_kernels, return_compiler_memory
 from jaxatoms.training.flat import flattened
 from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.optim import OptimConfig, make_optimizer
@@ -138,6 +139,7 @@ def measure(case: str, forces: str, args: argparse.Namespace) -> dict:
         "model": args.model,
         "remat": args.remat,
         "precision": args.precision,
+        "kernels": args.kernels,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "atoms": work.n_node,
         "structures": work.n_graph,
@@ -218,7 +220,7 @@ def same_edges(ours: dict, peer: dict) -> bool:
 
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
-    names = ("reps", "warmup", "model", "precision", "copies")
+    names = ("reps", "warmup", "model", "precision", "copies", "kernels")
     words = [word for name in names for word in (f"--{name}", str(getattr(args, name)))]
     return words + (["--remat"] if args.remat else [])
 
@@ -271,6 +273,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="gemnet_oc_s", help="preset or .json of dimensions")
     parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
     parser.add_argument("--remat", action="store_true", help="ours recomputes blocks in the backward pass")
+    parser.add_argument(
+        "--kernels", choices=("auto", "xla", "pallas_tpu", "mosaic_gpu"), default="auto", help="as of pretrain"
+    )
     parser.add_argument("--copies", type=int, default=1, help="repeat the structures, for larger batches")
     parser.add_argument(
         "--malloc-tuned",
@@ -288,7 +293,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.one:
-        print(json.dumps(measure(*args.one.split(":"), args)), flush=True)
+        check_kernels(args.kernels)
+        with dispatch.using_kernels(args.kernels):
+            print(json.dumps(measure(*args.one.split(":"), args)), flush=True)
         return
     command = shlex.join(["python", "-m", "benchmarks.train_throughput", *sys.argv[1:]])
     shared = {"run": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}

@@ -7,8 +7,6 @@
 import dataclasses
 import sys
 
-import jax
-
 from jaxatoms.ops import dispatch
 from jaxatoms.runs import fleet
 from jaxatoms.runs.compile_for import report_for
@@ -17,8 +15,7 @@ from jaxatoms.runs.pretrain_config import RESUMABLE, PretrainConfig
 from jaxatoms.runs.pretraining import prepare, pretrain
 from jaxatoms.runs.session import check_run_dir
 from jaxatoms.tools import cli
-from jaxatoms.tools.runtime import prepare_process
-from jaxatoms.types import InputError
+from jaxatoms.tools.runtime import check_kernels, prepare_process
 
 
 @cli.one_line_errors()
@@ -28,18 +25,18 @@ def main(argv: list[str] | None = None) -> int:
     fleet.join(config.coordinator, config.num_processes, config.process_id)
     prepare_process()
     if config.compile_for is not None:
-        report_for(config, sys.stdout)
+        with dispatch.using_kernels(config.kernels):
+            report_for(config, sys.stdout)
         return 0
     if config.plan:
         print_plan(prepare(dataclasses.replace(config, devices=1, steps_per_call=1), None), sys.stdout)
         return 0
-    if config.fused_residual and jax.default_backend() != "tpu":
-        raise InputError("--fused-residual is a kernel for TPU; leave it out here")
+    check_kernels(config.kernels)
     run_dir = cli.resolve_run_dir(config.run_dir)
     with fleet.one_run(run_dir):
         resumed = check_run_dir(run_dir, config, RESUMABLE)
         fleet.wait_for_all("run folder checked")
-        with dispatch.using(**({"residual_pair": "pallas_tpu"} if config.fused_residual else {})):
+        with dispatch.using_kernels(config.kernels):
             pretrain(config, run_dir, resumed)
     return 0
 

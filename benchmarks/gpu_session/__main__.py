@@ -73,6 +73,9 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
         options = [*cases, "--copies", str(copies), "--precision", precision, *common, *more]
         return Item(name, ["-m", "benchmarks.train_throughput", *options], xla_flags=xla_flags)
 
+    def with_kernels(name: str, copies: int) -> Item:
+        return step(f"molecules {name}, kernels", "mol20", copies, "bfloat16", "--kernels", "mosaic_gpu")
+
     def profile(name: str, case: str, copies: int, forces="direct") -> Item:
         cases = ["--cases", case, "--grad"] if forces == "direct" else ["--cases", "--grad", case]
         options = [*cases, "--copies", str(copies), "--precision", "bfloat16", *common]
@@ -93,6 +96,7 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
             profile("profile packed", "mol20", sizes.molecules),
             profile("profile batch 20", "mol20", 1),
             profile("profile gradient", "aspirin4", sizes.aspirin, "gradient"),
+            *([with_kernels("packed", sizes.molecules), with_kernels("batch 20", 1)] if model == "gemnet_oc_s" else []),
             step("molecules packed, tf32", "mol20", sizes.molecules, "tf32", *beside),
             step("molecules packed, lean flags", "mol20", sizes.molecules, "bfloat16", xla_flags=LEAN),
         ],
@@ -101,6 +105,7 @@ def waves(model: str, peer: str | None, sizes: Sizes) -> list[list[Item]]:
             step("molecules packed, tuned products", "mol20", sizes.molecules, "bfloat16", xla_flags=TUNED),
             step("molecules packed, float32", "mol20", sizes.molecules, "float32", *beside),
             step("large variant packed", "mol20", sizes.molecules, "bfloat16", "--model", large),
+            Item("kernels", ["-m", "benchmarks.kernels", "--reps", str(sizes.reps)]),
             Item("EquiformerV2 forward", ["-m", "benchmarks.equiformer_forward", "--case", "mol20"]),
             Item("prediction", ["-m", "benchmarks.inference_throughput", "--precision", "bfloat16", *common]),
         ],

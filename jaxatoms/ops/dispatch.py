@@ -1,7 +1,8 @@
 """Which implementation of an operation programs are traced with.
 
 An operation is a function in plain JAX, its default implementation "xla", and may have others by name. Models call the
-operation; what they get is decided here, once per program, as the platform is in `target`.
+operation; what they get is decided here, once per program, as the platform is in `target`. "auto" means the one that
+was measured to be the fastest for the arguments at hand (`wins`), and without a measurement the one in plain JAX.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-XLA = "xla"
+from jaxatoms.ops import wins
+
+XLA, AUTO = "xla", "auto"
 
 _implementations: dict[str, dict[str, Callable]] = {}  # of every operation, by name
 # Pairs of operation and implementation. JAX traces a program again where they are others.
@@ -24,7 +27,10 @@ def operation(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*args, implementation: str | None = None):
-        return _implementations[name][implementation or dict(_chosen.value).get(name, XLA)](*args)
+        chosen = implementation or dict(_chosen.value).get(name, XLA)
+        if chosen == AUTO:
+            chosen = wins.measured(name, args) or XLA
+        return _implementations[name][chosen](*args)
 
     return call
 
@@ -46,14 +52,22 @@ def implementations(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def using(**chosen: str) -> Iterator[None]:
-    """Programs traced in the block use these implementations: `using(residual_pair="pallas_tpu")`.
+    """Programs traced in the block use these implementations, or `auto`: `using(residual_pair="pallas_tpu")`.
 
     Raises:
       ValueError: an unknown operation or implementation.
     """
     for name, implementation in chosen.items():
         known = _implementations.get(name, {})
-        if implementation not in known:
+        if implementation not in known and implementation != AUTO:
             raise ValueError(f"{name} has no implementation {implementation!r}; known are {', '.join(known) or 'none'}")
     with _chosen(tuple(sorted((dict(_chosen.value) | chosen).items()))):
+        yield
+
+
+@contextlib.contextmanager
+def using_kernels(implementation: str) -> Iterator[None]:
+    """Programs traced in the block use this implementation of every operation that has it, or `auto`."""
+    having = [name for name, known in _implementations.items() if implementation in known or implementation == AUTO]
+    with using(**dict.fromkeys(having, implementation)):
         yield

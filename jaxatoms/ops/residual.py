@@ -1,9 +1,11 @@
-"""The residual pair of dense layers: in plain JAX, and as one kernel."""
+"""The residual pair of dense layers: in plain JAX, and as kernels."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxatoms.ops import dense_chain, dispatch, target
-from kernels.fused_residual import fused_residual
+from jaxatoms.types import InputError
+from kernels.residual_pair import gpu, tpu
 
 
 @dispatch.operation
@@ -18,14 +20,40 @@ def residual_pair(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.
 
 
 @dispatch.implements("residual_pair", "pallas_tpu")
-def _kernel(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
-    """One kernel (kernels/fused_residual), not measured on hardware yet; differentiates once.
+def _on_tpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    """One kernel (kernels/residual_pair/tpu.py), not measured on hardware yet; differentiates once.
 
     Compiled for TPU, interpreted (slowly) elsewhere.
 
     Raises:
       ValueError: another precision than bfloat16, in which it multiplies.
     """
+    _check_precision(precision)
+    return tpu.residual_pair(x, w1, w2, target.platform() != "tpu")
+
+
+@dispatch.implements("residual_pair", "mosaic_gpu")
+def _on_gpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    """Two kernels (kernels/residual_pair/gpu.py), not measured on hardware yet; differentiates once.
+
+    They take arrays in bfloat16, which are those over edges. What the policy keeps in float32, arrays over atoms, is
+    computed in plain JAX: it has a twentieth of the rows, and the kernels would round it.
+
+    Raises:
+      ValueError: another precision than bfloat16, another platform than GPUs (InputError, as the next), or a width that
+        the kernels do not have: variant L has 1024, of which a block of rows does not fit between the products.
+    """
+    _check_precision(precision)
+    if x.dtype != jnp.bfloat16:
+        return dense_chain.residual_pair(precision, x, w1, w2)
+    if target.platform() != "gpu":
+        raise InputError("kernels mosaic_gpu are for NVIDIA GPUs, H100 and H200; leave them out here")
+    if x.shape[-1] not in gpu.WIDTHS:
+        widths = ", ".join(map(str, gpu.WIDTHS))
+        raise InputError(f"kernels mosaic_gpu are for edge states of width {widths}, got {x.shape[-1]}; leave them out")
+    return gpu.residual_pair(x, w1, w2)
+
+
+def _check_precision(precision):
     if precision.matmul != "bfloat16":
-        raise ValueError("the kernel of residual_pair multiplies in bfloat16; choose matmul precision bfloat16")
-    return fused_residual(x, w1, w2, target.platform() != "tpu")
+        raise ValueError("the kernels of residual_pair multiply in bfloat16; choose matmul precision bfloat16")

@@ -18,18 +18,28 @@ _QUICKLY = {
 # bytes that a compiled step of variant S moves (docs/notes/performance.md); not measured on hardware.
 _ON_GPU = {"xla_allow_excess_precision": False, "xla_gpu_dot_merger_threshold_mb": 0}
 
-_other = jax.make_user_context()  # name of the platform; JAX traces a program again where it is another one
+# (platform, name of the device); JAX traces a program again where it is another one.
+_other = jax.make_user_context()
 
 
 def platform() -> str:
     """cpu, gpu or tpu."""
-    return _other.value or jax.default_backend()
+    return _other.value[0] if _other.value else jax.default_backend()
+
+
+def chip() -> str:
+    """The name of the device as JAX gives it, such as "NVIDIA H200"."""
+    return _other.value[1] if _other.value else jax.devices()[0].device_kind
 
 
 @contextlib.contextmanager
-def compiling_for(name: str) -> Iterator[None]:
-    """Programs traced in the block are for this platform, whatever runs here."""
-    with _other(name):
+def compiling_for(name: str, device_kind: str = "") -> Iterator[None]:
+    """Programs traced in the block are for this platform, whatever runs here.
+
+    Args:
+      device_kind: the name of the device that they are compiled for, where one is known.
+    """
+    with _other((name, device_kind)):
         yield
 
 

@@ -56,7 +56,7 @@ def compile_for(target: Target, run: TrainingRun, budget: BatchBudget, structure
     Raises:
       InputError: the step does not fit into a TPU's memory.
     """
-    with compiling_for(target.chip.platform):  # the model is written differently for CPUs
+    with compiling_for(target.chip.platform, target.device_kind):  # the model is written differently for CPUs
         lowered = lower_step(run, collate(*empty_structures(), budget), target.devices)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

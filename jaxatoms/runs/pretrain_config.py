@@ -1,7 +1,8 @@
 """Settings of a pretraining run, as the command line and config.json have them. No JAX: tables read runs by it."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxatoms.data import packing
 from jaxatoms.data.mixing import split_names
@@ -29,7 +30,7 @@ class PretrainConfig:
         "batches": ("batch_edges", "accumulate", "steps_per_call", "batch_shapes", "cutoff", "max_neighbors",
                     "workers"),
         "devices": ("precision", "remat", "devices", "shard_optimizer", "part_headroom", "coordinator",
-                    "num_processes", "process_id", "compile_for", "fused_residual"),
+                    "num_processes", "process_id", "compile_for", "kernels"),
         "output": ("val_every", "val_samples", "log_every", "keep", "quiet", "cache_dir"),
     }  # fmt: skip
 
@@ -95,9 +96,10 @@ class PretrainConfig:
     precision: str = "float32"
     """Matrix products are computed in float32, tf32 or bfloat16; bfloat16 also stores GemNet-OC's edge arrays so.
     Everything else is float32."""
-    fused_residual: bool = False
-    """Residual layers are computed by a TPU kernel that has not been measured on hardware yet; it needs --precision
-    bfloat16."""
+    kernels: str = "auto"
+    """auto computes by XLA, and by kernels where those were measured to be faster, which so far is nowhere; xla takes
+    none; pallas_tpu (TPUs) and mosaic_gpu (NVIDIA H100 and H200) compute residual layers by kernels that have not been
+    measured on hardware yet, and need --precision bfloat16 and direct forces."""
     remat: str = "no"
     """yes recomputes blocks in the backward pass, which saves memory and costs one more forward pass; no keeps them;
     auto compiles the step and recomputes only where it would not fit."""
@@ -173,8 +175,16 @@ class PretrainConfig:
         if self.batch_shapes is not None and not 1 <= self.batch_shapes <= packing.MAX_SHAPES:
             raise InputError(f"--batch-shapes must be 1 to 4, got {self.batch_shapes}")
         cli.check_choices(self, _CHOICES)
-        if self.fused_residual and self.precision != "bfloat16":
-            raise InputError("--fused-residual multiplies in bfloat16; add --precision bfloat16")
+        if self.kernels in ("pallas_tpu", "mosaic_gpu") and self.precision != "bfloat16":
+            raise InputError(f"--kernels {self.kernels} multiplies in bfloat16; add --precision bfloat16")
+
+    @staticmethod
+    def from_earlier(record: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a run of an earlier version, under the names of this one."""
+        record = dict(record)
+        if record.pop("fused_residual", False):
+            record["kernels"] = "pallas_tpu"
+        return record
 
 
 _CHOICES = {
@@ -182,6 +192,7 @@ _CHOICES = {
     "loss_scales": ("ea", "jmp"),
     "scales": ("fit", "shipped"),
     "precision": ("float32", "tf32", "bfloat16"),
+    "kernels": ("auto", "xla", "pallas_tpu", "mosaic_gpu"),
     "remat": REMAT,
     "smooth_quadruplets": SMOOTH_QUADRUPLETS,
 }

@@ -11,7 +11,8 @@ PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f64": "float64"}  # of prod
 COLLECTIVES = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 # These operations move no data: they name existing arrays, or end copies that are counted at their start.
 STILL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all"}
-STILL_CALLS = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound")
+_ALLOCATION = "AllocateBuffer"
+STILL_CALLS = ("ConcatBitcast", _ALLOCATION, "AssumeGatherIndicesInBound")
 # These are the named scopes of the model, innermost first. An operation inside several belongs to the first of them.
 PARTS = {
     "quad_interaction": "quadruplets",
@@ -40,6 +41,9 @@ _BODY = re.compile(r"\bbody=%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _PATH = re.compile(r'\bop_name="([^"]*)"')
 _PRODUCT_CALLS = ("__cublas$gemm", "__cublas$lt$matmul")  # of a GPU; their further results are scratch memory
+_MOSAIC_CALL = 'custom_call_target="mosaic_gpu'  # a kernel of Pallas Mosaic GPU: its text does not say what it computes
+# Products [n, c] x [c, c] in bfloat16 of the kernels in `kernels`, by their names; results have the shape [..., n, c].
+KERNEL_PRODUCTS = {"residual_pair_forward": 2, "residual_pair_backward": 2}
 _ASKED = re.compile(r'\boperand_precision(?:=\{|":\[)([\w",]*)')
 _CONTRACTED = re.compile(r'\blhs_contracting_(?:dims=\{|dimensions":\[)([\d,"]*)')
 
@@ -252,7 +256,16 @@ def _products(lines: list[str], called: dict[str, Counter[str]]) -> dict[str, Co
             left = arrays[_names(operands)[0]]
             contracted = prod(left.shape[int(axis)] for axis in axes[1].replace('"', "").split(",") if axis)
             counts[name][_precision(line, left.dtype)] += 2 * prod(arrays[name].shape) * contracted
+        elif _MOSAIC_CALL in line:
+            shape = arrays[name].shape
+            counts[name]["bfloat16"] += 2 * _kernel_products(line) * prod(shape) * shape[-1]
     return counts
+
+
+def _kernel_products(line: str) -> int:
+    """Returns how many products of rows with square weights a kernel computes; none of a kernel that is not known."""
+    words = re.findall(r"\w+", path[1] if (path := _PATH.search(line)) else "")
+    return sum(KERNEL_PRODUCTS.get(word, 0) for word in words)
 
 
 def _precision(line: str, dtype: str) -> str:
@@ -274,6 +287,8 @@ def _launched(lines: list[str], slices: dict[str, _Slices], products) -> list[Op
             continue
         name, result, kind, operands = match.groups()
         arrays[name] = _arrays(result)[: 1 if _is_product_call(line) else None]
+        if _ALLOCATION in line:  # what is written there is a result of the call that it is given to
+            arrays[name] = []
         paths[name] = path[1] if (path := _PATH.search(line)) else ""
         for operand in _names(operands):
             users.setdefault(operand, []).append(name)

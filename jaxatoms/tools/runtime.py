@@ -8,6 +8,9 @@ from pathlib import Path
 
 import jax
 
+from jaxatoms.types import InputError
+
+HOPPER = "9.0"  # compute capability of H100 and H200
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 1.0  # seconds; what shorter compilations leave behind is not worth a look
@@ -73,6 +76,23 @@ def without_accelerators():
     Compilers for chips that are not there load so without asking for one.
     """
     jax.config.update("jax_platforms", "cpu")
+
+
+def check_kernels(implementation: str):
+    """Refuse kernels that the devices of this process cannot run.
+
+    Args:
+      implementation: a value of `--kernels`.
+
+    Raises:
+      InputError: naming the option.
+    """
+    if implementation == "pallas_tpu" and jax.default_backend() != "tpu":
+        raise InputError("--kernels pallas_tpu is for TPUs; leave it out here")
+    if implementation == "mosaic_gpu":
+        capability = getattr(jax.devices()[0], "compute_capability", None)
+        if capability != HOPPER:
+            raise InputError("--kernels mosaic_gpu is for NVIDIA H100 and H200; leave it out here")
 
 
 def prepare_process():

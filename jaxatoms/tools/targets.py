@@ -25,6 +25,11 @@ class Target(NamedTuple):
     devices: list[Any]  # of JAX; programs can be compiled for them but not run
 
     @property
+    def device_kind(self) -> str:
+        """The name of the devices as JAX gives it, such as "TPU v5 lite"; of a described GPU the chip's, "H200"."""
+        return self.name.partition(":")[0].upper() if self.chip.platform == "gpu" else self.devices[0].device_kind
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options to compile with."""
         return dict(GPU_OPTIONS) if self.chip.platform == "gpu" else {}

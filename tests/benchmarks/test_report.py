@@ -12,7 +12,7 @@ ORIGIN = {
     "commit": "0123456789abcdef", "dirty": False, "command": "python -m benchmarks.x", "run": "2026-01-01T00:00:00",
 }  # fmt: skip
 KERNEL = ORIGIN | {
-    "benchmark": "kernels", "kernel": "fused_residual", "case": "molecules", "n": 10, "c": 4, "dtype": "float32",
+    "benchmark": "kernels", "kernel": "residual_pair", "case": "molecules", "n": 10, "c": 4, "dtype": "float32",
     "pass": "forward", "kernel_s": 0.5, "xla_s": 0.25, "ratio": 2.0, "largest_difference": 1e-7, "interpreted": True,
 }  # fmt: skip
 FEED = ORIGIN | {

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import feed_rate, inference_throughput, profile_step, report
 from benchmarks import kernels as kernel_benchmark
-from kernels.fused_residual import Case
+from jaxatoms.tools.targets import find_target
+from kernels.residual_pair import Case
 
 
 def _assert_reported(line: dict):
@@ -27,9 +29,18 @@ def test_the_loader_is_measured_in_both_modes(tmp_path, kind, batch_edges, worke
 
 @pytest.mark.parametrize("kind", ["forward", "gradient"])
 def test_the_kernel_and_xla_agree(kind):
-    line = kernel_benchmark.measure(Case("small", 40, 8), kind, interpret=True, reps=1)
+    line = kernel_benchmark.measure(Case("small", 40, 8), kind, kernel_benchmark.kernel_here(), reps=1)
     assert line["largest_difference"] < 1e-2 and line["kernel_s"] > 0 and line["xla_s"] > 0
     _assert_reported(line)
+
+
+@pytest.mark.parametrize("kind", ["forward", "gradient"])
+def test_the_kernel_for_gpus_is_compiled_beside_xla(kind):
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    case = Case("small", 200, 256, jnp.bfloat16)
+    kernel, xla = kernel_benchmark.compile_case(case, kind, kernel_benchmark.ON_GPU, find_target("h200"))
+    assert kernel["gflop"] == xla["gflop"] and kernel["launches"] < xla["launches"]
+    _assert_reported(kernel)
 
 
 @pytest.mark.slow

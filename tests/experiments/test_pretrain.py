@@ -259,11 +259,21 @@ def test_settings_that_do_not_enter_the_result_may_change_on_resume():
         (["--steps-per-call", "0"], ["--steps-per-call", "positive"]),
         (["--steps-per-call", "2", "--compile-for", "v5e:4x4"], ["--compile-for", "--steps-per-call"]),
         (["--model", "/nowhere.json"], ["/nowhere.json"]),
+        (["--kernels", "triton"], ["--kernels", "mosaic_gpu", "triton"]),
+        (["--kernels", "mosaic_gpu"], ["--kernels mosaic_gpu", "--precision bfloat16"]),
+        (["--kernels", "mosaic_gpu", "--precision", "bfloat16"], ["--kernels mosaic_gpu", "H100"]),
+        (["--kernels", "pallas_tpu", "--precision", "bfloat16"], ["--kernels pallas_tpu", "TPUs"]),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, refusal, change, words):
     message = refusal(pretrain, [*settings[1], "--run-dir", str(tmp_path / "run"), *change])
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "pallas_tpu"), (False, "auto"), (None, "auto")])
+def test_the_kernel_of_runs_of_earlier_versions_is_understood(before, now):
+    record = {"upstream": "demo:organic"} | ({} if before is None else {"fused_residual": before})
+    assert cli.with_defaults(PretrainConfig, record)["kernels"] == now
 
 
 @pytest.mark.parametrize("option", ["--lr", "--val-every"])

@@ -244,3 +244,41 @@ def test_products_are_counted_by_the_precision_that_a_gpu_gives_them():
         "bfloat16": (2 * 64 * 8 * 32, 1), "tf32": (2 * one + small, 3), "float32": (one + small, 2),
     }  # fmt: skip
     assert launched[-1].products == {"float32": small, "tf32": small}
+
+
+KERNELS = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[5,10,4], w: bf16[5,4,4]) -> bf16[5,10,4] {
+  %x = bf16[5,10,4]{2,1,0} parameter(0)
+  %w = bf16[5,4,4]{2,1,0} parameter(1)
+  %new = bf16[5,10,4]{2,1,0} custom-call(), custom_call_target="AllocateBuffer", metadata={op_name="jit(step)/empty"}
+  %call = (bf16[5,10,4]{2,1,0}) custom-call(%x, %new, %w, %w), custom_call_target="mosaic_gpu_v2", output_to_operand_aliasing={{0}: (1, {})}, metadata={op_name="jit(step)/output_block/residual_pair_forward/mpmd_map"}, backend_config={module = "ML()"}
+  %other = (bf16[5,10,4]{2,1,0}) custom-call(%x), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(step)/x"}
+  ROOT %out = bf16[5,10,4]{2,1,0} get-tuple-element(%call), index=0
+}
+"""  # noqa: E501
+
+
+def test_kernels_of_mosaic_gpu_have_their_traffic_and_the_products_of_their_names():
+    kernel, other = hlo.launches(KERNELS)
+    array, weight = 2 * 5 * 10 * 4, 2 * 5 * 4 * 4
+    assert kernel.bytes == 2 * array + 2 * weight and kernel.part == "output blocks"
+    assert kernel.products == {"bfloat16": 2 * 2 * 5 * 10 * 4 * 4}
+    assert other.bytes == 2 * array and other.flops == 0
+
+
+def test_a_fusion_that_only_converts_reads_what_it_converts():
+    text = """HloModule jit_step, is_scheduled=true
+
+%wrapped (param_0: f32[64,8]) -> bf16[64,8] {
+  %param_0 = f32[64,8]{1,0} parameter(0)
+  ROOT %convert = bf16[64,8]{1,0} convert(%param_0)
+}
+
+ENTRY %main (w: f32[64,8]) -> bf16[64,8] {
+  %w = f32[64,8]{1,0} parameter(0)
+  ROOT %out = bf16[64,8]{1,0} fusion(%w), kind=kLoop, calls=%wrapped
+}
+"""
+    (launch,) = hlo.launches(text)
+    assert launch.bytes == (4 + 2) * 64 * 8

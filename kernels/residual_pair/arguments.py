@@ -25,6 +25,8 @@ CASES = (
     Case("molecules, batch of 20", 2984, 512),  # mol20 of benchmarks/workloads.npz, variant S
     Case("a part of 16k edges", 16384, 512),
     Case("a packed batch", 65536, 512),
+    Case("a batch of 100, bfloat16 stream", 14976, 512, jnp.bfloat16),  # mol20 five times
     Case("a packed batch, bfloat16 stream", 65536, 512, jnp.bfloat16),
+    Case("width 256, bfloat16 stream", 14976, 256, jnp.bfloat16),
     Case("a part of 16k edges, variant L", 16384, 1024),
 )

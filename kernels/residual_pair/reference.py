@@ -1,4 +1,4 @@
-"""The same function and its gradient in plain JAX: what the kernel is tested and measured against."""
+"""The same function and its gradient in plain JAX: what the kernels are tested and measured against."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def product(x: jax.Array, w: jax.Array, axes: tuple[int, int] = (1, 0)) -> jax.A
     )
 
 
-def residual_reference(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     """(x + act(act(x w1) w2)) / sqrt(2) in the dtype of x.
 
     Args:
@@ -36,8 +36,8 @@ def residual_reference(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     return ((x.astype(jnp.float32) + silu(y2)) * HALF).astype(x.dtype)
 
 
-def residual_gradients(x, w1, w2, g) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients for x (dtype of x), w1, w2 (float32) of sum(g * residual_reference); g: [n, c]."""
+def gradients(x, w1, w2, g) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients for x (dtype of x), w1, w2 (float32) of sum(g * residual_pair); g: [n, c]."""
     y1 = product(x, w1)
     y2 = product(silu(y1), w2)
     through = g.astype(jnp.float32) * HALF

@@ -1,4 +1,8 @@
-"""The Pallas TPU kernels: blocks of rows pass through both layers, the weights stay in VMEM."""
+"""The Pallas TPU kernels: blocks of rows pass through both layers, the weights stay in VMEM.
+
+Both weights fit there (512 x 512 in bfloat16 are half a MiB each). The gradient keeps x alone and recomputes both
+pre-activations, 8 products where 6 would do, so that no edge-sized array is saved.
+"""
 
 from functools import partial
 
@@ -7,14 +11,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.fused_residual.reference import HALF, product, silu, silu_slope
+from kernels.residual_pair.reference import HALF, product, silu, silu_slope
 
 FORWARD_ROWS, BACKWARD_ROWS = 512, 256  # of a block; with 512 columns about 8 and 14 MiB of VMEM
 VMEM_BYTES = 64 * 2**20  # limit asked for: width 1024 takes four times as much for the weights
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def fused_residual(x: jax.Array, w1: jax.Array, w2: jax.Array, interpret: bool = False) -> jax.Array:
+def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array, interpret: bool = False) -> jax.Array:
     """(x + act(act(x w1) w2)) / sqrt(2) in the dtype of x; differentiates once.
 
     Args:
@@ -41,7 +45,7 @@ def _forward(x, w1, w2, interpret):
         compiler_params=_compiler_params("parallel"),
         cost_estimate=_cost(x, products=2, activations=2, arrays=2),
         interpret=interpret,
-        name="fused_residual",
+        name="residual_pair",
     )(x, w1.astype(jnp.bfloat16), w2.astype(jnp.bfloat16))
 
 
@@ -69,7 +73,7 @@ def _backward(interpret, kept, g):
         compiler_params=_compiler_params("arbitrary"),  # blocks in turn: they add to the gradients of the weights
         cost_estimate=_cost(x, products=8, activations=4, arrays=3),
         interpret=interpret,
-        name="fused_residual_backward",
+        name="residual_pair_backward",
     )(x, g, w1.astype(jnp.bfloat16), w2.astype(jnp.bfloat16))
     return gx, gw1.astype(w1.dtype), gw2.astype(w2.dtype)
 
@@ -94,7 +98,7 @@ def _backward_kernel(n, x_ref, g_ref, w1_ref, w2_ref, gx_ref, gw1_ref, gw2_ref):
     gw2_ref[...] += product(a1, g2, (0, 0))
 
 
-fused_residual.defvjp(_save, _backward)
+residual_pair.defvjp(_save, _backward)
 
 
 def _whole(c: int) -> pl.BlockSpec:

@@ -44,7 +44,9 @@ COLUMNS = 64  # of a piece: 128 bytes, the widest row that TMA can lay out for w
 OUTPUTS = 128  # columns of a product at a time: 64 registers of float32 per thread
 STAGES = 3  # tiles of weights in shared memory
 SPARE = 3  # further pieces [64, 64] of each group
-REGISTERS = (216, 80)  # per thread, of those that multiply and of those that copy: 2 * 216 + 80 of 512
+# Registers per thread, of those that multiply and of those that copy. A block begins with 168 for each of its 384
+# threads, the most that a multiprocessor has for so many; groups that ask for more wait for those that give some back.
+REGISTERS = (208, 88)
 MULTIPLE = 8  # rows of a tile in shared memory: copies need whole tiles in main memory too
 _LAYOUT = (plgpu.TilingTransform((8, COLUMNS)), plgpu.SwizzleTransform(128))  # as wgmma reads it
 _BLOCK, _GROUP = "rows", "group"  # axes of the grid and of a block

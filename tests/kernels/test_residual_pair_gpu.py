@@ -94,6 +94,13 @@ def test_the_interpreter_gives_wrong_values_where_a_wait_is_missing(without, mis
         _close(mosaic_gpu.run(_pulled, *arrays, late=True), _expected(*arrays))
 
 
+def test_no_group_of_threads_waits_for_registers_that_there_are_not():
+    groups = gpu.GROUPS + 1
+    at_launch = 65536 // (groups * 128) // 8 * 8  # per thread: registers of a multiprocessor, in steps of 8
+    multiply, copy = gpu.REGISTERS
+    assert gpu.GROUPS * multiply + copy <= groups * at_launch
+
+
 @pytest.mark.parametrize(("x", "w", "says"), [
     ((0, 256), (256, 256), r"weights \[c, c\]"), ((5, 256), (256, 128), r"weights \[c, c\]"),
     ((5, 1024), (1024, 1024), "widths 256, 384, 512, got 1024"), ((5, 8), (8, 8), "got 8"),

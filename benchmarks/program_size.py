@@ -131,6 +131,7 @@ def launches(text: str, chip: Chip) -> dict[str, float]:
         "main_memory_gb": round(sum(launch.bytes for launch in launched) / 1e9, 2),
         "product_gflop": {name: flops / 1e9 for name, (flops, _) in hlo.products_by_precision(launched).items()},
         "bound_ms": 1e3 * roofline.launches_seconds(launched, chip),
+        "bound_with_1us_ms": 1e3 * roofline.launches_seconds(launched, chip, 1e-6),
         "bound_with_floor_ms": 1e3 * roofline.launches_seconds(launched, chip, floor),
     }
 

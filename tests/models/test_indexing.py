@@ -31,16 +31,16 @@ def _plain_sum(x, segment, count):
     return jnp.zeros((count + 1, *x.shape[1:]), x.dtype).at[segment].add(x)[:count]
 
 
-def _last():
-    return indexing.last_of_segment(jnp.asarray(SEGMENT), 5)
+def _segments():
+    return SEGMENT, indexing.last_of_segment(jnp.asarray(SEGMENT), 5), 3  # rows of the longest, padding apart
 
 
 MOVES = {  # ours, plain indexing, number of input rows
     "take_rows": (lambda x: indexing.take_rows(x, *ROWS), lambda x: _pick(x, ROWS[0]), 6),
     "take_many": (lambda x: indexing.take_many(x, MANY, TABLE), lambda x: _pick(x, MANY), 3),
     "sum_rows": (lambda x: indexing.sum_rows(x, TABLE, MANY), lambda x: _plain_sum(x, MANY, 3), 7),
-    "sum_segments": (lambda x: indexing.sum_segments(x, SEGMENT, _last()), lambda x: _plain_sum(x, SEGMENT, 5), 8),
-    "take_segments": (lambda x: indexing.take_segments(x, SEGMENT, _last()), lambda x: _pick(x, SEGMENT), 5),
+    "sum_segments": (lambda x: indexing.sum_segments(x, *_segments()), lambda x: _plain_sum(x, SEGMENT, 5), 8),
+    "take_segments": (lambda x: indexing.take_segments(x, *_segments()), lambda x: _pick(x, SEGMENT), 5),
 }
 
 
@@ -79,7 +79,7 @@ def test_stacking_and_its_inverse_have_the_derivatives_of_jnp_stack():
 
 
 def test_last_of_segment():
-    assert _last().tolist() == [1, 8, 4, 5, 8]
+    assert _segments()[1].tolist() == [1, 8, 4, 5, 8]
     assert indexing.last_of_segment(jnp.full(4, 3, jnp.int32), 3).tolist() == [4, 4, 4]
 
 

@@ -107,7 +107,7 @@ def last_of_segment(segment: jax.Array, n_segment: int) -> jax.Array:
     return jnp.where(_rows(segment + 1, last) == ids + 1, last, len(segment))
 
 
-def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
+def _segment_scan(x: jax.Array, segment: jax.Array, longest: int) -> jax.Array:
     """Computes running sums that restart at every segment.
 
     After pass i of the scan (Hillis and Steele) a row holds the sum of up to 2**i rows of its segment. The passes are
@@ -122,35 +122,36 @@ def _segment_scan(x: jax.Array, segment: jax.Array) -> jax.Array:
         same = jax.lax.dynamic_slice_in_dim(rows, first, n) == segment
         return x + jnp.where(same.reshape(-1, *(1,) * (x.ndim - 1)), before, 0)
 
-    return jax.lax.fori_loop(0, (n - 1).bit_length(), add, x)
+    return jax.lax.fori_loop(0, (min(n, longest) - 1).bit_length(), add, x)
 
 
-@jax.custom_vjp
-def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def sum_segments(x: jax.Array, segment: jax.Array, last: jax.Array, longest: int) -> jax.Array:
     """Sums x over runs of equal `segment`, which is sorted; the result is deterministic and needs no scatter.
 
     Args:
       x: [n, ...].
       segment: [n] int32, non-decreasing; values >= len(last) are padding and dropped.
       last: [n_segment] from `last_of_segment`.
+      longest: no segment has more rows, padding apart; a bound of few rows saves passes over x.
 
     Returns:
       [n_segment, ...].
     """
-    return _rows(_segment_scan(x, segment), last)
+    return _rows(_segment_scan(x, segment, longest), last)
 
 
-@jax.custom_vjp
-def take_segments(x: jax.Array, segment: jax.Array, last: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def take_segments(x: jax.Array, segment: jax.Array, last: jax.Array, longest: int) -> jax.Array:
     """Returns x[segment] for a sorted `segment`; this is the transpose of `sum_segments`."""
     return _rows(x, segment)
 
 
 sum_segments.defvjp(
-    lambda x, segment, last: (sum_segments(x, segment, last), (segment, last)),
-    lambda res, g: (take_segments(g, *res), None, None),
+    lambda x, segment, last, longest: (sum_segments(x, segment, last, longest), (segment, last)),
+    lambda longest, res, g: (take_segments(g, *res, longest), None, None),
 )
 take_segments.defvjp(
-    lambda x, segment, last: (take_segments(x, segment, last), (segment, last)),
-    lambda res, g: (sum_segments(g, *res), None, None),
+    lambda x, segment, last, longest: (take_segments(x, segment, last, longest), (segment, last)),
+    lambda longest, res, g: (sum_segments(g, *res, longest), None, None),
 )

@@ -31,6 +31,7 @@ class Pairs(NamedTuple):
 
     pair: jax.Array  # [n_edge] int32 (graph * n + receiver's rank) * n + sender's rank
     last: jax.Array  # [n_graph * n * n] from `indexing.last_of_segment`
+    longest: int  # no pair has more images: as many as edges arrive at an atom, where the graph's table says how many
 
 
 def edge_pairs(batch: GraphBatch, edges: PaddedEdges) -> Pairs:
@@ -38,7 +39,12 @@ def edge_pairs(batch: GraphBatch, edges: PaddedEdges) -> Pairs:
     n_graph, n = batch.node_table.shape
     senders, receivers = batch.node_slot[edges.senders], batch.node_slot[edges.receivers]
     pair = jnp.where(receivers < n_graph * n, receivers * n + senders % n, n_graph * n * n)
-    return Pairs(pair, indexing.last_of_segment(pair, n_graph * n * n))
+    return Pairs(pair, indexing.last_of_segment(pair, n_graph * n * n), _most_at_an_atom(edges))
+
+
+def _most_at_an_atom(edges: PaddedEdges) -> int:
+    """A bound on the edges that arrive at one atom."""
+    return len(edges.receivers) if edges.in_table is None else edges.in_table.shape[1]
 
 
 def edge_geometry(batch: GraphBatch, positions: jax.Array, edges: PaddedEdges, pairs: Pairs) -> EdgeGeometry:
@@ -55,7 +61,7 @@ def edge_geometry(batch: GraphBatch, positions: jax.Array, edges: PaddedEdges, p
     cell = _cells(batch, edges).astype(positions.dtype)
     # Not a matmul: reduced-precision matmul units must not touch geometry.
     offset = jnp.sum(edges.shifts[:, :, None].astype(positions.dtype) * cell, axis=1)
-    vector = indexing.take_segments(difference, pairs.pair, pairs.last) + offset
+    vector = indexing.take_segments(difference, *pairs) + offset
     # Mask before the norm: sqrt has an infinite slope at the zero vector of a padding edge.
     real = (pairs.pair < len(pairs.last))[:, None]
     vector = jnp.where(real, vector, jnp.asarray([FAR, 0, 0], vector.dtype))
@@ -67,7 +73,7 @@ def _cells(batch: GraphBatch, edges: PaddedEdges) -> jax.Array:
     """[n_edge, 3, 3] the cell of each edge's structure; its gradient, which the stress needs, has no scatter."""
     of_atoms = indexing.take_many(batch.cell, batch.node_graph, batch.node_table)
     last = indexing.last_of_segment(edges.receivers, len(of_atoms))
-    return indexing.take_segments(of_atoms, edges.receivers, last)
+    return indexing.take_segments(of_atoms, edges.receivers, last, _most_at_an_atom(edges))
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

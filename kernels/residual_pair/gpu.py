@@ -18,11 +18,15 @@ gradients of the weights, x^T g1 and a1^T g2. In arrays [n, c] of bfloat16 this 
     x alone kept, the rest recomputed   1 + 1      2 + 4             2 + 4
 
 read + written, without the gradients of the weights, which are the same. For c = 512 an array takes as long as 0.36 of
-a product at 3.8 TB/s and 700 TFLOP/s; the first two rows cost the same, and recomputing costs more than it saves. The
-first needs one array more of memory than the second until the backward pass, and less shared memory in it.
+a product at 3.8 TB/s and 700 TFLOP/s. If copies and products overlap, the rows take as long as 4.2, 4.5 and 6.0
+products. The first needs one array more of memory than the second until the backward pass, and less shared memory in
+it. Not counted: the second product reads most of x, and all of g, once more, from the L2 cache if it is still there.
 
 Rows of a block past the end are zeros when read and are not written (TMA does both). Mosaic copies tiles of 8 rows, so
 an n that is not a multiple of 8 is padded first, at the price of a copy; budgets of edges are multiples.
+
+Each block reads both weights from the L2 cache, 128 operations a byte, so 700 TFLOP/s would need 5.5 TB/s of it. If
+that is what limits the kernels, blocks that share copies (clusters with multicast) are the next thing to try.
 
 NOT MEASURED on hardware. What is known comes from the compiler and from `tests/fixtures/mosaic_gpu.py`.
 """

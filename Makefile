@@ -47,13 +47,17 @@ check-tpu: .venv/installed  ## compile kernels, S and L for a TPU topology (libt
 	  --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(TPU) || exit 1; done; done
 
 GPU ?= h200
-check-gpu: .venv/installed  ## compile S and L for an NVIDIA GPU: both forces, molecules and slabs, three precisions (no GPU; an hour or two on 2 cores); make check-gpu GPU=a100
+check-gpu: .venv/installed  ## compile S and L for an NVIDIA GPU: both forces, molecules and slabs, three precisions, EquiformerV2 and CSI (no GPU; an hour on 2 cores); make check-gpu GPU=a100
 	$(PYTHON) -m venv .venv-gpu  # of its own: with the plugin, every start of JAX looks for a GPU
 	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && .venv-gpu/bin/python -m pip install --quiet \
 	  --editable '.[gpu-compile]' jax==$$version jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
 	for precision in float32 tf32 bfloat16; do for data in mol20 slab2; do \
 	  .venv-gpu/bin/python -m benchmarks.program_size --models gemnet_oc_s gemnet_oc_l --forces direct gradient --parts step \
 	  --workload $$data --precision $$precision --gpu $(GPU) || exit 1; done; done
+	.venv-gpu/bin/python -m benchmarks.program_size --models equiformer_v2_31m gemnet_oc_s --forces direct --parts features csi \
+	  --precision bfloat16 --gpu $(GPU)
+	case $(GPU) in h100|h200) .venv-gpu/bin/python -m benchmarks.program_size --models gemnet_oc_s --forces direct --parts step \
+	  --copies 5 --precision bfloat16 --gpu $(GPU) --kernels mosaic_gpu;; esac
 	for data in organic slab; do .venv-gpu/bin/python -m experiments.pretrain --upstream demo:$$data --n all \
 	  --model gemnet_oc_s --batch-edges 57344 --precision bfloat16 --scales shipped --compile-for $(GPU):8 || exit 1; done
 

@@ -2,7 +2,7 @@
 
 TPUs need `libtpu` from the package index, NVIDIA GPUs the packages of `jaxatoms[gpu-compile]`; neither needs a device.
 What the compiler reports (memory; on TPU arithmetic and bytes) and what is read off its program is exact for the
-program, but for loops (searches in GemNet-OC, blocks in EquiformerV2 and with --remat), whose body counts once; time
+program. The body of a loop counts as often as it runs on GPUs, and once in a TPU compiler's own figures; time
 follows from a stated roofline, a bound and not a measurement. A TPU compiler's own estimate of the time is not used: it
 came out negative on programs of this kind. For GPUs nothing is tuned: products go to cuBLAS at its default algorithm.
 """

@@ -31,6 +31,7 @@ that is what limits the kernels, blocks that share copies (clusters with multica
 NOT MEASURED on hardware. What is known comes from the compiler and from `tests/fixtures/mosaic_gpu.py`.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ REGISTERS = (208, 88)
 MULTIPLE = 8  # rows of a tile in shared memory: copies need whole tiles in main memory too
 _LAYOUT = (plgpu.TilingTransform((8, COLUMNS)), plgpu.SwizzleTransform(128))  # as wgmma reads it
 _BLOCK, _GROUP = "rows", "group"  # axes of the grid and of a block
+_NAMES = inspect.signature(plgpu.kernel).parameters  # jax 0.11 has other names than 0.10 for these
+_OUT, _SCRATCH = ("out_type", "scratch_types") if "out_type" in _NAMES else ("out_shape", "scratch_shapes")
 
 
 class _Shared(NamedTuple):
@@ -336,8 +339,8 @@ def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) 
     shared = partial(plgpu.SMEM, dtype=jnp.bfloat16, transforms=_LAYOUT)
     return plgpu.kernel(
         body,
-        out_shape=[jax.ShapeDtypeStruct(like.shape, jnp.bfloat16)] * n_out,
-        scratch_shapes=_Shared(
+        **{_OUT: [jax.ShapeDtypeStruct(like.shape, jnp.bfloat16)] * n_out},
+        **{_SCRATCH: _Shared(
             rows=shared((GROUPS, c // COLUMNS, ROWS, COLUMNS)),
             spare=shared((GROUPS, SPARE, ROWS, COLUMNS)),
             tiles=shared((STAGES, *tile)),
@@ -345,7 +348,7 @@ def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) 
             spare_here=plgpu.Barrier(num_barriers=GROUPS * SPARE),
             tile_here=plgpu.Barrier(num_barriers=STAGES),
             tile_read=plgpu.Barrier(num_arrivals=GROUPS, num_barriers=STAGES),
-        )._asdict(),
+        )._asdict()},
         grid=(pl.cdiv(n, GROUPS * ROWS),),
         grid_names=(_BLOCK,),
         num_threads=GROUPS + 1,

@@ -4,8 +4,10 @@
     python -m experiments.pretrain --upstream ani1x,oc22 --mix 2:1 --n 3e6 --run-dir runs/mixed
 """
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 
 from jaxatoms.ops import dispatch
 from jaxatoms.runs import fleet
@@ -16,6 +18,7 @@ from jaxatoms.runs.pretraining import prepare, pretrain
 from jaxatoms.runs.session import check_run_dir
 from jaxatoms.tools import cli
 from jaxatoms.tools.runtime import check_kernels, prepare_process
+from jaxatoms.types import InputError
 
 
 @cli.one_line_errors()
@@ -25,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     fleet.join(config.coordinator, config.num_processes, config.process_id)
     prepare_process()
     if config.compile_for is not None:
-        with dispatch.using_kernels(config.kernels):
+        with _kernels(config.kernels):
             report_for(config, sys.stdout)
         return 0
     if config.plan:
@@ -36,9 +39,19 @@ def main(argv: list[str] | None = None) -> int:
     with fleet.one_run(run_dir):
         resumed = check_run_dir(run_dir, config, RESUMABLE)
         fleet.wait_for_all("run folder checked")
-        with dispatch.using_kernels(config.kernels):
+        with _kernels(config.kernels):
             pretrain(config, run_dir, resumed)
     return 0
+
+
+@contextlib.contextmanager
+def _kernels(implementation: str) -> Iterator[None]:
+    """Programs traced in the block use these kernels; what they cannot compute is one line."""
+    try:
+        with dispatch.using_kernels(implementation):
+            yield
+    except dispatch.Unsupported as error:
+        raise InputError(f"--kernels {implementation}: {error}; leave it out here") from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ from jaxatoms.ops import wins
 
 XLA, AUTO = "xla", "auto"
 
+
+class Unsupported(ValueError):
+    """An implementation cannot compute what it is asked for."""
+
+
 _implementations: dict[str, dict[str, Callable]] = {}  # of every operation, by name
 # Pairs of operation and implementation. JAX traces a program again where they are others.
 _chosen = jax.make_user_context(())

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.ops import dense_chain, dispatch, target
-from jaxatoms.types import InputError
 from kernels.residual_pair import gpu, tpu
 
 
@@ -40,17 +39,18 @@ def _on_gpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     computed in plain JAX: it has a twentieth of the rows, and the kernels would round it.
 
     Raises:
-      ValueError: another precision than bfloat16, another platform than GPUs (InputError, as the next), or a width that
-        the kernels do not have: variant L has 1024, of which a block of rows does not fit between the products.
+      ValueError: another precision than bfloat16.
+      Unsupported: another platform than GPUs, or a width that the kernels do not have. Variant L has 1024, of which a
+        block of rows fits neither into shared memory nor into registers between the products.
     """
     _check_precision(precision)
     if x.dtype != jnp.bfloat16:
         return dense_chain.residual_pair(precision, x, w1, w2)
     if target.platform() != "gpu":
-        raise InputError("kernels mosaic_gpu are for NVIDIA GPUs, H100 and H200; leave them out here")
+        raise dispatch.Unsupported("the kernels are for NVIDIA GPUs, H100 and H200")
     if x.shape[-1] not in gpu.WIDTHS:
         widths = ", ".join(map(str, gpu.WIDTHS))
-        raise InputError(f"kernels mosaic_gpu are for edge states of width {widths}, got {x.shape[-1]}; leave them out")
+        raise dispatch.Unsupported(f"the kernels are for edge states of width {widths}, got {x.shape[-1]}")
     return gpu.residual_pair(x, w1, w2)
 
 

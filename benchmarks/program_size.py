@@ -35,7 +35,6 @@ from jaxatoms.graphs.nearest_graphs import NEAREST_GRAPH
 from jaxatoms.inference.model import unlabelled
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.equiformer_v2.config import EquiformerV2Config
 from jaxatoms.models.registry import PureModel, abstract_model, architecture_of, find_config
 from jaxatoms.ops import dispatch
 from jaxatoms.ops.target import compiling_for
@@ -165,7 +164,8 @@ def sizes(text: str) -> dict[str, int]:
 def traced(model: str, forces: str, part: str, args: argparse.Namespace, place: Callable) -> Callable:
     """The function that traces one program."""
     structures, config = load_structures(args.workload, args.copies), find_config(model)
-    if isinstance(config, EquiformerV2Config):
+    architecture = architecture_of(config)
+    if architecture.graphs is NEAREST_GRAPH:
         systems = to_systems(structures)
         graphs = NEAREST_GRAPH.build_batch(systems, CUTOFF, NEIGHBORS)
         batch = unlabelled(systems, graphs, exact_budget([whole_size(systems, graphs)]))
@@ -173,7 +173,7 @@ def traced(model: str, forces: str, part: str, args: argparse.Namespace, place: 
     else:
         batch, network = make_workload(structures).batch, shaped_model(model, forces, args.precision)
     if part in OF_CSI:
-        return csi_programs(network, architecture_of(config).feature_width(config), batch, place)[part]
+        return csi_programs(network, architecture.feature_width(config), batch, place)[part]
     return programs(network, batch, place)[part]
 
 

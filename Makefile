@@ -50,7 +50,8 @@ GPU ?= h200
 check-gpu: .venv/installed  ## compile S and L for an NVIDIA GPU: both forces, molecules and slabs, three precisions, EquiformerV2 and CSI (no GPU; an hour on 2 cores); make check-gpu GPU=a100
 	$(PYTHON) -m venv .venv-gpu  # of its own: with the plugin, every start of JAX looks for a GPU
 	version=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)") && .venv-gpu/bin/python -m pip install --quiet \
-	  --editable '.[gpu-compile]' jax==$$version jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	  --editable '.[test,gpu-compile]' jax==$$version jax-cuda12-plugin==$$version jax-cuda12-pjrt==$$version
+	JAX_PLATFORMS=cpu .venv-gpu/bin/python -m pytest tests/kernels/test_compiled_gpu.py tests/runs/test_compile_for.py
 	for precision in float32 tf32 bfloat16; do for data in mol20 slab2; do \
 	  .venv-gpu/bin/python -m benchmarks.program_size --models gemnet_oc_s gemnet_oc_l --forces direct gradient --parts step \
 	  --workload $$data --precision $$precision --gpu $(GPU) || exit 1; done; done

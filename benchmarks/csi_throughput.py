@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import turns
 from benchmarks.records import about, append
 from jaxatoms.csi.frechet import frechet_distances
 from jaxatoms.csi.moments import covariance, empty_moments, moments_of_rows, to_host, update
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(SUITES)}; default all")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append the lines to this file")
     args = parser.parse_args()
+    turns.wait_to_measure()  # its programs are small: they are compiled within the turn
     for name in args.suites or SUITES:
         for figures in SUITES[name]():
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -22,14 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import records
+from benchmarks import records, turns
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
 from jaxatoms.tools import chips, hlo
 from jaxatoms.tools.runtime import HOPPER, without_accelerators
 from jaxatoms.tools.targets import Target, find_target
-from kernels.residual_pair import CASES, Case, gpu, tpu
+from kernels.residual_pair import gpu, tpu
+from kernels.residual_pair.arguments import CASES, GPU_WIDTHS, Case
 
 
 class Kernel(NamedTuple):
@@ -42,7 +43,7 @@ class Kernel(NamedTuple):
 
 
 ON_TPU = Kernel("pallas_tpu", tpu.residual_pair, lambda case: True)
-ON_GPU = Kernel("mosaic_gpu", gpu.residual_pair, lambda case: case.dtype == jnp.bfloat16 and case.c in gpu.WIDTHS)
+ON_GPU = Kernel("mosaic_gpu", gpu.residual_pair, lambda case: case.dtype == jnp.bfloat16 and case.c in GPU_WIDTHS)
 INTERPRETED = Kernel("pallas_tpu", partial(tpu.residual_pair, interpret=True), lambda case: True, True)
 
 
@@ -70,6 +71,7 @@ def about(case: Case, kind: str, kernel: Kernel) -> dict:
 
 def measure(case: Case, kind: str, kernel: Kernel, reps: int) -> dict:
     """Both sides of one case, timed."""
+    turns.set_up()
     arrays = case.arrays()
     results = {name: timed(function, arrays, reps) for name, function in both_sides(kind, kernel).items()}
     (ours, kernel_s), (xla, xla_s) = results["kernel"], results["xla"]
@@ -126,6 +128,7 @@ def gradient(function: Callable) -> Callable:
 def timed(function: Callable, arrays: tuple, reps: int):
     """(result, median seconds) after one call that compiles."""
     out, times = jax.block_until_ready(function(*arrays)), []
+    turns.wait_to_measure()
     for _ in range(reps):
         began = time.perf_counter()
         jax.block_until_ready(function(*arrays))

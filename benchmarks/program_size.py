@@ -212,6 +212,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu", choices=chips.names("gpu"), help="compile for this GPU")
     parser.add_argument("--out", type=Path, help="JSON lines are appended here")
     args = parser.parse_args(argv)
+    if args.kernels in ("pallas_tpu", "mosaic_gpu") and (args.gpu is None or args.kernels == "pallas_tpu"):
+        parser.error("--kernels mosaic_gpu is for --gpu h100 and h200, and other kernels are not for GPUs")
     spawn = multiprocessing.get_context("spawn")
     for model in args.models:
         for forces in args.forces:

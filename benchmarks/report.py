@@ -115,6 +115,7 @@ class Kind(NamedTuple):
     columns: dict[str, Callable]
 
 
+UNUSED = (False, "auto")  # a record that does not say whether something was used was made without it
 KINDS = {
     "train_throughput": Kind(
         "Training steps",
@@ -166,7 +167,8 @@ def read_lines(files: list[Path]) -> dict[str, list[dict]]:
     for file in files:
         for record in _records(file):
             kind = record.get("benchmark", "train_throughput")
-            key = (*(record.get(name) or False for name in KINDS[kind].key), _machine(record))  # not said: not used
+            said = {name: value for name in KINDS[kind].key if (value := record.get(name)) not in (None, *UNUSED)}
+            key = (*(said.get(name, False) for name in KINDS[kind].key), _machine(record))
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:
                 newest[kind][key] = record
     return {kind: list(lines.values()) for kind, lines in newest.items()}

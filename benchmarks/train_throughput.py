@@ -292,6 +292,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.kernels in ("pallas_tpu", "mosaic_gpu") and (args.precision != "bfloat16" or args.grad):
+        raise SystemExit(f"--kernels {args.kernels} needs --precision bfloat16 and no gradient forces (--grad alone)")
     if args.one:
         check_kernels(args.kernels)
         with dispatch.using_kernels(args.kernels):

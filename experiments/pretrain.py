@@ -31,10 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         with _kernels(config.kernels):
             report_for(config, sys.stdout)
         return 0
-    if config.plan:
-        print_plan(prepare(dataclasses.replace(config, devices=1, steps_per_call=1), None), sys.stdout)
-        return 0
     check_kernels(config.kernels)
+    if config.plan:
+        with _kernels(config.kernels):
+            print_plan(prepare(dataclasses.replace(config, devices=1, steps_per_call=1), None), sys.stdout)
+        return 0
     run_dir = cli.resolve_run_dir(config.run_dir)
     with fleet.one_run(run_dir):
         resumed = check_run_dir(run_dir, config, RESUMABLE)

@@ -33,9 +33,12 @@ def operation(function: Callable) -> Callable:
     @functools.wraps(function)
     def call(*args, implementation: str | None = None):
         chosen = implementation or dict(_chosen.value).get(name, XLA)
-        if chosen == AUTO:
-            chosen = wins.measured(name, args) or XLA
-        return _implementations[name][chosen](*args)
+        if chosen != AUTO:
+            return _implementations[name][chosen](*args)
+        try:
+            return _implementations[name][wins.measured(name, args) or XLA](*args)
+        except Unsupported:
+            return function(*args)
 
     return call
 

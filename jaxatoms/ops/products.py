@@ -76,7 +76,7 @@ class Shared(NamedTuple):
     """
 
     w: jax.Array  # [n, i, o]
-    forward: tuple[jax.Array, jax.Array] | None  # zeros, whose "gradients" are the two factors of w's gradient
+    forward: tuple[jax.Array, jax.Array] | None  # carriers, whose "gradients" are the two factors of w's gradient
     turned: tuple[jax.Array, jax.Array] | None  # the same for the product of the backward pass
 
 
@@ -93,8 +93,9 @@ def share(w: jax.Array, count: int, columns: int, how: str, twice: bool) -> list
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _carriers(w: jax.Array, count: int, columns: int, how: str) -> list[tuple[jax.Array, jax.Array]]:
-    n, i, o = w.shape
-    return [(jnp.zeros((n, i, columns), w.dtype), jnp.zeros((n, o, columns), w.dtype)) for _ in range(count)]
+    # Nothing reads them. They are made of w so that `jax.vmap` maps them, and so their gradients, where it maps w.
+    carrier = jnp.repeat(w[..., :1], columns, -1), jnp.repeat(w[..., :1, :].mT, columns, -1)
+    return [carrier] * count
 
 
 def _carried(count, columns, how, w, carriers):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxatoms.ops import dense_chain, dispatch, target
-from kernels.residual_pair import gpu, tpu
+from kernels.residual_pair.arguments import GPU_WIDTHS
 
 
 @dispatch.operation
@@ -25,9 +25,13 @@ def _on_tpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     Compiled for TPU, interpreted (slowly) elsewhere.
 
     Raises:
-      ValueError: another precision than bfloat16, in which it multiplies.
+      Unsupported: another precision than bfloat16, in which it multiplies, or a program for GPUs.
     """
+    from kernels.residual_pair import tpu  # here, and so is `gpu`: only who asks for a kernel needs Pallas
+
     _check_precision(precision)
+    if target.platform() == "gpu":
+        raise dispatch.Unsupported("the kernel is for TPUs")
     return tpu.residual_pair(x, w1, w2, target.platform() != "tpu")
 
 
@@ -36,24 +40,26 @@ def _on_gpu(precision, x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     """Two kernels (kernels/residual_pair/gpu.py), not measured on hardware yet; differentiates once.
 
     They take arrays in bfloat16, which are those over edges. What the policy keeps in float32, arrays over atoms, is
-    computed in plain JAX: it has a twentieth of the rows, and the kernels would round it.
+    computed in plain JAX: atoms are a tenth of the edges or fewer, and the kernels would round them.
 
     Raises:
-      ValueError: another precision than bfloat16.
-      Unsupported: another platform than GPUs, or a width that the kernels do not have. Variant L has 1024, of which a
-        block of rows fits neither into shared memory nor into registers between the products.
+      Unsupported: another precision than bfloat16, another platform than GPUs, or a width that the kernels do not
+        have. Variant L has 1024, of which a block of rows fits neither into shared memory nor into registers between
+        the products.
     """
+    from kernels.residual_pair import gpu
+
     _check_precision(precision)
     if x.dtype != jnp.bfloat16:
         return dense_chain.residual_pair(precision, x, w1, w2)
     if target.platform() != "gpu":
         raise dispatch.Unsupported("the kernels are for NVIDIA GPUs, H100 and H200")
-    if x.shape[-1] not in gpu.WIDTHS:
-        widths = ", ".join(map(str, gpu.WIDTHS))
+    if x.shape[-1] not in GPU_WIDTHS:
+        widths = ", ".join(map(str, GPU_WIDTHS))
         raise dispatch.Unsupported(f"the kernels are for edge states of width {widths}, got {x.shape[-1]}")
     return gpu.residual_pair(x, w1, w2)
 
 
 def _check_precision(precision):
     if precision.matmul != "bfloat16":
-        raise ValueError("the kernels of residual_pair multiply in bfloat16; choose matmul precision bfloat16")
+        raise dispatch.Unsupported("the kernels multiply in bfloat16, which is matmul precision bfloat16")

@@ -47,8 +47,8 @@ def step_options() -> dict[str, bool | int] | None:
     """Compiler options of training and evaluation steps; what XLA_FLAGS of the environment names stays as it says."""
     if platform() != "gpu":
         return None
-    chosen = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in _ON_GPU.items() if f"--{name}=" not in chosen}
+    chosen = {word.partition("=")[0] for word in os.environ.get("XLA_FLAGS", "").split()}
+    return {name: value for name, value in _ON_GPU.items() if f"--{name}" not in chosen}
 
 
 def jit_for_few_runs(function: Callable, **options) -> Callable:

@@ -24,7 +24,7 @@ from jaxatoms.runs.compile_report import Compiled, GpuProgram, print_report
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import prepare
 from jaxatoms.runs.run import TrainingRun, lower_step
-from jaxatoms.tools import gpu_dump, hlo
+from jaxatoms.tools import chips, gpu_dump, hlo
 from jaxatoms.tools.runtime import without_accelerators
 from jaxatoms.tools.targets import Target, find_target
 from jaxatoms.types import InputError
@@ -39,10 +39,24 @@ def report_for(config: PretrainConfig, out: TextIO):
     without_accelerators()
     jax.config.update("jax_enable_compilation_cache", False)  # a program for chips that are not there cannot be loaded
     target = find_target(config.compile_for)
+    check_kernels_of(config.kernels, target)
     run = prepare(dataclasses.replace(config, devices=1), None, shapes_only=True)
     assert isinstance(run.batches, loader.TrainBatches)  # of one device
     shape = part_shape(config, run.batches.corpus, run.batches.samples, len(target.devices))
     print_report(compile_for(target, run, *shape), run, out)
+
+
+def check_kernels_of(implementation: str, target: Target):
+    """Refuse kernels that are not for the chips of a target.
+
+    Raises:
+      InputError: naming the option.
+    """
+    made_for = {"pallas_tpu": chips.names("tpu"), "mosaic_gpu": ["h100", "h200"]}
+    chip = target.name.partition(":")[0]
+    if chip not in made_for.get(implementation, [chip]):
+        known = ", ".join(made_for[implementation])
+        raise InputError(f"--kernels {implementation} is for {known}; leave it out for {chip}")
 
 
 def compile_for(target: Target, run: TrainingRun, budget: BatchBudget, structures: float) -> Compiled:

@@ -132,14 +132,15 @@ def operations(hlo: str) -> list[Operation]:
 
 
 def _times(computations: dict[str, list[str]]) -> dict[str, int]:
-    """Returns how often the entry and the bodies of loops run."""
+    """Returns how often the entry and the bodies of loops run; of a loop inside a branch or a call once."""
     times = {"ENTRY": 1}
     for name, lines in reversed(computations.items()):  # a body is printed before the loop
         for line in lines if name in times else []:
             if body := _BODY.search(line):
                 known = _TRIPS.search(line)
                 times[body[1]] = times[name] * (int(known[1]) if known else 1)
-    return times
+    bodies = {body for lines in computations.values() for line in lines for body in _BODY.findall(line)}
+    return dict.fromkeys(bodies, 1) | times
 
 
 def part_of(path: str) -> str:

@@ -7,8 +7,3 @@ products, where XLA writes and reads what lies between them.
 NOT MEASURED on hardware: off by default. `python -m benchmarks.kernels` compares them with XLA where it is run. They
 differentiate once; gradient forces need the model's own rule.
 """
-
-from kernels.residual_pair import gpu, reference, tpu
-from kernels.residual_pair.arguments import CASES, Case
-
-__all__ = ["CASES", "Case", "gpu", "reference", "tpu"]

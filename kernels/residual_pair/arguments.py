@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# What is left between the products has to fit into a Hopper GPU's registers and shared memory.
+GPU_WIDTHS = (256, 384, 512)
+
 
 class Case(NamedTuple):
     """Shapes and type of one call."""

@@ -41,9 +41,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels.residual_pair.arguments import GPU_WIDTHS
 from kernels.residual_pair.reference import GAIN, HALF, product
 
-WIDTHS = (256, 384, 512)  # what is left between the products has to fit into registers and shared memory
 GROUPS, ROWS = 2, 64  # groups of threads that multiply, and rows of each; wgmma has 64
 COLUMNS = 64  # of a piece: 128 bytes, the widest row that TMA can lay out for wgmma
 OUTPUTS = 128  # columns of a product at a time: 64 registers of float32 per thread
@@ -354,6 +354,8 @@ def _call(body: Callable, n_out: int, like: jax.Array, turned: bool, name: str) 
         num_threads=GROUPS + 1,
         thread_name=_GROUP,
         kernel_name=name,
+        # The barriers that Pallas sets before copies are needed: without them (`unsafe_no_auto_barriers`) a piece of
+        # `spare` could be overwritten while other warps of the group still read it.
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
 
@@ -377,7 +379,8 @@ def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     Under `jax.vmap` the kernels get one more axis of blocks.
 
     Args:
-      x: [n, c] bfloat16, n > 0 of any value, c one of `WIDTHS`; w1, w2: [c, c] float32 or bfloat16, used in bfloat16.
+      x: [n, c] bfloat16, n > 0 of any value, c one of `GPU_WIDTHS`.
+      w1, w2: [c, c] float32 or bfloat16, used in bfloat16.
 
     Raises:
       ValueError: shapes that do not belong together, another width (between the products a block of width 1024, that
@@ -386,8 +389,8 @@ def residual_pair(x: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
     n, c = x.shape
     if n == 0 or w1.shape != (c, c) or w2.shape != (c, c):
         raise ValueError(f"expected x [n, c], n > 0, and weights [c, c]; got {x.shape}, {w1.shape}, {w2.shape}")
-    if c not in WIDTHS:
-        raise ValueError(f"the kernel for GPUs has widths {', '.join(map(str, WIDTHS))}, got {c}; use XLA")
+    if c not in GPU_WIDTHS:
+        raise ValueError(f"the kernel for GPUs has widths {', '.join(map(str, GPU_WIDTHS))}, got {c}; use XLA")
     if x.dtype != jnp.bfloat16:
         raise ValueError(f"the kernel for GPUs takes x in bfloat16, got {x.dtype}; use XLA")
     missing = -n % MULTIPLE

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import feed_rate, inference_throughput, profile_step, report
 from benchmarks import kernels as kernel_benchmark
 from jaxatoms.tools.targets import find_target
-from kernels.residual_pair import Case
+from kernels.residual_pair.arguments import Case
 
 
 def _assert_reported(line: dict):

@@ -26,3 +26,11 @@ def test_a_gpu_takes_larger_tiles(platform, passes):
     with compiling_for(platform):
         program = str(jax.make_jaxpr(lambda x: map_tiles(_rows, 8, x))(x))
     assert f"length={passes}" in program
+
+
+def test_rows_that_one_tile_of_a_gpu_holds_are_recomputed_in_the_backward_pass():
+    """Else a layer would keep all of its sphere samples."""
+    x = jax.ShapeDtypeStruct((100, 3), jnp.float32)
+    with compiling_for("gpu"):
+        programs = [str(jax.make_jaxpr(lambda x, tile=tile: map_tiles(_rows, tile, x))(x)) for tile in (8, 100)]
+    assert ["checkpoint" in program or "remat" in program for program in programs] == [True, False]

@@ -11,7 +11,8 @@ import pytest
 from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops import dispatch
 from jaxatoms.ops.residual import residual_pair
-from kernels.residual_pair import CASES, Case, reference, tpu
+from kernels.residual_pair import reference, tpu
+from kernels.residual_pair.arguments import CASES, Case
 
 BF16 = Precision(matmul="bfloat16")
 

@@ -13,7 +13,8 @@ from jaxatoms.models.common.precision import Precision
 from jaxatoms.ops import dispatch
 from jaxatoms.ops.residual import residual_pair
 from jaxatoms.ops.target import compiling_for
-from kernels.residual_pair import Case, gpu, reference
+from kernels.residual_pair import gpu, reference
+from kernels.residual_pair.arguments import Case
 
 BF16 = Precision(matmul="bfloat16")
 # What the second product reads, a1 or g1, and the slopes are rounded to bfloat16, 2^-9 of each value; errors are

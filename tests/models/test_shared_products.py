@@ -84,6 +84,21 @@ def test_a_shared_factor_rounds_as_products_do():
     assert [g.dtype for g in ours[1]] == [jnp.bfloat16, jnp.float32]
 
 
+def test_a_shared_factor_that_is_mapped_keeps_the_gradients_of_each_apart():
+    def total(shared):
+        def one(w, x):
+            if not shared:
+                return _chain(lambda w, x: products.product(w, x, "highest", x.dtype), [w] * 3, x)
+            factors = products.share(w, 3, COLUMNS, "highest", False)
+            return _chain(lambda factor, x: products.shared_product(factor, x, "highest"), factors, x)
+
+        return lambda w, x: jnp.sum(jax.vmap(one)(w, x))
+
+    with jax.enable_x64(True):
+        w, x = (np.stack([array, 2 * array]) for array in _arrays())
+        _same(*(jax.jit(jax.grad(total(shared), (0, 1)))(w, x) for shared in (True, False)))
+
+
 def test_a_product_that_is_written_out_once_has_the_gradients_of_a_product():
     def of(multiply):
         return lambda w, x: jnp.sum(jnp.sin(multiply(w, x)) ** 3)

@@ -110,3 +110,13 @@ def test_a_dense_chain_for_a_gpu_has_the_products_and_the_traffic_of_a_hand_coun
     assert hlo.products_by_precision(launched) == {"bfloat16": (2 * 2 * rows * width * width, 2)}
     assert sum(launch.bytes for launch in launched) == 2 * (2 * rows_once + weights) + 2 * 2 * rows_once
     assert gpu_dump.cuda_graphs(tmp_path).inside + gpu_dump.cuda_graphs(tmp_path).outside == len(launched) == 4
+
+
+@pytest.mark.parametrize(
+    ("kernels", "chip"), [("pallas_tpu", "h200"), ("mosaic_gpu", "a100"), ("mosaic_gpu", "v5e:2x2")]
+)
+def test_kernels_of_other_chips_are_refused(kernels, chip):
+    with pytest.raises(InputError, match=f"--kernels {kernels} is for .*; leave it out for {chip.partition(':')[0]}"):
+        compile_for.check_kernels_of(kernels, SimpleNamespace(name=chip))
+    compile_for.check_kernels_of("auto", SimpleNamespace(name=chip))
+    compile_for.check_kernels_of("mosaic_gpu", SimpleNamespace(name="h200:8"))

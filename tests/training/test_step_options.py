@@ -20,6 +20,8 @@ def test_flags_of_the_environment_come_first(monkeypatch):
         both = step_options()
         monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x --xla_allow_excess_precision=true")
         assert step_options() == {name: both[name] for name in both if name != "xla_allow_excess_precision"}
+        monkeypatch.setenv("XLA_FLAGS", "--xla_allow_excess_precision")
+        assert "xla_allow_excess_precision" not in step_options(), "true without a value"
     assert both["xla_allow_excess_precision"] is False and len(both) == 2
 
 

@@ -46,7 +46,7 @@ class Precision:
     def dot(self, x: jax.Array | products.Shared, w: jax.Array, dtype=None) -> jax.Array:
         """[..., n, i] x [i, o] or, with equal leading axes, [..., i, o], in `dtype` or else in the dtype of x."""
         if isinstance(x, products.Shared):
-            return products.shared_product(x, w, self._dense)
+            return products.shared_product(x, w, self._dense).astype(dtype or x.w.dtype)
         rows = x if w.ndim > 2 else x.reshape(-1, x.shape[-1])
         if self.matmul == "bfloat16":
             rows = rows.astype(jnp.bfloat16)
@@ -67,7 +67,8 @@ class Precision:
     def weighted_sums(self, weights: jax.Array, x: jax.Array, few: bool = False) -> jax.Array:
         """[..., n, i] x [..., i, c], leading axes equal: sums of features in float32 at least, in every policy.
 
-        `few`: there are about ten i at most.
+        `few`: there are about ten i at most. On a GPU their gradients are products of the policy's precision then, as
+        those of the projections that the sums belong to.
         """
         x = widened(x)
         if few and platform() == "gpu":

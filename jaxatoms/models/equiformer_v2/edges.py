@@ -75,13 +75,16 @@ def map_tiles(fn: Callable, tile: int, args):
 
     Args:
       fn: pytree of [t, ...] -> pytree of [t, ...], row by row; must be finite on rows of zeros.
-      tile: rows that suit a CPU's cache; a GPU, which pays for launches instead, takes `GPU_TILES` times as many.
+      tile: rows that suit a CPU's cache; a GPU, which pays for launches instead, takes `GPU_TILES` times as many. No
+        more rows than `tile` itself are not recomputed.
       args: pytree of [n, ...] with one n.
     """
     n = jax.tree.leaves(args)[0].shape[0]
-    tile *= GPU_TILES if platform() == "gpu" else 1
     if n <= tile:
         return fn(args)
+    tile *= GPU_TILES if platform() == "gpu" else 1
+    if n <= tile:
+        return jax.checkpoint(fn)(args)
     count = -(-n // tile)
     size = -(-n // count)  # equal tiles, so that little is padded
 

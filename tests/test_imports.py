@@ -24,7 +24,7 @@ ALLOWED = {
     "models": {"types", "graphs", "ops"},
     "csi": {"types"},
     "uncertainty": {"types", "io", "plots"},
-    "training": {"types", "io", "plots", "graphs"},
+    "training": {"types", "io", "plots", "graphs", "ops"},
     "interop": {"types", "units", "graphs", "models", "pickles"},
     "inference": {"types", "io", "plots", "tools", "data", "graphs", "models", "training", "uncertainty"},
     "features": {"types", "io", "data", "graphs", "models", "csi", "interop", "training", "inference"},

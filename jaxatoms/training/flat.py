@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxatoms.ops.target import platform
+
 # The vector's length is a multiple of this, so that it can be spread evenly over up to 2,048 devices (ZeRO-1).
 MULTIPLE = 2**11 * 3 * 5
 
@@ -60,18 +62,20 @@ class FlatParams:
         return _split(self.layout, self.vector)
 
 
-# The gradient is written out because that of a slice is a padded copy of the whole vector, for every array. It is put
-# together before anything reads it: else XLA puts 300 arrays together inside the optimiser's kernel, which then takes
-# LLVM minutes to compile for a GPU (175 instead of 24 s for a step of variant S, jax 0.10.1).
+# The gradient is written out because that of a slice is a padded copy of the whole vector, for every array. On a GPU it
+# is put together before anything reads it: else XLA puts 300 arrays together inside the optimiser's kernel, which then
+# takes LLVM minutes to compile (175 instead of 24 s for a step of variant S, jax 0.10.1).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _split(layout: Layout, vector):
     return layout.split(vector)
 
 
-_split.defvjp(
-    lambda layout, vector: (layout.split(vector), None),
-    lambda layout, _, gradients: (jax.lax.optimization_barrier(layout.join(gradients)),),
-)
+def _joined(layout: Layout, _, gradients):
+    vector = layout.join(gradients)
+    return (jax.lax.optimization_barrier(vector) if platform() == "gpu" else vector,)
+
+
+_split.defvjp(lambda layout, vector: (layout.split(vector), None), _joined)
 
 
 def packed(tree: Any) -> FlatParams:

@@ -91,6 +91,7 @@ def main():
         (ours, theirs), names = lines, ("forward_s", "cpu_s", "peak_gib")
         lines.append({"who": "ratio"} | {name: ours[name] / theirs[name] for name in names})
     for line in lines:
+        line = {"benchmark": "equiformer_forward"} | line
         print(json.dumps(line), flush=True)
         if args.out:
             with args.out.open("a") as file:

@@ -7,6 +7,7 @@ The newest line of each case on each machine is shown; older ones stay in the JS
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -162,11 +163,19 @@ KINDS = {
 
 
 def read_lines(files: list[Path]) -> dict[str, list[dict]]:
-    """Of each benchmark the newest line of each case and machine, in the order of first appearance."""
+    """Of each benchmark the newest line of each case and machine, in the order of first appearance.
+
+    Lines of benchmarks that have no table (`program_size`, `equiformer_forward`) are counted on stderr.
+    """
     newest: dict[str, dict] = {kind: {} for kind in KINDS}
     for file in files:
-        for record in _records(file):
-            kind = record.get("benchmark", "train_throughput")
+        records = [(record.get("benchmark", "train_throughput"), record) for record in _records(file)]
+        without = sum(kind not in KINDS for kind, _ in records)
+        if without:
+            print(f"{file}: {without} lines are of benchmarks without a table", file=sys.stderr)
+        for kind, record in records:
+            if kind not in KINDS:
+                continue
             said = {name: value for name in KINDS[kind].key if (value := record.get(name)) not in (None, *UNUSED)}
             key = (*(said.get(name, False) for name in KINDS[kind].key), _machine(record))
             if key not in newest[kind] or record["run"] >= newest[kind][key]["run"]:

@@ -100,3 +100,12 @@ def test_the_newest_line_of_a_case_is_shown(written):
 def test_an_interpreted_kernel_shows_no_ratio(written):
     assert "INTERPRETED" in written(KERNEL) and "2.00" not in written(KERNEL)
     assert "2.00" in written(KERNEL | {"interpreted": False})
+
+
+def test_lines_of_benchmarks_without_a_table_are_said_and_left_out(tmp_path, capsys):
+    """A GPU session holds them beside the others."""
+    other, file = {"benchmark": "equiformer_forward", "who": "ratio", "forward_s": 0.4}, tmp_path / "session.json"
+    file.write_text(json.dumps({"items": {"step": {"lines": [TRAIN]}, "forward": {"lines": [other, other]}}}))
+    found = report.read_lines([file])
+    assert {kind: len(lines) for kind, lines in found.items() if lines} == {"train_throughput": 1}
+    assert "session.json: 2 lines are of benchmarks without a table" in capsys.readouterr().err

@@ -147,6 +147,7 @@ class Architecture:
       rate_multipliers: (params, config) -> tree of learning-rate multipliers for recipes with `layer_rates`.
       block_of: (name of a parameter, config) -> the block that it belongs to, -1 for what comes before the first and
         the number of blocks for what comes after the last; None: blocks are stored together.
+      has_kernels: whether some of its layers are operations that have kernels (`ops.dispatch`).
       finetuning: changes of the recipes.
       identity: config -> what beside the weights decides what the features are, for their identity.
       mark: what its records hold to be told from others; None: {"architecture": name}.
@@ -172,6 +173,7 @@ class Architecture:
     rate_multipliers: Callable[[Any, Config], Any] = lambda params, config: jax.tree.map(lambda _: 1.0, params)
     block_of: Callable[[str, Config], int] | None = None
     invariant_width: Callable[[Config], int] | None = None
+    has_kernels: bool = False
     finetuning: Finetuning = Finetuning()
     identity: Callable[[Config], str] = lambda config: ""
     mark: Mapping[str, Any] | None = None

@@ -30,6 +30,7 @@ from jaxatoms.training.losses.pretraining import LossScales, pretraining_terms
 from jaxatoms.training.losses.terms import Terms, mean_loss
 from jaxatoms.training.optim import OptimConfig, make_optimizer, warmup_cosine
 from jaxatoms.training.step import make_eval_step, make_train_step
+from jaxatoms.types import InputError
 
 SCALE_FIT_BATCHES = 16
 
@@ -170,6 +171,9 @@ def prepare(
     Args:
       fit: scale factors are fitted (or loaded).
       shapes_only: for a step that is compiled and not run: the model holds shapes instead of arrays.
+
+    Raises:
+      InputError: kernels for a network that has none, or elements that it does not know.
     """
     with fleet.writer_first("data prepared"):
         data = prepare_data(config, run_dir, resumed=not fit)
@@ -178,6 +182,8 @@ def prepare(
     model_config = _dimensions(config, init, data, run_dir)
     model_config = registry.with_smooth_quadruplets(model_config, config.smooth_quadruplets)
     own = registry.architecture_of(model_config)
+    if config.kernels not in ("auto", "xla") and not own.has_kernels:
+        raise InputError(f"--kernels {config.kernels}: {own.name} has no layer with kernels; leave it out")
     for d in data:
         start.check_elements(d.task.store, model_config, d.task.name, np.concatenate([d.train, d.val]))
     corpus, train_samples, val_samples = tasks.make_corpus(data, own.graphs)

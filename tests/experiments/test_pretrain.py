@@ -17,6 +17,7 @@ from fixtures.nano import NANO
 
 from experiments import pretrain
 from jaxatoms.runs.pretrain_config import RESUMABLE, PretrainConfig
+from jaxatoms.runs.pretraining import prepare
 from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.types import InputError
@@ -274,6 +275,16 @@ def test_a_bad_setting_is_one_line_that_names_it(settings, tmp_path, refusal, ch
 def test_the_kernel_of_runs_of_earlier_versions_is_understood(before, now):
     record = {"upstream": "demo:organic"} | ({} if before is None else {"fused_residual": before})
     assert cli.with_defaults(PretrainConfig, record)["kernels"] == now
+
+
+def test_kernels_for_a_network_without_any_are_refused(tmp_path):
+    """Else the run would go on without them, and its record would name them."""
+    config = PretrainConfig(
+        upstream="demo:organic", n="all", model="equiformer_v2_31m", kernels="mosaic_gpu", precision="bfloat16",
+        cache_dir=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="--kernels mosaic_gpu: equiformer_v2 has no layer with kernels"):
+        prepare(config, None, shapes_only=True)
 
 
 @pytest.mark.parametrize("option", ["--lr", "--val-every"])

@@ -96,6 +96,7 @@ GEMNET_OC = Architecture(
     gradient_divisors=gradient_divisors,
     rate_multipliers=rate_multipliers,
     block_of=block_of,
+    has_kernels=True,
     finetuning=Finetuning(dimensions=finetuned_dimensions),
     identity=lambda config: "smooth_quadruplets" if config.smooth_quadruplets else "",
     mark={"layout": LAYOUT},

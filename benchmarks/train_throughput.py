@@ -54,7 +54,6 @@ PEER = ROOT / "benchmarks/peers/fairchem_gemnet_oc.py"
 MALLOC_TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 GEMM_ROWS = 2984  # x [512, 512]: the edges of mol20 times a dense layer of variant S

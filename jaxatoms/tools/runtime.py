@@ -11,7 +11,7 @@ import jax
 from jaxatoms.types import InputError
 
 HOPPER = "9.0"  # compute capability of H100 and H200
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 1.0  # seconds; what shorter compilations leave behind is not worth a look
 KEPT_BYTES, KEPT_SECONDS = 2 * 2**30, 0.2  # of compiled programs: all together, and compiled for longer than this
@@ -21,14 +21,15 @@ def keep_freed_memory():
     """Let glibc keep what XLA:CPU frees after every step instead of returning it to the system.
 
     XLA:CPU allocates its temporaries anew at each step; fresh pages then cost a fault per 4 KiB, a tenth to a
-    seventh of a step. Does nothing elsewhere, or where the user chose malloc settings.
+    seventh of a step. Threads keep heaps of their own: in one heap for all of them, what another thread allocates
+    during a step can lie behind the temporaries, and the next step's then find no room (docs/notes/training_step.md).
+    Does nothing elsewhere, or where the user chose malloc settings.
     """
     if not _has_glibc() or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never: what is freed after a step may be more than an int can say
-    libc.mallopt(_M_ARENA_MAX, 1)
 
 
 @functools.cache

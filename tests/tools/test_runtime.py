@@ -99,3 +99,28 @@ def test_freed_memory_is_kept_beyond_two_gigabytes():
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
     first, second = map(int, done.stdout.split())
     assert first > 1000 > second, "the block's pages went back to the system"
+
+
+TWO_THREADS = """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from jaxatoms.tools import runtime
+
+runtime.keep_freed_memory()
+batches = []
+with ThreadPoolExecutor(1) as loader:
+    load = lambda: batches.append(loader.submit(np.ones, 2**16, np.uint8).result())
+    for _ in range(4):
+        load()
+        temporaries = np.ones(2**30, np.uint8)
+        load()  # during the step
+        del temporaries
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.skipif(not runtime._has_glibc(), reason="needs glibc")
+def test_what_another_thread_allocates_during_a_step_does_not_take_the_place_of_its_temporaries():
+    done = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.75, "GiB; a block of temporaries holds one"

@@ -25,8 +25,7 @@ from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.runs.energy_zero import shift_of, with_shift
 from jaxatoms.runs.finetune_config import FinetuneConfig
-from jaxatoms.runs.finetune_data import open_parts
-from jaxatoms.runs.finetuning import corpus_of
+from jaxatoms.runs.finetune_data import corpus_of, open_parts
 from jaxatoms.runs.pretrain_config import PretrainConfig
 from jaxatoms.runs.pretraining import loss_scales_of, physical, prepare_data
 from jaxatoms.runs.saved_run import read_run, resolved_init

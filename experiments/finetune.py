@@ -6,8 +6,8 @@ The recipe of each data set is the paper's; `--budget small` keeps everything bu
 """
 
 from jaxatoms.runs import fleet
+from jaxatoms.runs.finetune import finetune
 from jaxatoms.runs.finetune_config import RESUMABLE, FinetuneConfig
-from jaxatoms.runs.finetuning import finetune
 from jaxatoms.runs.session import check_run_dir
 from jaxatoms.tools import cli
 from jaxatoms.tools.runtime import prepare_process

@@ -32,8 +32,7 @@ from jaxatoms.inference.uncertainty import (
 )
 from jaxatoms.io import write_json
 from jaxatoms.runs.finetune_config import FinetuneConfig
-from jaxatoms.runs.finetune_data import Part, open_parts
-from jaxatoms.runs.finetuning import corpus_of
+from jaxatoms.runs.finetune_data import Part, corpus_of, open_parts
 from jaxatoms.runs.saved_run import read_run, resolved_init
 from jaxatoms.tools import cli
 from jaxatoms.tools.provenance import provenance

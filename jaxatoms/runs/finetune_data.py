@@ -6,14 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxatoms.data.corpus import Corpus
 from jaxatoms.data.downstream import Facts, ForceData, Graph, PropertiesData
-from jaxatoms.data.downstream_task import (
-    DownstreamTask,
-    constants_record,
-    family_of,
-    open_downstream,
-    with_constants,
-)
+from jaxatoms.data.downstream_task import DownstreamTask, constants_record, family_of, open_downstream, with_constants
 from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.mixing import split_names
 from jaxatoms.data.mixture import task_folder
@@ -41,6 +36,11 @@ class Part:
     task: DownstreamTask
     split: Split
     kept: int | None = None
+
+
+def corpus_of(parts: list[Part], model: Config) -> Corpus:
+    """The data sets with the graphs that the model reads."""
+    return Corpus(tuple(part.task for part in parts), architecture_of(model).graphs)
 
 
 def open_parts(config: FinetuneConfig, model: Config, init: Path | None, saved: Path | None = None) -> list[Part]:

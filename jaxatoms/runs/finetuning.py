@@ -1,9 +1,7 @@
-"""Fine-tuning on a downstream data set: data, batches, model, schedule, step, and the test at the end."""
+"""A fine-tuning run: its loss, optimiser, step, validation and checkpoints."""
 
 import dataclasses
 import functools
-import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,43 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxatoms.data.corpus import Corpus, Samples, draw_over_tasks, samples_of
-from jaxatoms.data.downstream import ForceData, PropertiesData, ScalarData
-from jaxatoms.data.downstream_task import (
-    DownstreamTask,
-    family_of,
-)
+from jaxatoms.data.corpus import Corpus
+from jaxatoms.data.downstream import ForceData, PropertiesData
+from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.mixture import short_names
-from jaxatoms.data.passes import Pass, plan_pass
+from jaxatoms.data.passes import Pass
 from jaxatoms.data.references import LinearReference
 from jaxatoms.data.subset import parse_count
-from jaxatoms.data.task_record import PropertyRecord, TaskRecord
 from jaxatoms.inference import evaluation
-from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
+from jaxatoms.inference.checkpoint_meta import CheckpointMeta
 from jaxatoms.io import write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.runs import finetune_report, fleet, start, trained_part
-from jaxatoms.runs.batches import Batches, make_batches, samples_seen
-from jaxatoms.runs.energy_zero import (
-    energy_probe,
-    fit_energy_zero,
-    learns_energy,
-    shift_of,
-    shifted,
-    with_shift,
-)
-from jaxatoms.runs.finetune_config import FinetuneConfig
-from jaxatoms.runs.finetune_data import Part, open_parts, save_parts
+from jaxatoms.runs import finetune_report
+from jaxatoms.runs.batches import samples_seen
+from jaxatoms.runs.energy_zero import energy_probe, fit_energy_zero, learns_energy, shift_of, shifted, with_shift
+from jaxatoms.runs.finetune_data import Part, corpus_of
+from jaxatoms.runs.finetune_record import task_record
 from jaxatoms.runs.linear_probe import Probe
-from jaxatoms.runs.recipes import SMALL_STEPS, Recipe, find_recipe
-from jaxatoms.runs.run import TrainingRun, continue_with, train_run
-from jaxatoms.runs.session import has_checkpoint, say
-from jaxatoms.training import finetuning, parallel
+from jaxatoms.runs.recipes import Recipe
+from jaxatoms.runs.run import TrainingRun
+from jaxatoms.training import finetuning
 from jaxatoms.training.checkpoint import restore
-from jaxatoms.training.finetuning import FinetuneOptim, Plateau
+from jaxatoms.training.finetuning import Plateau
 from jaxatoms.training.loop import evaluate
 from jaxatoms.training.losses.energy import absolute_error, cross_entropy
 from jaxatoms.training.losses.errors import error_sums
@@ -59,12 +45,8 @@ from jaxatoms.training.losses.tasks import of_task
 from jaxatoms.training.losses.terms import Terms, label_sums
 from jaxatoms.training.partial import Partition
 from jaxatoms.training.step import TrainState, make_train_step
-from jaxatoms.types import InputError
 
 BEFORE = 2000  # test structures at most on which the start of a run is judged
-COUNTED = 1000  # training structures over which reference energies of checkpoint and data are compared
-SCALE_FIT_BATCHES, SCALE_FIT_STRUCTURES = 16, 320
-_OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that override the recipe's
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -329,302 +311,10 @@ class Finetuning(TrainingRun):
             "data_sets": self.labels,
         }
 
-
     def _mean_baselines(self) -> dict[str, float]:
         """The errors of predicting the mean of the validation labels; none of several data sets with a mean each."""
         return finetune_report.mean_baselines(self.val, self.task) if len(self.parts) == 1 else {}
 
 
-def finetune(config: FinetuneConfig, run_dir: Path, resumed: bool):
-    """A whole fine-tuning run with its test, and its closing words."""
-    run = prepare(config, run_dir)
-    trained = train_run(run, run_dir, resumed)
-    fleet.wait_for_all("checkpoints written")
-    if trained.done < run.total_steps:
-        print(continue_with(run, run_dir, trained.done))
-        return
-    if trained.summary is not None or _lacks_test(run, run_dir):
-        test_run(run, run_dir, trained.params, trained.constants)
-    fleet.wait_for_all("test written")
-    _closing_words(run, run_dir)
-
-
-def _closing_words(run: Finetuning, run_dir: Path):
-    """The errors of the test, and a table of those before and after training."""
-    names = [evaluation.result_name("test", i) for i in range(len(run.parts))]
-    tests = [json.loads((run_dir / name).read_text()) for name in names]
-    print("\n".join(map(evaluation.describe, tests)))
-    summary = json.loads((run_dir / "summary.json").read_text())
-    before = run_dir / "test_before.json"  # not there in runs of earlier versions
-    starts = json.loads(before.read_text()) if before.exists() else [None] * len(tests)
-    ends = [test["last_ema"] for test in tests]
-    print(f"\n{finetune_report.comparison(summary, starts, ends)}\nrun folder: {run_dir}")
-
-
-def _lacks_test(run: Finetuning, run_dir: Path) -> bool:
-    """Whether a resumed run that had ended lacks a test of any data set, or has a smaller one."""
-    wanted = [evaluation.draw(part.split.test, parse_count(run.config.test_samples)) for part in run.parts]
-    found = [run_dir / evaluation.result_name("test", i) for i in range(len(wanted))]
-    pairs = zip(found, wanted, strict=True)
-    if all(file.is_file() and json.loads(file.read_text())["n_structure"] >= len(test) for file, test in pairs):
-        say(f"the run has made all its {run.total_steps} steps and its test: there is nothing to do")
-        return False
-    say(f"the run has made all its {run.total_steps} steps: only the test remains")
-    return True
-
-
-def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
-    """Data, batches, model and schedule of a run."""
-    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
-    init = start.find_init(config.init, config.model)
-    folder = None if run_dir is None else run_dir / "data"
-    resumed = run_dir is not None and has_checkpoint(run_dir)
-    origin = _recorded_origin(resolved) or init.origin
-    if init.path is not None and not config.quiet and not config.resume:
-        say(start.describe_origin(origin))
-    parts = _opened(config, init, folder if resumed else None)
-    recipe = _recipe(config, parts[0], init.model)
-    smooth = _smooth(config, init.model, parts, recipe, resolved)
-    init = init._replace(model=registry.with_smooth_quadruplets(init.model, smooth))
-    corpus = corpus_of(parts, init.model)
-    if folder is not None and not resumed and fleet.is_writer():
-        save_parts(folder, parts)
-    n_device = None if jax.process_count() > 1 else config.devices  # several processes use all that they have
-    devices = fleet.Fleet(parallel.make_mesh(n_device), config.shard_optimizer)
-    batches = make_batches(config, corpus, _samples(parts, "train"), devices, epochs=recipe.epochs,
-                           batch_size=recipe.batch_size, round_up=True)  # fmt: skip
-    n_val = config.val_samples or (2000 if config.budget == "small" else 10_000)
-    val_samples = _samples(parts, "val", n_val)
-    eval_shapes: list = []
-    val = list(plan_pass(corpus, val_samples, evaluation.BATCH_EDGES, eval_shapes).batches())
-
-    def batches_to_fit() -> list:
-        drawn = draw_over_tasks(val_samples, SCALE_FIT_STRUCTURES, config.seed)
-        plan = plan_pass(corpus, drawn, evaluation.BATCH_EDGES, eval_shapes)
-        return [jax.device_put(batch) for batch in itertools.islice(plan.batches(), SCALE_FIT_BATCHES)]
-
-    model, model_config, head = _make_model(config, recipe, parts, batches_to_fit, init.path, init.model)
-    partition = trained_part.partition_of(config.train, config.freeze, model.params, model_config)
-    if not config.quiet:
-        say(trained_part.describe(partition, model.params, config.train))
-    if partition is not None:
-        model = _in_parts(model, partition, config.seed)
-    total = config.max_steps or (SMALL_STEPS if config.budget == "small" else batches.total_steps)
-    total = min(total, batches.total_steps)
-    run = Finetuning(
-        config=config,
-        recipe=recipe,
-        parts=parts,
-        batches=batches,
-        val=val,
-        eval_shapes=eval_shapes,
-        model=model,
-        model_config=model_config,
-        head=head,
-        optim=_make_optim(recipe, batches, total),
-        steps_per_epoch=batches.total_steps // recipe.epochs,
-        total_steps=total,
-        devices=devices,
-        origin=origin,
-        partition=partition,
-    )
-    return run.recomputed_if_asked(resolved)
-
-
-def _opened(config: FinetuneConfig, init: start.Init, saved: Path | None) -> list[Part]:
-    """The data sets, of which the network holds every element; says their reference energies."""
-    with fleet.writer_first("data prepared"):
-        parts = open_parts(config, init.model, init.path, saved)
-    for part in parts:
-        start.check_elements(part.task.store, init.model, part.name)
-        if not config.quiet and part.task.energies is not None:
-            counts = part.task.store.element_counts(part.split.train[:COUNTED])
-            say(finetune_report.reference_table(part.task.energies, counts, start.references_of(init.path)))
-    return parts
-
-
-def _in_parts(model: registry.PureModel, partition: Partition, seed: int) -> registry.PureModel:
-    """The model as a function of what is trained of it; the rest is among its constants."""
-    trained, frozen = partition.split(model.params, seed)
-    return model._replace(
-        params=trained,
-        constants={"model": model.constants, "frozen": frozen},
-        apply=partition.applied(model.apply),
-        node_features=partition.applied(model.node_features),
-    )
-
-
-def _recipe(config: FinetuneConfig, part: Part, model: Config) -> Recipe:
-    """The recipe of the first data set with what the backbone and the settings change of it."""
-    given = {k: getattr(config, k) for k in _OF_RECIPE if getattr(config, k) is not None}
-    own = registry.architecture_of(model).finetuning.changes(family_of(part.name))
-    return dataclasses.replace(find_recipe(part.name, part.task.facts), **own | given)
-
-
-def _smooth(config: FinetuneConfig, model: Config, parts: list[Part], recipe: Recipe, resolved: Path | None) -> str:
-    """The choice of --smooth-quadruplets, where "auto" is "yes" for new potentials of files with gradient forces.
-
-    Data sets of the paper keep its function, checkpoints keep theirs, and a run that is resumed keeps its own.
-    """
-    if config.smooth_quadruplets != "auto" or config.init != "scratch" or not hasattr(model, "smooth_quadruplets"):
-        return config.smooth_quadruplets
-    if resolved is not None and resolved.exists():
-        return "yes" if json.loads(resolved.read_text())["model"].get("smooth_quadruplets") else "no"
-    own = all(family_of(part.name) == "file" for part in parts)
-    head = start.head_of(parts[0].task.facts, direct=_direct(config, recipe))
-    return "yes" if own and head.kind == "gradient" else "auto"
-
-
-def _direct(config: FinetuneConfig, recipe: Recipe) -> bool | None:
-    """Whether a head predicts forces; None: as the data set says."""
-    return recipe.direct_forces if config.forces == "auto" else config.forces == "direct"
-
-
-def _recorded_origin(resolved: Path | None) -> dict | None:
-    """What a run that is resumed noted when it started; the folder of --init may hold another run by now."""
-    if resolved is None or not resolved.exists():
-        return None
-    record = json.loads(resolved.read_text())
-    return record.get("origin") or {"upstream": record["upstream"]}  # an older run noted no more
-
-
-def _make_optim(recipe: Recipe, batches: Batches, total: int) -> FinetuneOptim:
-    """The schedule of a run of `total` steps; one cut short has its cosine and warm-up shortened."""
-    whole = batches.total_steps
-    per_epoch = whole // recipe.epochs
-    return FinetuneOptim(
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        warmup_steps=recipe.warmup_epochs * per_epoch * total // whole,
-        cosine_steps=min((recipe.cosine_epochs or recipe.epochs) * per_epoch, total),
-        final_lr=recipe.final_lr,
-    )
-
-
-def corpus_of(parts: list[Part], model: Config) -> Corpus:
-    """The data sets with the graphs that the model reads."""
-    return Corpus(tuple(part.task for part in parts), registry.architecture_of(model).graphs)
-
-
-def _samples(parts: list[Part], split: str, n: int | None = None) -> Samples:
-    """The structures of one part of the split of every data set; at most `n` of each."""
-    records = [getattr(part.split, split) for part in parts]
-    drawn = records if n is None else [evaluation.draw(own, n) for own in records]
-    each = [samples_of(i, own) for i, own in enumerate(drawn)]
-    return Samples(*(np.concatenate(column) for column in zip(*each, strict=True)))
-
-
 def _sizes(part: Part) -> dict[str, int]:
     return {name: len(records) for name, records in part.split._asdict().items()}
-
-
-def _make_model(config: FinetuneConfig, recipe: Recipe, parts: list[Part], batches_to_fit: Callable[[], list],
-                path: Path | None, dimensions: Config):
-    """(model, dimensions, head): pretrained, or fresh; with scale factors fitted on `batches_to_fit()` where fresh.
-
-    Raises:
-      InputError: --refit-scales for a network that has no scale factors, or a checkpoint that does not fit.
-    """
-    task, precision = parts[0].task, Precision(matmul=config.precision)
-    kept = {i: part.kept for i, part in enumerate(parts) if part.kept is not None}
-    head = start.head_of(task.facts, recipe.dropout, _direct(config, recipe))
-    head = dataclasses.replace(head, heads=len(parts), kept=len(kept))
-    own = registry.architecture_of(dimensions)
-    dimensions = own.finetuning.dimensions(dimensions, head)
-    if config.init_mode == "reference":
-        family, cutoff = family_of(parts[0].name), task.graph.cutoff
-        dimensions = own.finetuning.as_released(dimensions, family, cutoff)
-    module = registry.build_finetuned(dimensions, head, nnx.Rngs(config.seed), precision)
-    if path is not None:
-        notify = (lambda _: None) if config.quiet else say
-        model = start.transfer(registry.split_model(module), path, config.init_mode, notify)
-        units = {i: parts[i].task.std for i in kept}
-        model = start.with_kept_heads(model, path, kept, units)
-        if config.init_mode == "ema":
-            model = start.with_fitting_head(model, path, head, task_record(parts[0], head, None), notify)
-        nnx.update(module, model.params, model.constants)
-    if config.refit_scales and own.scale_factors is None:
-        raise InputError(f"{config.init} has no scale factors; leave --refit-scales out")
-    if own.scale_factors is not None and (path is None or config.refit_scales):
-        own.scale_factors.fit(module, batches_to_fit(), lambda _: None)
-    return registry.split_model(module), dimensions, head
-
-
-def task_record(part: Part, head: HeadSpec, reference: LinearReference | None) -> TaskRecord:
-    """What prediction needs of the head of one data set.
-
-    Gradient forces fix the unit of the energy: it is that of the forces times A, not the data set's energy_std. Its
-    zero is `reference`, fitted to training energies; None where there are none.
-    """
-    task, facts = part.task, part.task.facts
-    seen = task.store.elements(part.split.train)
-    several = isinstance(facts, PropertiesData)
-    given = LinearReference(np.zeros(len(seen)), seen) if several else _given(facts, seen)
-    record = TaskRecord(
-        name=part.name,
-        energy_std=task.std,
-        energy_mean=task.mean,
-        force_std=getattr(facts, "force_std", None),
-        reference=given,
-        cutoff=facts.graph.cutoff,
-        max_neighbors=facts.graph.max_neighbors,
-        conditional=facts.graph.conditional,
-        target=getattr(facts, "column", "forces"),
-        labels=_predicted(head),
-        properties=_property_records(facts) if isinstance(facts, PropertiesData) else (),
-    )
-    if learns_energy(task):
-        fitted = record.reference if reference is None else dataclasses.replace(record.reference, coeff=reference.coeff)
-        return dataclasses.replace(record, reference=fitted)
-    if head.kind != "gradient":
-        return record
-    assert record.force_std is not None
-    record = dataclasses.replace(record, energy_std=record.force_std, energy_mean=0.0, energy_zero="unknown")
-    if reference is None:
-        return record
-    return dataclasses.replace(record, reference=_of_trained(reference, seen), energy_zero="fitted")
-
-
-def _given(facts: ForceData | ScalarData, seen: np.ndarray) -> LinearReference:
-    """What each atom contributes by the data set's facts, of the elements `seen` [121]."""
-    coeff = np.array([float(facts.references.get(z, 0.0)) if own else 0.0 for z, own in enumerate(seen)])
-    return LinearReference(coeff, seen, None if facts.span is None else np.array(facts.span))
-
-
-def _property_records(facts: PropertiesData) -> tuple[PropertyRecord, ...]:
-    return tuple(
-        PropertyRecord(part.column, part.reduction, float(part.mean or 0.0), float(part.std or 1.0), part.unit,
-                       {int(z): float(value) for z, value in part.references.items()})
-        for part in facts.parts
-    )  # fmt: skip
-
-
-def _of_trained(reference: LinearReference, seen: np.ndarray) -> LinearReference:
-    """A fitted zero for all elements that were trained; energies with one outside the fit are not known."""
-    span = reference.span
-    if span is None and (seen & ~reference.seen).any():
-        span = np.eye(len(seen))[reference.seen]
-    return LinearReference(reference.coeff, seen, span)
-
-
-def _predicted(head: HeadSpec) -> tuple[str, ...]:
-    """Kinds of labels that a head predicts."""
-    if head.kind == "properties":
-        return ()
-    if head.kind == "direct":
-        return ("energy", "forces") if head.energy else ("forces",)
-    return ("energy", "forces") if head.kind == "gradient" else ("energy",)
-
-
-def test_run(run: Finetuning, run_dir: Path, last_params, constants):
-    """Errors on the test splits of the last and of the best averaged weights; writes test.json and plots."""
-    assert run.forward is not None
-    checkpoint = run_dir / "checkpoints" / "best"
-    records = {"last_ema": run.checkpoint_meta().tasks, "best_ema": read_checkpoint_meta(checkpoint).tasks}
-    weights = {"last_ema": last_params, "best_ema": run.averaged(checkpoint, last_params)}
-    folder = fleet.output_dir(run_dir)
-    for i, part in enumerate(run.parts):
-        forwards = {name: with_shift(run.forward, params, constants, shift_of(part.task, records[name][i].reference))
-                    for name, params in weights.items()}  # fmt: skip
-        test = evaluation.draw(part.split.test, parse_count(run.config.test_samples))
-        evaluation.assess(folder, "test", test, len(part.split.test), forwards, run.corpus, i, run.eval_shapes)

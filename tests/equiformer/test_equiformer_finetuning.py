@@ -17,7 +17,7 @@ from jaxatoms.models.equiformer_v2.architecture import EQUIFORMER_V2
 from jaxatoms.models.equiformer_v2.config import TINY
 from jaxatoms.models.gemnet_oc.architecture import GEMNET_OC
 from jaxatoms.models.registry import build_finetuned
-from jaxatoms.runs import finetuning
+from jaxatoms.runs import finetune_setup
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.recipes import find_recipe
 from jaxatoms.tools import cli
@@ -78,7 +78,7 @@ def test_the_loss_falls_and_the_test_split_is_reported(kind, request):
 @pytest.mark.slow
 def test_the_backbone_is_the_pretrained_one_and_the_head_is_new(pretrained):
     config = FinetuneConfig(downstream="demo:gap", init=str(pretrained), quiet=True, max_neighbors=8)
-    setup = finetuning.prepare(config, None)
+    setup = finetune_setup.prepare(config, None)
     source = restore(pretrained / "checkpoints" / "best", None, only=("ema",))[0]
     table = setup.model.params["backbone"]["sphere_embedding"]["kernel"]
     np.testing.assert_array_equal(table[...], source["ema/backbone/sphere_embedding/kernel/value"])

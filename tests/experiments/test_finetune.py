@@ -15,7 +15,7 @@ import jaxatoms
 from experiments import evaluate, finetune, predict
 from jaxatoms.inference import evaluation
 from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
-from jaxatoms.runs import finetuning, start
+from jaxatoms.runs import finetune_setup, start
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
@@ -104,7 +104,7 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
     name = "backbone/bases/mlp_rbf_aint/kernel/value"
     base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
     for mode, source in (("ema", averaged), ("reference", raw)):
-        params = finetuning.prepare(FinetuneConfig(init_mode=mode, **base), None).model.params
+        params = finetune_setup.prepare(FinetuneConfig(init_mode=mode, **base), None).model.params
         flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in jax.tree.leaves_with_path(params)}
         np.testing.assert_array_equal(flat[name], source[f"{'ema' if mode == 'ema' else 'params'}/{name}"])
         own, theirs = (n + "kernel/value" for n in ("embedding/", "embedding/atom_embedding/"))
@@ -115,7 +115,7 @@ def test_the_backbone_comes_from_the_average_and_the_reference_mode_from_the_raw
 def test_smooth_quadruplets_are_the_checkpoint_s_unless_asked_for(nano_run):
     base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
     for choice, smooth in (("auto", False), ("yes", True)):
-        run = finetuning.prepare(FinetuneConfig(smooth_quadruplets=choice, **base), None)
+        run = finetune_setup.prepare(FinetuneConfig(smooth_quadruplets=choice, **base), None)
         assert run.model_config.smooth_quadruplets is smooth
         assert run.checkpoint_meta().model["smooth_quadruplets"] is smooth
 
@@ -130,13 +130,13 @@ def test_new_potentials_of_files_are_smooth_and_those_of_the_paper_and_resumed_o
         (f"file:{tmp_path / 'own.extxyz'}", {}, True), (f"file:{tmp_path / 'own.extxyz'}", {"forces": "direct"}, False),
         ("demo:aspirin", {}, False), (f"file:{tmp_path / 'own.extxyz'}", {"smooth_quadruplets": "no"}, False),
     ):  # fmt: skip
-        run = finetuning.prepare(FinetuneConfig(downstream=name, **base, **options), None)
+        run = finetune_setup.prepare(FinetuneConfig(downstream=name, **base, **options), None)
         assert run.model_config.smooth_quadruplets is smooth, (name, options)
     parts, recipe = run.parts, run.recipe
     (tmp_path / "resolved.json").write_text(json.dumps({"model": {"smooth_quadruplets": False}}))
     config = FinetuneConfig(downstream=name, **base)
-    assert finetuning._smooth(config, run.model_config, parts, recipe, tmp_path / "resolved.json") == "no"
-    assert finetuning._smooth(config, run.model_config, parts, recipe, None) == "yes"
+    assert finetune_setup._smooth(config, run.model_config, parts, recipe, tmp_path / "resolved.json") == "no"
+    assert finetune_setup._smooth(config, run.model_config, parts, recipe, None) == "yes"
 
 
 def test_a_checkpoint_that_was_fine_tuned_for_the_same_goes_on_with_its_head(gradient, tmp_path):
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_was_fine_tuned_for_the_same_goes_on_with_its_head(gra
     units = [read_meta(one)["tasks"][0]["energy_std"] for one in (gradient, run)]
     assert abs(units[0] / units[1] - 1) > 1e-3
     assert start_errors["mae"] == pytest.approx(_json(gradient / "test.json")["best_ema"]["mae"], rel=1e-4)
-    record = finetuning.prepare(FinetuneConfig(downstream="demo:gap", init=str(gradient), quiet=True), None)
+    record = finetune_setup.prepare(FinetuneConfig(downstream="demo:gap", init=str(gradient), quiet=True), None)
     assert start._fitting_factor(read_checkpoint_meta(gradient), record.head, record.checkpoint_meta().tasks[0]) is None
 
 
@@ -165,7 +165,7 @@ def test_scale_factors_stay_with_their_weights_unless_they_are_refitted(nano_run
     base = dict(downstream="demo:aspirin", init=str(nano_run), quiet=True, forces="direct", budget="small")
     changed = {}
     for refit in (False, True):
-        model = finetuning.prepare(FinetuneConfig(refit_scales=refit, **base), None).model
+        model = finetune_setup.prepare(FinetuneConfig(refit_scales=refit, **base), None).model
         flat = {jax.tree_util.keystr(k, simple=True, separator="/"): v
                 for k, v in jax.tree.leaves_with_path(model.constants)}  # fmt: skip
         factors = [name for name in flat if "scale_factor" in name]

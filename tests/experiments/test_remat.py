@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import pretrain
-from jaxatoms.runs import finetuning, remat
+from jaxatoms.runs import finetune_setup, remat
 from jaxatoms.runs.compile_for import report_for
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.pretrain_config import PretrainConfig
@@ -81,9 +81,9 @@ def test_fine_tuning_decides_by_memory_too(nano_run, tmp_path, memory):
     memory(1)
     config = cli.parse(FinetuneConfig, [word for pair in options.items() for word in pair])
 
-    assert finetuning.prepare(config, None).model_config.remat
+    assert finetune_setup.prepare(config, None).model_config.remat
     memory(2**40)
-    assert not finetuning.prepare(config, None).model_config.remat
+    assert not finetune_setup.prepare(config, None).model_config.remat
 
 
 def test_a_topology_has_no_memory_to_ask_for(nano, tmp_path):

@@ -33,7 +33,7 @@ from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import open_parts, save_parts
-from jaxatoms.runs.finetuning import task_record
+from jaxatoms.runs.finetune_record import task_record
 from jaxatoms.training.checkpoint_files import find_damage, resolve_checkpoint
 from jaxatoms.types import InputError
 from jaxatoms.uncertainty import last_layer

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,7 @@ from typing import Any, TextIO
 
 from jaxatoms.data.columns import read_manifest
 from jaxatoms.data.registry import READERS, DatasetSpec
+from jaxatoms.data.workers import end_with_parent
 from jaxatoms.data.writer import join_columns, write_columns
 from jaxatoms.io import write_json
 from jaxatoms.types import InputError, System
@@ -158,17 +158,6 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[Path]:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone; a killed parent cannot say so itself."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()  # type: ignore[union-attr]  # a worker has a parent
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _convert_part(reader: str, part: tuple, piece: Path) -> Path:

@@ -281,6 +281,17 @@ def _check_labels(name: str, facts: Facts, store: Store, split: Split):
                 raise InputError(f"{name}: no structure of the {part} split has a value of {column}; check the file")
 
 
+def check_any_label(name: str, facts: ForceData, store: Store, train: np.ndarray):
+    """Refuses a set with nothing that is learnt, such as energies alone where a potential learns forces.
+
+    Raises:
+      InputError: naming the set and what is learnt.
+    """
+    some = _some(train)
+    if not any(np.isfinite(_values_of(facts, column, store, some)).any() for column in facts.learnt):
+        raise InputError(f"{name}: no structure has {' or '.join(facts.learnt)}, which are learnt; leave it out")
+
+
 def _labels_of(facts: Facts) -> tuple[str, ...]:
     """Names of what is learnt."""
     return (facts.column,) if isinstance(facts, ScalarData) else facts.learnt

@@ -10,12 +10,13 @@ import dataclasses
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from jaxatoms.data import packing
+from jaxatoms.data import packing, workers
 from jaxatoms.data.corpus import Corpus, Samples
 from jaxatoms.graphs.batch import (
     BatchBudget,
@@ -40,7 +41,8 @@ class TrainBatches:
     """The batches of a run of `epochs` passes over `samples`.
 
     In fixed mode each batch has `batch_size` structures, and the run has n // batch_size * epochs steps. The structures
-    of all epochs form one stream, with a new permutation for each epoch, so none is dropped between epochs.
+    of all epochs form one stream, with a new permutation for each epoch, so none is dropped between epochs. With
+    `round_up` an epoch ends with its structures instead, in a batch that may hold fewer.
     In packed mode (`weights` is given) batches hold at most `budgets[0].n_main` expected edges and are packed anew for
     each epoch.
     """
@@ -53,7 +55,7 @@ class TrainBatches:
     edge_dropout: float
     batch_size: int = 0  # structures per batch; unused in packed mode
     weights: np.ndarray | None = None  # [n] expected main edges per sample: packed mode
-    round_up: bool = False  # fixed mode: ceil(n / batch_size) steps per epoch instead of n // batch_size
+    round_up: bool = False  # fixed mode: ceil(n / batch_size) steps per epoch, of which the last may be short
     _packed: tuple[int, list[np.ndarray]] = dataclasses.field(default=(-1, []), init=False, repr=False)
 
     def __post_init__(self):
@@ -78,6 +80,9 @@ class TrainBatches:
             first = self._ends[epoch - 1] if epoch else 0
             return self._bins(epoch)[step - first]
         n = len(self.samples.record)
+        if self.round_up:
+            epoch, first = divmod(step, -(-n // self.batch_size))
+            return _permutation(self.seed, epoch, n)[first * self.batch_size :][: self.batch_size]
         place = step * self.batch_size + np.arange(self.batch_size)
         epochs = place // n
         return np.array([_permutation(self.seed, e, n)[i] for e, i in zip(epochs.tolist(), (place % n).tolist())])
@@ -202,6 +207,8 @@ _worker: Callable[[Any], Any] | None = None
 def _set_worker(build: Callable[[Any], Any]):
     global _worker
     _worker = build
+    workers.leave_signals_to_parent()
+    workers.end_with_parent()
 
 
 def _work(step: Any) -> Any:
@@ -209,17 +216,21 @@ def _work(step: Any) -> Any:
     return _worker(step)
 
 
-def prefetch(build: Callable[[Any], Any], steps: Iterable, workers: int = 0) -> Iterator[Any]:
-    """Yields build(step) of the steps in order; a thread (workers=0) or several processes build them ahead.
+def prefetch(build: Callable[[Any], Any], steps: Iterable, n_worker: int = 0) -> Iterator[Any]:
+    """Yields build(step) of the steps in order; a thread (n_worker=0) or several processes build them ahead.
 
     An exception in a worker is raised here, at the step that it belongs to.
+
+    Raises:
+      InputError: a worker process was killed.
     """
-    if workers:
+    others = multiprocessing.active_children()
+    if n_worker:
         # forkserver: forking a process that runs JAX's threads can deadlock.
         context = multiprocessing.get_context("forkserver")
         make_pool = concurrent.futures.ProcessPoolExecutor
-        pool: concurrent.futures.Executor = make_pool(workers, context, _set_worker, (build,))
-        submit, depth = (lambda step: pool.submit(_work, step)), 2 * workers + 2
+        pool: concurrent.futures.Executor = make_pool(n_worker, context, _set_worker, (build,))
+        submit, depth = (lambda step: pool.submit(_work, step)), 2 * n_worker + 2
     else:
         pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
         submit, depth = (lambda step: pool.submit(build, step)), 3
@@ -231,5 +242,11 @@ def prefetch(build: Callable[[Any], Any], steps: Iterable, workers: int = 0) -> 
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool:
+        # The pool ends the other workers with SIGTERM, which they ignore, and waits for them.
+        for child in set(multiprocessing.active_children()).difference(others):
+            child.kill()
+        problem = "a process that builds batches was killed (out of memory?)"
+        raise InputError(f"{problem}; give fewer --workers, and go on with --resume") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -12,6 +12,7 @@ MIN_SQUARED_DISTANCE = 1e-4  # A^2; periodic pairs closer than this are dropped,
 # A periodic structure is searched on a dense (atom, image) grid up to this many grid points; beyond it the
 # cell list of vesin, whose cost is linear in the number of atoms, takes over. 2**23 is about 130 MiB.
 DENSE_GRID_LIMIT = 2**23
+SAME_PLACE = 1e-4  # A; closer atoms of a molecule have no direction in float32
 MAX_TRANSLATION = 15  # the model codes an atom image in one int32 (models/gemnet_oc/indices.py)
 
 
@@ -37,7 +38,8 @@ def candidate_edges(
       The edges, and their lengths [n_edge] in A: float64 arithmetic rounded once to float32.
 
     Raises:
-      UnusableStructure: a cell without volume, or one so flat that neighbours lie more than 15 cells away.
+      UnusableStructure: a cell without volume, one so flat that neighbours lie more than 15 cells away, or atoms of a
+        molecule in one place.
     """
     positions = np.asarray(positions, np.float64)
     n_node = np.asarray(n_node, np.int64)
@@ -105,14 +107,27 @@ def _molecule_edges(
         dx -= np.repeat(x, row_length)
         dx *= dx
         d2 += dx
-    # A pair of distinct atoms at the same place is an edge (the reference excludes by index only).
+    # However close, a pair of distinct atoms is an edge (the reference excludes by index only).
     keep = d2 < np.repeat(np.repeat(np.square(cutoff), n_node), row_length)
     atoms = np.flatnonzero(row_length)
     keep[row_start[atoms] + atoms - first_node[atoms]] = False
     kept = np.flatnonzero(keep)
     receivers = np.repeat(np.arange(len(row_length), dtype=np.int32), row_length)[kept]
     edges = Edges(senders[kept].astype(np.int32), receivers, np.zeros((len(kept), 3), np.int32))
+    _check_apart(edges, d2[kept], n_node)
     return edges, np.sqrt(d2[kept]).astype(np.float32)
+
+
+def _check_apart(edges: Edges, d2: np.ndarray, n_node: np.ndarray) -> None:
+    """Refuses a molecule with two atoms in one place: the edge between them has no direction, all else becomes NaN."""
+    if not len(d2) or d2.min() > SAME_PLACE**2:
+        return
+    edge, ends = int(np.argmin(d2)), np.cumsum(n_node)
+    graph = int(np.searchsorted(ends, edges.receivers[edge], side="right"))
+    first = ends[graph] - n_node[graph]
+    pair = sorted(int(atoms[edge] - first) for atoms in (edges.senders, edges.receivers))
+    problem = "atoms {} and {} (counted from 0) are in one place; correct the positions or leave it out"
+    raise UnusableStructure(graph, problem.format(*pair))
 
 
 def _inverse_cells(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import PropertyNotImplementedError
 
-from jaxatoms.data.convert import end_with_parent
+from jaxatoms.data.workers import end_with_parent
 from jaxatoms.labels.methods import Method
 from jaxatoms.types import InputError
 

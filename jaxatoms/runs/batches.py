@@ -51,6 +51,7 @@ def make_batches(
 
 def samples_seen(batches: Batches, config: Any, batch_size: int, done: int) -> int:
     """Structures that the first `done` steps trained on, each as often as it came."""
-    if config.batch_edges is None:
+    whole = batches.whole if isinstance(batches, shards.ShardedBatches) else batches
+    if config.batch_edges is None and not whole.round_up:
         return done * batch_size * config.accumulate
     return sum(len(batches.indices(step)) for step in range(done))

@@ -158,6 +158,8 @@ class FinetuneConfig:
             self, "n_train", "n_val", "val_samples", "epochs", "batch_size", "accumulate", "lr", "max_steps",
             "log_every", "devices", "batch_edges", "steps_per_call",
         )  # fmt: skip
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema-decay must be at least 0 and below 1, got {self.ema_decay}")
         if (self.n_train is None) != (self.n_val is None):
             raise InputError("--n-train and --n-val belong together; give both")
         cli.check_choices(self, _CHOICES)

@@ -8,7 +8,14 @@ import numpy as np
 
 from jaxatoms.data.corpus import Corpus
 from jaxatoms.data.downstream import Facts, ForceData, Graph, PropertiesData
-from jaxatoms.data.downstream_task import DownstreamTask, constants_record, family_of, open_downstream, with_constants
+from jaxatoms.data.downstream_task import (
+    DownstreamTask,
+    check_any_label,
+    constants_record,
+    family_of,
+    open_downstream,
+    with_constants,
+)
 from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.mixing import split_names
 from jaxatoms.data.mixture import task_folder
@@ -85,8 +92,9 @@ def _own(config: FinetuneConfig, name: str, model: Config, saved: Path | None) -
         max_neighbors=config.max_neighbors or max_neighbors,
         split=None if saved is None else functools.partial(load_run_split, saved),
     )
-    if len(split.test) == 0:
-        raise InputError(f"{name}: the split leaves no test structures; give more, or another --split")
+    for words, records in zip(("training", "validation", "test"), split, strict=True):
+        if len(records) == 0:
+            raise InputError(f"{name}: the split leaves no {words} structures; give more, or another --split")
     return Part(name, _with_saved(task, saved), split)
 
 
@@ -138,6 +146,7 @@ def _replayed(config: FinetuneConfig, own: list[Part], init: Path | None, saved:
         references={int(z): float(record.reference.coeff[z]) for z in record.elements},
         span=None if record.reference.span is None else record.reference.span.tolist(),
     )
+    check_any_label(config.replay, kept, store, split.train)
     task = _with_saved(DownstreamTask(kept, store, record.energy_mean, unit), saved)
     return Part(config.replay, task, split, index)
 

@@ -63,7 +63,9 @@ _SUMS = {"forces": "force", "energy": "energy_by_atom", "stress": "stress"}  # n
 
 
 def _mean(sums: dict, name: str) -> float:
-    return float(sums[f"{name}_error"].sum() / max(sums[f"{name}_count"].sum(), 1))
+    """NaN where nothing is labelled."""
+    count = sums[f"{name}_count"].sum()
+    return float(sums[f"{name}_error"].sum() / count) if count else float("nan")
 
 
 def reference_table(energies: AtomEnergies, counts: np.ndarray, before: Mapping[str, LinearReference]) -> str:

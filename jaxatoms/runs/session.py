@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,17 @@ class Session:
         self.validated_at = meta.step if meta.validated_at is None else meta.validated_at
 
     def validate(self, step: int, state: TrainState):
-        """Evaluate the averaged weights; save when they are the best so far."""
+        """Evaluate the averaged weights; save when they are the best so far.
+
+        Raises:
+          InputError: the loss is not finite, so that no weights could ever be the best.
+        """
         metrics = self.metrics(state.ema)
+        if not math.isfinite(metrics["loss"]):
+            raise InputError(
+                f"the validation loss is {metrics['loss']} at step {step}: no validation structure has a label that is "
+                "learnt, or one has labels or positions that are wrong; look at the data with experiments.data check"
+            )
         self.first_metrics = self.first_metrics or metrics
         self.last_metrics, self.validated_at = metrics, step
         self.log.log_validation(step, metrics)

@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jaxatoms.data import loader
 from jaxatoms.data.corpus import Corpus, samples_of
 from jaxatoms.data.downstream import Graph, downstream
-from jaxatoms.data.downstream_task import _check_labels, open_downstream
+from jaxatoms.data.downstream_task import _check_labels, check_any_label, open_downstream
 from jaxatoms.data.splits import Split
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.types import InputError
@@ -64,6 +64,17 @@ def test_a_part_without_labels_is_refused(part):
         _check_labels("qm9:U_0", downstream("qm9:U_0"), store, split)
 
 
+def test_a_replayed_set_without_anything_that_is_learnt_is_refused(cache):
+    task, split = open_downstream("demo:aspirin", cache_dir=cache)
+    energies = SimpleNamespace(
+        take=lambda records: SimpleNamespace(forces=np.full((len(records), 3), np.nan)),
+        column=lambda name: np.zeros(9),
+    )
+    with pytest.raises(InputError, match="^more: no structure has forces, which are learnt; leave it out$"):
+        check_any_label("more", task.facts, energies, np.arange(9))
+    check_any_label("more", task.facts, task.store, split.train)
+
+
 def test_a_published_set_has_no_other_target(cache):
     with pytest.raises(InputError, match="names its own target"):
         open_downstream("qm9:U_0", cache_dir=cache, targets="target_mu", data_root="nowhere")
@@ -80,9 +91,10 @@ def test_large_structures_get_fewer_neighbours(cache):
 def test_steps_per_epoch_are_rounded_up_as_in_the_reference(cache):
     task, split = open_downstream("demo:aspirin", cache_dir=cache)
     batches = loader.TrainBatches(Corpus((task,)), samples_of(0, split.train[:10]), [], 3, 0, 0.0, 4, round_up=True)
-    assert batches.total_steps == 9
-    seen = np.concatenate([batches.indices(s) for s in range(9)])
-    assert np.bincount(seen[:30]).tolist() == [3] * 10
+    seen = [batches.indices(step) for step in range(batches.total_steps)]
+    assert [len(step) for step in seen] == [4, 4, 2] * 3, "the last batch of an epoch holds what is left of it"
+    for epoch in range(3):
+        assert sorted(np.concatenate(seen[3 * epoch :][:3])) == list(range(10))
 
 
 @pytest.mark.filterwarnings("ignore:.*names no groups")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples
 from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import BudgetOverflow, collate
+from jaxatoms.io import is_running
 from jaxatoms.types import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,11 +189,37 @@ def test_an_exception_in_a_worker_surfaces_at_its_step_with_its_own_message(work
     assert seen == [0, 1, 2, 3, 4]
 
 
+def _stop_at_two(step):
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step
+
+
 def test_a_killed_worker_process_ends_the_stream_instead_of_hanging():
     began = time.monotonic()
-    with pytest.raises(Exception, match="terminated abruptly"):
-        list(loader.prefetch(_die_at_two, range(50), 1))
+    with pytest.raises(InputError, match="was killed .* fewer --workers, and go on with --resume"):
+        list(loader.prefetch(_die_at_two, range(50), 2))
     assert time.monotonic() - began < 60
+
+
+def test_what_asks_the_command_to_stop_does_not_end_its_workers():
+    """Ctrl-C and a batch system signal the whole group; the run saves with the batches that the workers still build."""
+    assert list(loader.prefetch(_stop_at_two, range(6), 1)) == list(range(6))
+
+
+def test_workers_end_when_the_run_is_killed():
+    code = (
+        "import time\nfrom jaxatoms.data.loader import prefetch\n"
+        "print(next(prefetch(eval, 9 * ['__import__(\"os\").getpid()'], 1)), flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    until = time.monotonic() + 20
+    while is_running(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_running(worker)
 
 
 def test_a_stream_left_early_lets_the_program_end():

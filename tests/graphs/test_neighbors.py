@@ -117,6 +117,15 @@ def test_coincident_atoms(search):
     assert len(single(pair, 50 * np.eye(3), np.ones(3, bool))[1]) == 0
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e-6])
+def test_atoms_of_a_molecule_in_one_place_are_refused(offset):
+    """The edge between them has no direction in float32: every prediction of the batch became NaN."""
+    positions = [[9, 0, 0], [8, 0, 0], [0, 0, 0], [2, 0, 0], [0, 0, offset]]
+    with pytest.raises(UnusableStructure, match="atoms 0 and 2 .* in one place; correct") as found:
+        candidate_edges(positions, [2, 3], np.tile(NO_CELL, (2, 1, 1)), np.tile(FREE, (2, 1)), [5.0, 5.0])
+    assert found.value.index == 1
+
+
 @pytest.mark.parametrize("positions", [[], [[0, 0, 0]], [[0, 0, 0], [0, 0, 9]]])
 @pytest.mark.parametrize("pbc", [False, True])
 def test_structures_without_edges(search, positions, pbc):

@@ -79,6 +79,8 @@ def label_sums(terms: Terms, output: Output, batch: GraphBatch) -> dict[str, jax
 
 
 def mean_loss(terms: Terms, sums) -> float:
-    """The loss of a whole set from the sums of `label_sums`: each term is the mean over its labels."""
-    pairs = ((sums[f"{term.name}_loss"], sums[f"{term.name}_labels"]) for term in terms)
+    """The loss of a whole set from the sums of `label_sums`: each term is the mean over its labels; NaN without any."""
+    pairs = [(sums[f"{term.name}_loss"], sums[f"{term.name}_labels"]) for term in terms]
+    if not any(count for _, count in pairs):
+        return float("nan")
     return float(sum(total / max(count, 1) for total, count in pairs))

@@ -3,11 +3,14 @@
     python -m experiments.evaluate --run runs/ft --split test --samples all
 
 Reports the last and the best averaged weights on the structures that the run itself set apart, and writes
-<split>.json into the run folder. Of a fine-tuning run errors are in the paper's units, and
-<split>_parity_<weights>.png and <split>_errors_<weights>.png lie beside them.
+<split>.json into the run folder, or into samples_<n> below it where errors on more structures lie there already. Of a
+fine-tuning run errors are in the paper's units, and <split>_parity_<weights>.png and <split>_errors_<weights>.png lie
+beside them.
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +23,7 @@ from jaxatoms.data.tasks import make_corpus
 from jaxatoms.inference import evaluation
 from jaxatoms.inference.checkpoint_meta import read_checkpoint_meta
 from jaxatoms.inference.model import restore_model
-from jaxatoms.io import write_json
+from jaxatoms.io import finite, write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.runs.energy_zero import shift_of, with_shift
@@ -86,11 +89,13 @@ def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: Evaluat
         records = evaluation.draw(whole, parse_count(config.samples))
         forwards = {name: with_shift(apply, m.params, m.constants, shift_of(part.task, tasks[name][i].reference))
                     for name, m in models.items()}  # fmt: skip
+        name = evaluation.result_name(config.split, i)
+        folder = folder_of(run_dir, name, len(records))
         result = evaluation.assess(
-            run_dir, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges
+            folder, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges
         )
         print(evaluation.describe(result))
-        print(f"-> {run_dir}/{evaluation.result_name(config.split, i)} and plots beside it")
+        print(f"-> {folder}/{name} and plots beside it")
 
 
 def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: EvaluateConfig):
@@ -109,13 +114,32 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
     for name, model in models.items():
         result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), terms, data)
-    write_json(run_dir / f"{config.split}.json", result | {"provenance": provenance()})
+    file = folder_of(run_dir, f"{config.split}.json", result["n_structure"]) / f"{config.split}.json"
+    write_json(file, finite(result | {"provenance": provenance()}))
     on = f"{result['n_structure']:,} of {result['of']:,} {config.split} structures"
     for name in models:
-        found = result[name]
-        errors = f"{found['force_mae_mev_per_angstrom']:.1f} meV/A, energies {found['energy_mae_mev']:.1f} meV"
-        print(f"{name}: MAE of forces {errors} on {on}")
-    print(f"-> {run_dir}/{config.split}.json")
+        print(f"{name}: MAE of {_errors_of(result[name])} on {on}")
+    print(f"-> {file}")
+
+
+def folder_of(run_dir: Path, name: str, n: int) -> Path:
+    """Where the errors on `n` structures go: into the run folder, unless those of more structures lie there.
+
+    Tables and studies read what lies in the run folder, so that a quick look must not replace it.
+    """
+    before = run_dir / name
+    if not before.is_file() or json.loads(before.read_text())["n_structure"] <= n:
+        return run_dir
+    folder = run_dir / f"samples_{n}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _errors_of(found: Mapping[str, float]) -> str:
+    """Forces and energies, as far as they are labelled."""
+    names = {"forces": ("force_mae_mev_per_angstrom", "meV/A"), "energies": ("energy_mae_mev", "meV")}
+    errors = [f"{label} {found[name]:.1f} {unit}" for label, (name, unit) in names.items() if np.isfinite(found[name])]
+    return ", ".join(errors) or "nothing, since nothing is labelled,"
 
 
 def averaged_weights(run_dir: Path) -> tuple[dict[str, registry.PureModel], Config]:

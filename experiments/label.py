@@ -22,10 +22,10 @@ import tyro
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import MIN_ATOMS, fail, require_file
 from jaxatoms.labels.calculations import Outcome, batches, label_all
-from jaxatoms.labels.files import AniDraft, FailuresDraft, FramesDraft, check_molecules
+from jaxatoms.labels.files import AniDraft, FramesDraft, check_molecules
 from jaxatoms.labels.methods import CalculatorMethod, CheckpointMethod, find_method
 from jaxatoms.tools import cli, lock
-from jaxatoms.tools.drafts import Journal, part_of, stamp
+from jaxatoms.tools.drafts import FailuresDraft, Journal, part_of, stamp
 from jaxatoms.types import InputError
 
 XYZ, ANI = (".extxyz", ".xyz"), ".h5"
@@ -136,12 +136,12 @@ def commit(config: LabelConfig, journal: Journal, batch: list[Outcome]) -> None:
     if config.on_failure == "stop":
         done = list(itertools.takewhile(lambda outcome: outcome.results is not None, batch))
     good = [outcome for outcome in done if outcome.results is not None]
-    failed = [outcome for outcome in done if outcome.results is None]
+    failed = {outcome.index: outcome.reason for outcome in done if outcome.results is None}
     if done:
         journal.commit(len(done), {"failures": failed, "out": good})
     if len(done) < len(batch):
         bad = batch[len(done)]
-        remedy = "mend or remove it, or leave out what fails with --on-failure skip"
+        remedy = "with --on-failure skip the same command goes on without it"
         fail(config.structures, f"structure {bad.index}", f"the calculation failed ({bad.reason})", remedy)
 
 

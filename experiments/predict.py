@@ -23,10 +23,10 @@ from jaxatoms.data.readers.checks import fail, require_file
 from jaxatoms.inference import inputs
 from jaxatoms.inference import model as inference
 from jaxatoms.inference.ensemble import Ensemble
-from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks
+from jaxatoms.inference.prediction import Prediction, Predictor, Record, chunks, predict_each
 from jaxatoms.inference.uncertainty import file_of
 from jaxatoms.tools import cli, lock
-from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, Journal, TableDraft, part_of, stamp
+from jaxatoms.tools.drafts import BytesDraft, DatabaseDraft, Draft, FailuresDraft, Journal, TableDraft, part_of, stamp
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
@@ -55,11 +55,15 @@ class PredictConfig:
     """Use the raw weights and not their moving average."""
     batch_edges: int = 4096
     """A batch has this many edge slots; a GPU takes more."""
+    on_failure: str = "stop"
+    """A structure that the network cannot take, or whose prediction is not finite, ends the command (stop), or is left
+    out and named in OUT.failures.json (skip)."""
     quiet: bool = False
     """Do not print the progress."""
 
     def __post_init__(self):
         cli.check_positive(self, "batch_edges")
+        cli.check_choices(self, {"on_failure": ("stop", "skip")})
         if not self.checkpoint:
             raise InputError("--checkpoint needs one or several checkpoints, such as --checkpoint runs/ft")
         if self.features is not None and len(self.checkpoint) > 1:
@@ -86,20 +90,45 @@ def run(config: PredictConfig) -> int:
     """Predict, chunk by chunk."""
     source = require_file(config.structures)
     predictor = open_predictor(config)
-    journal = open_outputs(config, predictor)
+    failures, journal = open_outputs(config, predictor)
     if journal.done and not config.quiet:
         print(f"continuing after {journal.done:,} structures")
     with contextlib.closing(_records(source, journal.done)) as records:
         for chunk in chunks(records, predictor.chunk_atoms):
-            predictions = predictor.predict(source, chunk)
-            journal.commit(len(chunk), _outputs(config, chunk, predictions))
+            pairs, left_out = predict_chunk(config, predictor, source, chunk)
+            journal.commit(len(chunk), {"failures": left_out, **_outputs(config, pairs, journal)})
             if not config.quiet:
                 print(f"{journal.done:,} structures", end="\r", flush=True)
     if journal.done == 0:
         fail(source, "", "holds no structure", "check the file")
+    failed = failures.read()
+    if journal.done == len(failed):
+        journal.path.unlink()
+        fail(source, "", f"no structure can be predicted, the first since {failed[0]['reason']}", "check the file")
     journal.finish()
-    print(describe(config, journal.done, predictor))
+    failures.part.unlink()
+    print(describe(config, journal.done - len(failed), predictor))
+    if failed:
+        print(f"{len(failed):,} structures were left out -> {failures.path}")
     return 0
+
+
+def predict_chunk(
+    config: PredictConfig, predictor: Predictor | Ensemble, source: Path, chunk: list[Record]
+) -> tuple[list[tuple[Record, Prediction]], dict[int, str]]:
+    """(structures with their predictions, reasons by the places of those that are left out).
+
+    Raises:
+      InputError: a structure cannot be predicted and --on-failure is stop.
+    """
+    if config.on_failure == "stop":
+        try:
+            return list(zip(chunk, predictor.predict(source, chunk), strict=True)), {}
+        except InputError as error:
+            raise InputError(f"{error}; with --on-failure skip the same command goes on without it") from None
+    found = list(zip(chunk, predict_each(predictor, source, chunk), strict=True))
+    left_out = {record.index: str(result) for record, result in found if isinstance(result, InputError)}
+    return [(record, result) for record, result in found if isinstance(result, Prediction)], left_out
 
 
 def open_predictor(config: PredictConfig) -> Predictor | Ensemble:
@@ -114,14 +143,15 @@ def open_predictor(config: PredictConfig) -> Predictor | Ensemble:
     return Predictor(models[0], config.task, config.batch_edges, config.features is not None)
 
 
-def open_outputs(config: PredictConfig, predictor: Predictor | Ensemble) -> Journal:
+def open_outputs(config: PredictConfig, predictor: Predictor | Ensemble) -> tuple[FailuresDraft, Journal]:
     """The drafts of the outputs, cut where they are known to be whole.
 
     Raises:
       InputError: they were begun with other settings, or cannot be written.
     """
     source, out = Path(config.structures), Path(config.out)
-    drafts: dict[str, Draft] = {}
+    failures = FailuresDraft(out.with_name(f"{out.name}.failures.json"), {"structures": config.structures})
+    drafts: dict[str, Draft] = {"failures": failures}
     if config.features is not None:  # first: the main output gets its name last
         dtype = feature_dtype(predictor.model.architecture.feature_width(predictor.model.config))
         drafts["features"] = TableDraft(Path(config.features), dtype)
@@ -136,7 +166,7 @@ def open_outputs(config: PredictConfig, predictor: Predictor | Ensemble) -> Jour
         "--features": config.features and str(Path(config.features).absolute()),
         "the fitted uncertainty": inputs.file(file_of(predictor.model)) if alone else None,
     }
-    return Journal(out, drafts, settings)
+    return failures, Journal(out, drafts, settings)
 
 
 def feature_dtype(width: int) -> np.dtype:
@@ -209,12 +239,12 @@ def _records(source: Path, first: int) -> Generator[Record, None, None]:
         yield Record(i, atoms, system)
 
 
-def _outputs(config: PredictConfig, chunk: list[Record], predictions: list[Prediction]) -> dict:
-    """What each draft appends for a chunk."""
-    atoms = [labelled(*pair) for pair in zip(chunk, predictions, strict=True)]
+def _outputs(config: PredictConfig, pairs: list[tuple[Record, Prediction]], journal: Journal) -> dict:
+    """What the drafts append for a chunk: structures and features."""
+    atoms = [labelled(*pair) for pair in pairs]
     out: dict = {}
     if config.features is not None:
-        out["features"] = _feature_rows(chunk, predictions)
+        out["features"] = _feature_rows(pairs, journal.drafts["features"].dtype)  # type: ignore[attr-defined]
     database = Path(config.out).suffix in DATABASE
     out["out"] = [(a, _row(a)) for a in atoms] if database else as_extxyz(atoms)
     return out
@@ -243,12 +273,13 @@ def _python(value):
     return _python(value.todict()) if hasattr(value, "todict") else str(value)
 
 
-def _feature_rows(chunk: list[Record], predictions: list[Prediction]) -> np.ndarray:
-    features = np.concatenate([p.features for p in predictions if p.features is not None])
-    rows = np.zeros(len(features), feature_dtype(features.shape[1]))
-    rows["features"] = features
-    rows["structure"] = np.repeat([r.index for r in chunk], [len(r.atoms) for r in chunk])
-    rows["element"] = np.concatenate([r.system.atomic_numbers for r in chunk])
+def _feature_rows(pairs: list[tuple[Record, Prediction]], dtype: np.dtype) -> np.ndarray:
+    """Rows of `dtype` (see `feature_dtype`), one per atom."""
+    rows = np.zeros(sum(len(record.atoms) for record, _ in pairs), dtype)
+    if pairs:
+        rows["features"] = np.concatenate([prediction.features for _, prediction in pairs])
+        rows["structure"] = np.repeat([r.index for r, _ in pairs], [len(r.atoms) for r, _ in pairs])
+        rows["element"] = np.concatenate([record.system.atomic_numbers for record, _ in pairs])
     return rows
 
 

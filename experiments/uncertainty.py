@@ -30,7 +30,7 @@ from jaxatoms.inference.uncertainty import (
     rows_of,
     together,
 )
-from jaxatoms.io import write_json
+from jaxatoms.io import finite, write_json
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.finetune_data import Part, corpus_of, open_parts
 from jaxatoms.runs.saved_run import read_run, resolved_init
@@ -109,7 +109,7 @@ def fit_run(run_dir: Path, work: Pass):
     for i in fitted_heads(run_dir, work):
         heads[i], records[i] = fit_head(run_dir, i, work)
         result = {"checkpoint": Path(work.model.path).name, "weights": identity, **records[i]}
-        write_json(run_dir / result_name("uncertainty", i), result | {"provenance": provenance()})
+        write_json(run_dir / result_name("uncertainty", i), finite(result | {"provenance": provenance()}))
         print(describe(records[i]))
     files.save(file_of(work.model), identity, heads, records)
     print(f"-> {file_of(work.model)}: experiments.predict and the ASE calculator give standard deviations from now on")

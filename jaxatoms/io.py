@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ def write_json(path: Path, record: Any, default: Callable[[Any], Any] | None = N
       default: turns what JSON cannot hold into what it can, as in `json.dumps`.
     """
     write_text(path, json.dumps(record, indent=1, default=default) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None: JSON has no word for them, and other readers refuse Python's."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

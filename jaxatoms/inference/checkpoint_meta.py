@@ -78,6 +78,7 @@ class CheckpointMeta:
             own["head"] = HeadSpec(**record["head"]) if record.get("head") else None
         except TypeError as error:
             raise InputError(f"checkpoint {source} has no usable head record ({error}); convert it first") from None
+        own["best"] = float("inf") if record.get("best") is None else record["best"]  # JSON has no infinity
         own["reductions"] = tuple(record["reductions"]) if record.get("reductions") else None
         return cls(**own)
 

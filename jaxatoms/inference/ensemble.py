@@ -79,6 +79,15 @@ class Ensemble:
         """Atoms that fill a chunk."""
         return min(member.chunk_atoms for member in self.members)
 
+    def check(self, path: Path, record: Record) -> None:
+        """Refuse a structure that a member cannot take.
+
+        Raises:
+          InputError: naming file, structure and remedy.
+        """
+        for member in self.members:
+            member.check(path, record)
+
     def predict(self, path: Path, chunk: list[Record]) -> list[Prediction]:
         """Means with standard deviations, in the order of the chunk.
 

@@ -16,7 +16,7 @@ from jaxatoms.data.downstream import Facts, ForceData, PropertiesData, ScalarDat
 from jaxatoms.data.downstream_task import DownstreamTask
 from jaxatoms.data.passes import plan_pass
 from jaxatoms.graphs.properties import ATOM, places
-from jaxatoms.io import write_json
+from jaxatoms.io import finite, write_json
 from jaxatoms.plots import drawing
 from jaxatoms.tools.provenance import provenance
 from jaxatoms.types import InputError
@@ -72,7 +72,7 @@ def assess(
             kind = "" if quantity == first else f"{quote(quantity, safe='')}_"
             names = {what: run_dir / f"{stem}_{kind}{what}_{name}.png" for what in ("parity", "errors")}
             plot(names, data, unit_of(facts, quantity), f"{facts.name}, {split}, {name}")
-    write_json(run_dir / f"{stem}.json", result | {"provenance": provenance()})
+    write_json(run_dir / f"{stem}.json", finite(result | {"provenance": provenance()}))
     return result
 
 

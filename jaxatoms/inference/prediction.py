@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import ase
 import jax
@@ -26,7 +26,7 @@ from jaxatoms.inference import model as inference
 from jaxatoms.inference.compiled import CompiledShapes
 from jaxatoms.inference.uncertainty import fitted_uncertainty
 from jaxatoms.models.common.output import ModelOutput
-from jaxatoms.types import System, SystemBatch
+from jaxatoms.types import InputError, System, SystemBatch
 
 BATCHES_PER_CHUNK = 16  # so that packing finds partners, and a kill loses little
 MAX_STRUCTURES = 1024
@@ -66,6 +66,46 @@ def chunks(records: Iterable[Record], n_atom: int) -> Iterator[list[Record]]:
             chunk, atoms = [], 0
     if chunk:
         yield chunk
+
+
+class Predicts(Protocol):
+    """A `Predictor`, or an `Ensemble` of them."""
+
+    without_energy: int
+
+    def check(self, path: Path, record: Record) -> None: ...
+
+    def predict(self, path: Path, chunk: list[Record]) -> list[Prediction]: ...
+
+
+def predict_each(predictor: Predicts, path: Path, chunk: list[Record]) -> list[Prediction | InputError]:
+    """What `predictor.predict` gives, with the reason in place of each structure that it refuses."""
+    found: list[Any] = [_refusal(predictor, path, record) for record in chunk]
+    fit = [i for i, refusal in enumerate(found) if refusal is None]
+    for i, prediction in zip(fit, _by_halves(predictor, path, [chunk[i] for i in fit]), strict=True):
+        found[i] = prediction
+    return found
+
+
+def _refusal(predictor: Predicts, path: Path, record: Record) -> InputError | None:
+    try:
+        predictor.check(path, record)
+    except InputError as error:
+        return error
+    return None
+
+
+def _by_halves(predictor: Predicts, path: Path, chunk: list[Record]) -> list[Prediction | InputError]:
+    """Predictions of structures of which few are refused: the chunk is halved until such a one is alone."""
+    before = predictor.without_energy
+    try:
+        return list(predictor.predict(path, chunk)) if chunk else []
+    except InputError as error:
+        if len(chunk) == 1:
+            return [error]
+    predictor.without_energy = before  # what was counted comes again
+    half = len(chunk) // 2
+    return _by_halves(predictor, path, chunk[:half]) + _by_halves(predictor, path, chunk[half:])
 
 
 class Predictor:

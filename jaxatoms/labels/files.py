@@ -3,11 +3,9 @@
 All are drafts of a `Journal`: they grow chunk by chunk, and get their names when they are whole.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ase
 import ase.io
@@ -18,7 +16,6 @@ from jaxatoms.data.frames import as_extxyz, with_results
 from jaxatoms.data.readers.ani1x import ENERGY_UNIT
 from jaxatoms.data.readers.ase_file import read_atoms
 from jaxatoms.data.readers.checks import MIN_ATOMS, fail
-from jaxatoms.io import write_json
 from jaxatoms.labels.calculations import Outcome
 from jaxatoms.labels.methods import RECORDED
 from jaxatoms.tools.drafts import BytesDraft, part_of
@@ -114,29 +111,3 @@ def check_molecules(source: Path) -> int:
             fail(source, f"structure {i}", f"{problem}, which an .h5 file cannot hold", "choose --out with .extxyz")
         n_small += len(atoms) < MIN_ATOMS
     return n_small
-
-
-class FailuresDraft(BytesDraft):
-    """Structures whose calculation failed, with the reasons, as a JSON file; without any there is no file.
-
-    Its part stays when it is finished: the main output is finished after it, and may be interrupted then.
-    """
-
-    def __init__(self, path: Path, record: dict[str, Any]):
-        super().__init__(path)
-        self.record = record
-
-    def append(self, chunk: list[Outcome]) -> None:
-        rows = (json.dumps({"structure": outcome.index, "reason": outcome.reason}) for outcome in chunk)
-        super().append("".join(f"{row}\n" for row in rows).encode())
-
-    def read(self) -> list[dict[str, Any]]:
-        """[{"structure": place in the file, "reason": text}]"""
-        return [json.loads(line) for line in self.part.read_text().splitlines()]
-
-    def finish(self) -> None:
-        failures = self.read()
-        if failures:
-            write_json(self.path, {**self.record, "failures": failures})
-        else:
-            self.path.unlink(missing_ok=True)  # of an earlier labelling with the same --out

@@ -20,7 +20,7 @@ from jaxatoms.data.references import LinearReference
 from jaxatoms.data.subset import parse_count
 from jaxatoms.inference import evaluation
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta
-from jaxatoms.io import write_json
+from jaxatoms.io import finite, write_json
 from jaxatoms.models import registry
 from jaxatoms.models.architecture import Config
 from jaxatoms.models.common.output import HeadSpec
@@ -247,7 +247,7 @@ class Finetuning(TrainingRun):
             probe = Probe(self._invariants, (params, constants), self.corpus, self.val, self.eval_shapes)
             for i, (test, own) in enumerate(zip(tests, found, strict=True)):
                 own["linear_probe"] = probe.errors(i, self.parts[i].split.train, test)
-        write_json(folder / "test_before.json", found)
+        write_json(folder / "test_before.json", finite(found))
 
     def _invariants(self, params, constants, batch) -> jax.Array:
         """[n_node, d] the node features that do not turn with the structure."""

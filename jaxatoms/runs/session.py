@@ -122,6 +122,8 @@ def check_run_dir(run_dir: Path, config, resumable: Collection[str]) -> bool:
     if not saved.exists():
         if config.resume and (run_dir / "checkpoints").exists():
             raise InputError(f"{run_dir} has checkpoints but no config.json; choose another --run-dir")
+        if config.resume and not config.quiet:
+            say(f"{run_dir} holds no run to resume: a new one starts there")
         return False
     if not config.resume:
         raise InputError(f"{run_dir} holds a run already; add --resume to continue it or choose another --run-dir")

@@ -15,6 +15,7 @@ import ase.db
 import ase.io
 import numpy as np
 
+from jaxatoms.io import write_json
 from jaxatoms.types import InputError
 
 ZIP_BLOCK = 1 << 16  # rows copied at a time into an .npz
@@ -68,6 +69,33 @@ class BytesDraft:
 
     def finish(self) -> None:
         os.replace(self.part, self.path)
+
+
+class FailuresDraft(BytesDraft):
+    """Structures that were left out, with the reasons, as a JSON file; without any there is no file.
+
+    Its part stays when it is finished: the main output is finished after it, and may be interrupted then.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]):
+        super().__init__(path)
+        self.record = record
+
+    def append(self, chunk: dict[int, str]) -> None:
+        """`chunk`: place in the file -> reason."""
+        rows = (json.dumps({"structure": place, "reason": reason}) for place, reason in chunk.items())
+        super().append("".join(f"{row}\n" for row in rows).encode())
+
+    def read(self) -> list[dict[str, Any]]:
+        """[{"structure": place in the file, "reason": text}]"""
+        return [json.loads(line) for line in self.part.read_text().splitlines()]
+
+    def finish(self) -> None:
+        failures = self.read()
+        if failures:
+            write_json(self.path, {**self.record, "failures": failures})
+        else:
+            self.path.unlink(missing_ok=True)  # of an earlier command with the same --out
 
 
 class TableDraft(BytesDraft):

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxatoms.io import sync, write_text
+from jaxatoms.io import finite, sync, write_text
 from jaxatoms.training import flat as flat_params
 from jaxatoms.training.checkpoint_files import (
     ARRAYS,
@@ -480,7 +480,7 @@ def _remove(path: Path) -> None:
 
 def _encode_meta(meta: Mapping[str, Any]) -> str:
     _check_keys(meta, "meta")
-    return json.dumps(meta, indent=1, default=_plain)
+    return json.dumps(finite(meta), indent=1, default=_plain)
 
 
 def _check_keys(value: Any, where: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -32,13 +33,17 @@ class FinetuneOptim:
 
 
 def rate_factor(config: FinetuneOptim, step, multiplier: float):
-    """Factor on multiplier x lr at `step`: warm-up, a cosine to the group's own floor, constant afterwards."""
+    """Factor on multiplier x lr at `step`: warm-up, a cosine to the group's own floor, constant afterwards.
+
+    Of a Python number it is computed on the host, as `optim.warmup_cosine`.
+    """
+    xp = jnp if isinstance(step, jax.Array) else np
     floor = float(np.clip(config.final_lr / multiplier, 0.01, 0.99))
     warmup = config.warmup_steps
-    progress = jnp.clip((step - warmup) / max(config.cosine_steps - warmup, 1), 0, 1)
-    cosine = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    progress = xp.clip((step - warmup) / max(config.cosine_steps - warmup, 1), 0, 1)
+    cosine = floor + (1 - floor) * 0.5 * (1 + xp.cos(np.pi * progress))
     rise = config.warmup_start + (1 - config.warmup_start) * step / max(warmup, 1)
-    return jnp.where(step < warmup, rise, cosine)
+    return xp.where(step < warmup, rise, cosine)
 
 
 def make_finetune_optimizer(

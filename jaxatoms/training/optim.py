@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxatoms.training.flat import per_parameter
@@ -30,14 +32,18 @@ class OptimConfig:
 
 
 def warmup_cosine(config: OptimConfig, max_steps: int) -> optax.Schedule:
-    """Learning rate of step i = 0, 1, ...: linear to the peak at i = warmup - 1, cosine to the end, then constant."""
+    """Learning rate of step i = 0, 1, ...: linear to the peak at i = warmup - 1, cosine to the end, then constant.
+
+    Of a Python number it is computed on the host, so that the log of a rate does not wait for the device.
+    """
     warmup, low = config.warmup_steps, config.final_lr * config.lr
 
     def schedule(step):
+        xp = jnp if isinstance(step, jax.Array) else np
         rise = config.warmup_start + (1 - config.warmup_start) * step / max(warmup - 1, 1)
-        progress = jnp.clip((step - warmup) / max(max_steps - warmup, 1), 0, 1)
-        cosine = low + 0.5 * (config.lr - low) * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup, config.lr * rise, cosine)
+        progress = xp.clip((step - warmup) / max(max_steps - warmup, 1), 0, 1)
+        cosine = low + 0.5 * (config.lr - low) * (1 + xp.cos(np.pi * progress))
+        return xp.where(step < warmup, config.lr * rise, cosine)
 
     return schedule
 

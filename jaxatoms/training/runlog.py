@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from jaxatoms.io import replacing, write_json
+from jaxatoms.io import finite, replacing, write_json
 from jaxatoms.plots import drawing
 from jaxatoms.types import InputError
 
@@ -81,7 +81,7 @@ class RunLog:
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Replaces summary.json in one step and returns its path."""
         path = self.run_dir / "summary.json"
-        write_json(path, _finite(summary))
+        write_json(path, finite(summary))
         return path
 
     def write_curves(self) -> Path:
@@ -97,7 +97,7 @@ class RunLog:
 
     def _record(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items() if name != "step"}
-        record = {"step": int(step), "split": split, "time": round(time.time(), 3), **_finite(values)}
+        record = {"step": int(step), "split": split, "time": round(time.time(), 3), **finite(values)}
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()  # a killed run keeps its records
@@ -152,17 +152,6 @@ def _truncate(path: Path, resume_step: int | None) -> None:
         for record in _records(path):
             if resume_step > 0 and record["step"] <= resume_step:
                 file.write(json.dumps(record) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """The same value with NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy
-        return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _open_events(directory: Path, resume_step: int | None) -> Any:

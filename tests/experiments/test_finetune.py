@@ -222,6 +222,14 @@ def test_evaluate_gives_the_errors_of_the_run(gradient, capsys):
     assert "MAE" in capsys.readouterr().out
 
 
+def test_a_quick_evaluation_does_not_replace_the_test(gradient):
+    """Tables and studies read test.json of the run folder."""
+    before = (gradient / "test.json").read_bytes()
+    assert evaluate.main(["--run", str(gradient), "--samples", "3"]) == 0
+    assert (gradient / "test.json").read_bytes() == before
+    assert _json(gradient / "samples_3" / "test.json")["n_structure"] == 3
+
+
 def test_a_fine_tuned_model_predicts_structures_with_forces_of_its_energy(gradient, tmp_path):
     import ase.io
 

@@ -1,6 +1,7 @@
 """Prediction from the command line: order, formats, resuming, features, lone atoms, mixed periodicity, refusals."""
 
 import itertools
+import json
 import re
 from types import SimpleNamespace
 
@@ -300,6 +301,35 @@ def test_bad_structures_are_refused_in_one_line(checkpoint, tmp_path, capsys, na
     assert re.search(words, text), text
 
 
+def test_what_cannot_be_predicted_is_left_out_by_the_command_that_stopped_there(checkpoint, tmp_path, capsys):
+    """Before, one such structure in a long file made everything that was done unusable: the file must not change."""
+    good = [ase.build.molecule(name) for name in ("H2O", "CO2", "CH4", "NH3", "C2H2")]
+    flat, same = ase.Atoms("Cu", cell=[3, 3, 0.1], pbc=True), ase.Atoms("H2", np.zeros((2, 3)))
+    ase.io.write(tmp_path / "in.extxyz", [*good[:2], ase.Atoms("Au"), *good[2:4], same, flat, good[4]])
+    out, features = tmp_path / "out.extxyz", ["--features", str(tmp_path / "atoms.npz")]
+    text = refused(checkpoint, tmp_path / "in.extxyz", out, capsys, *features)
+    assert "not trained on Au" in text and "with --on-failure skip the same command goes on without it" in text
+    predicted = run(checkpoint, tmp_path / "in.extxyz", out, *features, "--on-failure", "skip")
+    assert_same(predicted, run(checkpoint, _written(tmp_path / "good.extxyz", good), tmp_path / "all.extxyz"))
+    record = json.loads((tmp_path / "out.extxyz.failures.json").read_text())
+    assert [failure["structure"] for failure in record["failures"]] == [2, 5, 6]
+    reasons = [failure["reason"] for failure in record["failures"]]
+    assert "not trained on Au" in reasons[0] and "in one place" in reasons[1] and "cells away" in reasons[2]
+    assert sorted(set(np.load(tmp_path / "atoms.npz")["structure"])) == [0, 1, 3, 4, 7]
+    assert not list(tmp_path.glob(".*")), "no draft is left"
+
+
+def _written(path, structures):
+    ase.io.write(path, structures)
+    return path
+
+
+def test_a_file_of_which_nothing_can_be_predicted_is_refused(checkpoint, tmp_path, capsys):
+    ase.io.write(tmp_path / "in.extxyz", [ase.Atoms("Au"), ase.Atoms("Pt")])
+    text = refused(checkpoint, tmp_path / "in.extxyz", tmp_path / "out.extxyz", capsys, "--on-failure", "skip")
+    assert "no structure can be predicted, the first since" in text and "not trained on Au" in text
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (["--batch-edges", "0"], "--batch-edges must be positive"),
     (["--features", "x.txt"], "must be .npz"),
@@ -402,8 +432,8 @@ def test_a_killed_prediction_does_not_go_on_with_other_weights(tmp_path):
     xyz.write_text("1\n\nH 0 0 0\n")
     predictor = SimpleNamespace(model=SimpleNamespace(path=str(tmp_path / "run")), record=SimpleNamespace(name="only"))
     config = predict.PredictConfig(checkpoint="run", structures=str(xyz), out=str(tmp_path / "out.extxyz"))
-    predict.open_outputs(config, predictor).commit(1, {"out": b"1"})
-    assert predict.open_outputs(config, predictor).done == 1
+    predict.open_outputs(config, predictor)[1].commit(1, {"failures": {}, "out": b"1"})
+    assert predict.open_outputs(config, predictor)[1].done == 1
     save(2.0)
     with pytest.raises(InputError, match="begun with --checkpoint"):
         predict.open_outputs(config, predictor)

@@ -16,3 +16,11 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(loss, step):
     session = Session(**dict.fromkeys(names), metrics=lambda params: {"loss": loss}, save_every=1)
     with pytest.raises(InputError, match=f"the validation loss is {loss} at step {step}: .* experiments.data check"):
         session.validate(step, SimpleNamespace(ema=None))
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_resume_that_finds_no_run_says_that_it_starts_one(tmp_path, capsys, quiet):
+    config = SimpleNamespace(resume=True, quiet=quiet)
+    assert not check_run_dir(tmp_path / "moved", config, ())
+    said = "" if quiet else f"{tmp_path / 'moved'} holds no run to resume: a new one starts there\n"
+    assert capsys.readouterr().out == said

@@ -11,6 +11,13 @@ import pytest
 from jaxatoms.training.optim import OptimConfig, divide_by, make_optimizer, warmup_cosine
 
 
+def test_the_rate_for_the_log_does_not_wait_for_the_device():
+    """It was a JAX array, which queues behind the step that is under way; in the step it still is one."""
+    schedule = warmup_cosine(OptimConfig(lr=1e-4, warmup_steps=10), 100)
+    assert not isinstance(schedule(30), jax.Array)
+    assert float(jax.jit(schedule)(30)) == pytest.approx(float(schedule(30)), rel=1e-6)
+
+
 def test_the_learning_rate_has_its_published_values_at_the_corners():
     schedule = warmup_cosine(OptimConfig(lr=1e-4), 500_000)
     assert float(schedule(0)) == pytest.approx(0.2e-4)

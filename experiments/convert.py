@@ -194,7 +194,7 @@ def _save(out: Path, arrays: dict[str, np.ndarray], meta: CheckpointMeta) -> Pat
     config, n_task = config_from_record(meta.model), len(meta.tasks)
     pure = split_model(model_from_arrays(config, n_task, arrays, source="the file", reductions=meta.reductions))
     meta = dataclasses.replace(meta, provenance=provenance())
-    with CheckpointStore(cli.resolve_run_dir(out) / "checkpoints") as store:
+    with CheckpointStore(cli.resolve_run_dir(out, "--out") / "checkpoints") as store:
         path = store.save(meta.step, {"params": pure.params, "ema": pure.params, "constants": pure.constants},
                           meta.to_json(), "best")  # fmt: skip
     write_card(out, meta)

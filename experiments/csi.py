@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.csi`."""
     config = cli.parse(CsiConfig, argv, description=__doc__, prog="python -m experiments.csi")
     prepare_process()
-    out = cli.resolve_run_dir(config.out)
+    out = cli.resolve_run_dir(config.out, "--out")
     with lock.hold(out):
         return run(config, out)
 

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         given += ["--out", tempfile.mkdtemp(prefix="jaxatoms-demo-")]
     settings = [word for name, values in SETTINGS.items() if name not in given for word in (name, *values)]
     config = cli.parse(study.StudyConfig, settings + given, description=__doc__, prog="python -m experiments.demo")
-    out = cli.resolve_run_dir(config.out)
+    out = cli.resolve_run_dir(config.out, "--out")
     labels = {name: ", ".join(map(study.label_of, getattr(config, name))) for name in ("upstream", "downstream")}
     start = START if set(given[::2]) <= {"--out", "--jobs"} else START_OF_ANOTHER
     print(start.format(**labels, model=config.model, n_train=config.n_train), flush=True)

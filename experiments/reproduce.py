@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{row.key}: {row_cost(row, config).text()}{clamp_words(row, config)}")
             print("expected " + ", ".join(f"{e.column.dataset} {e.value:g} {e.column.unit}" for e in row.expected))
         return 0
-    out = cli.resolve_run_dir(config.out)
+    out = cli.resolve_run_dir(config.out, "--out")
     run_chain(steps, out)
     report(rows, config, out)
     return 0
@@ -319,7 +319,7 @@ def report(rows: list[PaperRow], config: ReproduceConfig, out: Path) -> None:
         for line in row_lines(row, folders, out):
             print(line)
     if config.table != "fig4":
-        _, paths = write_table(config.table, find_results(out), cli.resolve_run_dir(out / "tables"))
+        _, paths = write_table(config.table, find_results(out), cli.resolve_run_dir(out / "tables", "--out"))
         print("-> " + ", ".join(map(str, paths)))
 
 

@@ -21,7 +21,7 @@ from jaxatoms.tools import cli
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.study`."""
     config = cli.parse(StudyConfig, argv, description=__doc__, prog="python -m experiments.study")
-    out, name = cli.resolve_run_dir(config.out), result_name(config)
+    out, name = cli.resolve_run_dir(config.out, "--out"), result_name(config)
     run_chain(make_steps(config, out), out, jobs=config.jobs)
     results = collect(config, out)
     study_report.write(out, name, results)

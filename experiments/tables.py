@@ -49,7 +49,7 @@ class TablesConfig:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.tables`."""
     config = cli.parse(TablesConfig, argv, description=__doc__, prog="python -m experiments.tables")
-    runs, out = Path(config.runs), cli.resolve_run_dir(config.out)
+    runs, out = Path(config.runs), cli.resolve_run_dir(config.out, "--out")
     if config.table is not None:
         text, paths = write_table(config.table, find_results(runs), out, config.weights)
         print(text)

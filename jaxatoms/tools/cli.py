@@ -167,8 +167,11 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from error
 
 
-def resolve_run_dir(run_dir: str | Path) -> Path:
+def resolve_run_dir(run_dir: str | Path, option: str = "--run-dir") -> Path:
     """Creates a run directory, proves that it can be written, and returns its absolute path.
+
+    Args:
+      option: names the directory, or a file in it, on the command line.
 
     Raises:
       InputError: it cannot be created or written.
@@ -180,7 +183,7 @@ def resolve_run_dir(run_dir: str | Path) -> Path:
             pass
     except OSError as error:
         raise InputError(
-            f"cannot write run directory {path}: {error.strerror}; choose another --run-dir"
+            f"cannot write the folder {path}: {error.strerror}; choose another {option}"
         ) from error
     return path
 

@@ -207,7 +207,7 @@ def test_run_dir_is_created_or_refused(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/none/x")):
-        with pytest.raises(InputError, match="cannot write run directory"):
+        with pytest.raises(InputError, match="cannot write the folder .*; choose another --run-dir"):
             resolve_run_dir(bad)
 
 

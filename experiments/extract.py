@@ -82,6 +82,7 @@ class ExtractConfig:
     """Do not print the progress of the extraction."""
 
     def __post_init__(self):
+        cli.check_suffix(self, "out", ".npz")
         cli.check_positive(self, "blocks", "batch_edges")
         if not 0 <= self.edge_dropout < 1:
             raise InputError(f"--edge-dropout must be at least 0 and below 1, got {self.edge_dropout}")
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.extract`."""
     config = cli.parse(ExtractConfig, argv, description=__doc__, prog="python -m experiments.extract")
     prepare_process()
+    cli.resolve_run_dir(Path(config.out).parent, "--out")  # before hours of work that could not be kept
     request = Request(
         dataset=config.dataset,
         n=config.n,

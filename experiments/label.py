@@ -60,8 +60,7 @@ class LabelConfig:
     def __post_init__(self):
         cli.check_positive(self, "workers")
         cli.check_choices(self, {"on_failure": ("stop", "skip")})
-        if Path(self.out).suffix not in (*XYZ, ANI):
-            raise InputError(f"--out {self.out}: its suffix must be {', '.join((*XYZ, ANI))}")
+        cli.check_suffix(self, "out", *XYZ, ANI)
         if Path(self.out).absolute() == Path(self.structures).absolute():
             raise InputError(f"--out is --structures ({self.out}); choose another --out")
 

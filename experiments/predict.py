@@ -68,10 +68,8 @@ class PredictConfig:
             raise InputError("--checkpoint needs one or several checkpoints, such as --checkpoint runs/ft")
         if self.features is not None and len(self.checkpoint) > 1:
             raise InputError("--features are those of one network; give one --checkpoint, or leave --features out")
-        if Path(self.out).suffix not in (*XYZ, *DATABASE):
-            raise InputError(f"--out {self.out}: its suffix must be {', '.join((*XYZ, *DATABASE))}")
-        if self.features is not None and Path(self.features).suffix != ".npz":
-            raise InputError(f"--features {self.features}: its suffix must be .npz")
+        cli.check_suffix(self, "out", *XYZ, *DATABASE)
+        cli.check_suffix(self, "features", ".npz")
         if Path(self.out).absolute() == Path(self.structures).absolute():
             raise InputError(f"--out is --structures ({self.out}); choose another --out")
 

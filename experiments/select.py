@@ -78,6 +78,7 @@ class SelectConfig:
     """Do not print the progress of the extraction."""
 
     def __post_init__(self):
+        cli.check_suffix(self, "out", ".npz")
         cli.check_choices(self, {"method": tuple(_OPTIONS)})
         cli.check_positive(self, "directions", "steps", "batch_edges")
         if parse_count(self.n) == "all":
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `python -m experiments.select`."""
     config = cli.parse(SelectConfig, argv, description=__doc__, prog="python -m experiments.select")
     prepare_process()
+    cli.resolve_run_dir(Path(config.out).parent, "--out")  # before hours of work that could not be kept
     by_distance(config) if config.method == "csi" else by_difficulty(config)
     print(f"-> {config.out}; train on it with: experiments.pretrain --upstream {config.upstream} --subset {config.out}")
     return 0

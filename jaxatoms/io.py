@@ -59,8 +59,8 @@ def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as draft:
-            np.savez(draft, **arrays)  # type: ignore[arg-type]
+        with replacing(path) as draft, open(draft, "wb") as file:  # of a mere name NumPy would make another one
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
 

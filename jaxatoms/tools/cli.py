@@ -112,6 +112,17 @@ def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
             raise InputError(f"{option_of(name)} must be {' or '.join(allowed)}, got {getattr(config, name)!r}")
 
 
+def check_suffix(config: Any, name: str, *allowed: str) -> None:
+    """Refuse a file's path that is set, and whose suffix is none of those allowed, such as ".npz".
+
+    Raises:
+      InputError: naming the option, the path and what is allowed.
+    """
+    path = getattr(config, name)
+    if path is not None and Path(path).suffix not in allowed:
+        raise InputError(f"{option_of(name)} {path}: its suffix must be {', '.join(allowed)}")
+
+
 def refuse_unused(config: Any, names: Sequence[str], why: str) -> None:
     """Refuse options that were given but would have no effect, so that none is recorded as if it had been used.
 

@@ -338,13 +338,28 @@ def test_sets_that_do_not_belong_together_are_refused(table, tmp_path, refusal):
         (csi, ["--upstream", "demo:organic", "--downstream", "demo:aspirin"], "needs --checkpoint"),
         (csi, ["--upstream", "none.npz", "--downstream", "none.npz"], "none.npz"),
         (extract, ["--dataset", "demo:aspirin", "--n", "5000", "--out", "x.npz"], "asked for 5000.*--n all"),
-        (extract, ["--dataset", "demo:aspirin", "--n", "9", "--sampling", "rendom", "--out", "x"], "did you mean"),
+        (extract, ["--dataset", "demo:aspirin", "--n", "9", "--sampling", "rendom", "--out", "x.npz"], "did you mean"),
     ],
 )
 def test_a_bad_request_is_one_line(nano_run, refusal, tmp_path, monkeypatch, command, options, words):
     monkeypatch.chdir(tmp_path)
     extra = ["--checkpoint", str(nano_run)] if command is extract else []
     assert re.search(words, refusal(command, [*options, *extra]))
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("x", "--out x: its suffix must be .npz"), ("file/x.npz", "cannot write the folder .*/file: .* another --out")],
+)
+@pytest.mark.parametrize(("command", "options"), [
+    (extract, ["--dataset", "demo:aspirin", "--checkpoint", "x"]),
+    (extract, ["--dataset", "demo:aspirin", "--checkpoint", "x", "--losses"]),
+    (select, ["--upstream", "demo:organic", "--downstream", "demo:aspirin", "--checkpoint", "x", "--n", "9"]),
+])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(plain, refusal, command, options, out, words):
+    (plain / "file").write_text("")
+    assert re.search(words, refusal(command, [*options, "--out", out]))
+    assert [path.name for path in plain.iterdir()] == ["file"]
 
 
 def test_features_that_are_not_finite_name_the_structure(tmp_path, refusal):

@@ -4,6 +4,11 @@ import contextlib
 import json
 import math
 import os
+import json
+import math
+import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from jaxatoms.types import InputError
+
+# What reading a damaged .npz, or another file, may raise.
+_UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @contextlib.contextmanager
@@ -63,6 +71,30 @@ def save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike, problem: str, remedy: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an .npz by name, for a block that does nothing but read them.
+
+    Args:
+      problem: says after the path what is wrong with a file that the block cannot read: "is not a subset file".
+      remedy: ends the message.
+
+    Raises:
+      InputError: the file is missing, damaged or no .npz, or lacks what the block reads; or the block's own.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with archive:
+            yield archive
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} {problem} ({reason}); {remedy}") from None
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,7 @@ ALLOWED = {
     "graphs": {"types"},
     "data": {"types", "units", "io", "graphs", "pickles"},
     "models": {"types", "graphs", "ops"},
-    "csi": {"types"},
+    "csi": {"types", "io"},
     "uncertainty": {"types", "io", "plots"},
     "training": {"types", "io", "plots", "graphs", "ops"},
     "interop": {"types", "units", "graphs", "models", "pickles"},

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.paper.names import DOWNSTREAM, base_name, upstream_label
 from jaxatoms.csi.distances.gaussian import FRECHET
 from jaxatoms.csi.features import feature_info
+from jaxatoms.io import open_npz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,5 +153,5 @@ def class_counts(root: Path) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def _classes(path: Path) -> int:
-    with np.load(path, allow_pickle=False) as archive:
+    with open_npz(path, "is not a readable features file", "remove it and extract it again") as archive:
         return len(np.unique(archive["class"])) if "class" in archive else 0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxatoms.io import open_npz
 from jaxatoms.types import InputError
 
 
@@ -101,19 +102,14 @@ def load_features(path: str | os.PathLike) -> FeatureSet:
     Raises:
       InputError: the file is unreadable, an array is missing, or `check_features` objects.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("features", "structure") if key not in archive]
-            if missing:
-                raise InputError(
-                    f"{path} lacks array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}"
-                )
-            keys = ("features", "structure", "class", "element", "draw")
-            arrays = {key: archive[key] for key in keys if key in archive}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a readable features file: {str(error).splitlines()[0]}") from None
+    with open_npz(path, "is not a readable features file", "remove it and extract it again") as archive:
+        missing = [key for key in ("features", "structure") if key not in archive]
+        if missing:
+            raise InputError(
+                f"{path} lacks array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}"
+            )
+        keys = ("features", "structure", "class", "element", "draw")
+        arrays = {key: archive[key] for key in keys if key in archive}
     return check_features(
         FeatureSet(
             arrays["features"],
@@ -141,7 +137,7 @@ def _check_columns(data: FeatureSet) -> None:
 def feature_info(path: Path) -> dict:
     """How a feature file was made; {} where it does not say."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path, "does not say how it was made", "extract it again") as archive:
             return json.loads(str(archive["info"]))
-    except (OSError, ValueError, KeyError):
+    except InputError:
         return {}

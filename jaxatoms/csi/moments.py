@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxatoms.io import open_npz
 from jaxatoms.types import InputError
 
 MATMULS = ("float64", "slices")
@@ -197,15 +198,11 @@ def load_moments(path: str | os.PathLike) -> Moments:
     Raises:
       InputError: the file is missing, not an npz archive, or lacks one of the three arrays.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return Moments(*(archive[name] for name in Moments._fields))
-    except KeyError as error:
-        raise InputError(
-            f"{path} lacks array {error.args[0].split()[0]!r}: write it with save_moments"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable moments file: {str(error).splitlines()[0]}") from None
+    with open_npz(path, "is not a readable moments file", "remove it and write it again") as archive:
+        missing = [name for name in Moments._fields if name not in archive]
+        if missing:
+            raise InputError(f"{path} lacks array {missing[0]!r}: write it with save_moments")
+        return Moments(*(archive[name] for name in Moments._fields))
 
 
 def _checked_matmul(moments: Moments, rows: Array, matmul: str | None) -> str:

@@ -6,7 +6,6 @@ Raw total energies are about -1e4 eV, where float32 steps are 1e-3 eV: subtract 
 import dataclasses
 import functools
 import warnings
-import zipfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +15,7 @@ from ase.data import chemical_symbols
 from jaxatoms.data.columns import N_ELEMENT
 from jaxatoms.data.registry import DatasetSpec
 from jaxatoms.data.store import Store
+from jaxatoms.io import open_npz
 from jaxatoms.types import InputError, UnusableStructure, naming
 
 _RECORDS_PER_CHUNK = 16_384
@@ -158,17 +158,10 @@ class LinearReference:
         Raises:
           InputError: not such a file.
         """
-        try:
-            with np.load(path, allow_pickle=False) as saved:
-                coeff = _padded(saved["coeff"].astype(np.float64).reshape(-1))
-                seen = saved["seen"].astype(bool) if "seen" in saved else coeff != 0
-                span = saved.get("span")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            message = " ".join(str(error).split())
-            raise InputError(
-                f"{path}: not a linear reference ({message}); fit one on the train split"
-            ) from None
-        return cls(coeff, seen, span)
+        with open_npz(path, "is not a linear reference", "fit one on the train split") as saved:
+            coeff = _padded(saved["coeff"].astype(np.float64).reshape(-1))
+            seen = saved["seen"].astype(bool) if "seen" in saved else coeff != 0
+            return cls(coeff, seen, saved.get("span"))
 
     def as_record(self) -> dict:
         """The reference as JSON values: {"reference": {atomic number: eV}} and "span" where there is one."""

@@ -5,7 +5,6 @@ one. Saved splits carry the fingerprint of their store.
 """
 
 import warnings
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from jaxatoms.data.folds import matbench_fold
 from jaxatoms.data.readers.transition1x import SPLITS
 from jaxatoms.data.registry import find_spec
 from jaxatoms.data.store import Store
+from jaxatoms.io import open_npz
 from jaxatoms.types import InputError
 
 # A group this many times larger than a held-out set stays in train. The reference's formulas are far smaller
@@ -245,14 +245,9 @@ def load_split(path: Path | str, store: Store) -> Split:
       InputError: not a split file, one made for other records, or one that names a record twice or
         one that is not there.
     """
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            split = Split(*(saved[name].astype(np.int64) for name in Split._fields))
-            fingerprint = str(saved["fingerprint"]) if "fingerprint" in saved else store.fingerprint
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: not a readable split file ({_one_line(error)}); make the split again"
-        ) from None
+    with open_npz(path, "is not a readable split file", "make the split again") as saved:
+        split = Split(*(saved[name].astype(np.int64) for name in Split._fields))
+        fingerprint = str(saved["fingerprint"]) if "fingerprint" in saved else store.fingerprint
     if fingerprint != store.fingerprint:
         raise InputError(
             f"{path}: belongs to data with fingerprint {fingerprint[:12]}, but {store.source} now has "
@@ -266,7 +261,3 @@ def load_split(path: Path | str, store: Store) -> Split:
     if len(np.unique(together)) != len(together):
         raise InputError(f"{path}: names a record twice; make the split again")
     return split
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -17,6 +17,7 @@ from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.data.task_split import task_split
 from jaxatoms.graphs.gemnet_graphs import GEMNET_GRAPHS
 from jaxatoms.graphs.spec import GraphSpec
+from jaxatoms.io import open_npz
 from jaxatoms.types import InputError
 
 
@@ -110,11 +111,8 @@ def load_subset(path: Path, store: Store, train: np.ndarray) -> np.ndarray:
     Raises:
       InputError: not such a file, chosen from other data, or not within the train split.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            records, fingerprint = archive["records"], str(archive["fingerprint"])
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a subset file ({error}); write one with experiments.select") from None
+    with open_npz(path, "is not a subset file", "write one with experiments.select") as archive:
+        records, fingerprint = archive["records"], str(archive["fingerprint"])
     if fingerprint != store.fingerprint:
         raise InputError(f"{path} was chosen from other data than {store.path}; run experiments.select again")
     if not np.isin(records, train).all():

@@ -23,7 +23,7 @@ from jaxatoms.data.store import Store, open_dataset
 from jaxatoms.features.extraction import Request, choose_records, classes_of, opened
 from jaxatoms.inference import inputs
 from jaxatoms.inference.model import LoadedModel, choose_task, restore_model
-from jaxatoms.io import save_npz
+from jaxatoms.io import open_npz, save_npz
 from jaxatoms.models.common.output import ModelOutput
 from jaxatoms.training.losses.pretraining import LossScales, structure_losses
 from jaxatoms.types import InputError
@@ -124,12 +124,9 @@ def load_losses(path: Path, store: Store) -> tuple[np.ndarray, np.ndarray, dict]
     Raises:
       InputError: not such a file, or losses of other data than the store's.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            records, loss, info = archive["records"], archive["loss"], json.loads(str(archive["info"]))
-            fingerprint = info["made_from"]["data"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no losses ({error}); write it with experiments.extract --losses") from None
+    with open_npz(path, "holds no losses", "write it with experiments.extract --losses") as archive:
+        records, loss, info = archive["records"], archive["loss"], json.loads(str(archive["info"]))
+        fingerprint = info["made_from"]["data"]
     if fingerprint != store.fingerprint:
         raise InputError(f"{path} holds losses of other data ({fingerprint[:12]}) than {store.path} "
                          f"({store.fingerprint[:12]}); run experiments.extract --losses again")  # fmt: skip

@@ -31,7 +31,7 @@ from jaxatoms.features.extractors import Extractor
 from jaxatoms.graphs.batch import GraphBatch
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.inference import inputs
-from jaxatoms.io import save_npz
+from jaxatoms.io import open_npz, save_npz
 from jaxatoms.types import InputError
 
 BATCH_EDGES, N_BLOCKS, N_STRUCTURES = 4096, 32, "10000"  # defaults of options
@@ -321,12 +321,9 @@ def load_extracted(
     Raises:
       InputError: neither, or a file without rows whose blocks were made in another way.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            info = json.loads(str(archive["info"])) if "info" in archive else None
-            has_features = "features" in archive
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a features file ({error}); write it with experiments.extract") from None
+    with open_npz(path, "is not a features file", "write it with experiments.extract") as archive:
+        info = json.loads(str(archive["info"])) if "info" in archive else None
+        has_features = "features" in archive
     features = load_features(path) if has_features or info is None else None
     if info is None:
         given = {"dataset": path.stem, "extractor": None, "sampling": "given", "seed": None}

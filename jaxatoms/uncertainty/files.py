@@ -7,14 +7,13 @@ It is not among the files that `complete.json` lists, so that a checkpoint stays
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxatoms.io import replacing
+from jaxatoms.io import open_npz, replacing
 from jaxatoms.types import InputError
 from jaxatoms.uncertainty.last_layer import LastLayer
 
@@ -55,14 +54,9 @@ def load(path: Path) -> Saved:
     Raises:
       InputError: no such file, or a damaged one.
     """
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            info = json.loads(str(saved["info"]))
-            heads = {int(i): LastLayer(saved[f"factor_{i}"], own["alpha"], own["zeta"])
-                     for i, own in info["heads"].items()}  # fmt: skip
-            return Saved(info["weights"], heads)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        what = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is no fitted uncertainty ({what}); run experiments.uncertainty again, or remove the file"
-        ) from None
+    remedy = "run experiments.uncertainty again, or remove the file"
+    with open_npz(path, "is no fitted uncertainty", remedy) as saved:
+        info = json.loads(str(saved["info"]))
+        heads = {int(i): LastLayer(saved[f"factor_{i}"], own["alpha"], own["zeta"])
+                 for i, own in info["heads"].items()}  # fmt: skip
+        return Saved(info["weights"], heads)

@@ -24,14 +24,14 @@ from jaxatoms.csi.selection import prepare_candidates, select_structures
 from jaxatoms.data.store import open_dataset
 from jaxatoms.data.subset import parse_count
 from jaxatoms.features.difficulty import load_losses
-from jaxatoms.features.extraction import Extracted, Request, extract_for, sample_for
+from jaxatoms.features.extraction import Extracted, Request, Sample, extract_for, sample_for
 from jaxatoms.features.extractors import load_extractor
 from jaxatoms.io import save_npz
 from jaxatoms.tools import cli
 from jaxatoms.tools.runtime import prepare_process
 from jaxatoms.types import InputError
 
-N_DIRECTIONS, N_STEPS = 32, 100
+N_DIRECTIONS, N_STEPS, N_CANDIDATES = 32, 100, "100000"  # defaults of options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,12 +152,35 @@ def by_difficulty(config: SelectConfig) -> None:
 
 
 def _extract(config: SelectConfig) -> tuple[Extracted, Extracted]:
+    """Features of the candidates and of the task; what cannot be done with them is refused before the work.
+
+    Raises:
+      InputError: more directions than features, more structures than candidates, or as `sample_for` and `extract_for`.
+    """
     extractor = load_extractor(str(config.checkpoint))
-    sets = ((config.upstream, config.candidates or "100000"), (str(config.downstream), config.task_n or "10000"))
+    if config.directions is not None and config.directions > extractor.width:
+        raise InputError(f"--directions {config.directions}: {config.checkpoint} has {extractor.width} features; "
+                         "choose at most that many")  # fmt: skip
+    sets = ((config.upstream, config.candidates or N_CANDIDATES), (str(config.downstream), config.task_n or "10000"))
     requests = (Request(dataset=name, n=n, seed=config.seed, clamp=True) for name, n in sets)
-    samples = (sample_for(config, request, extractor) for request in requests)
+    samples = [sample_for(config, request, extractor) for request in requests]  # both, before either is extracted
+    check_candidates(config, samples[0])
     upstream, downstream = (extract_for(config, sample, extractor, keep=True) for sample in samples)
     return upstream, downstream
+
+
+def check_candidates(config: SelectConfig, sample: Sample) -> None:
+    """Refuse to choose more structures than there are candidates.
+
+    Raises:
+      InputError: naming both numbers, and the option that adds candidates where the train split has more.
+    """
+    n_candidate = len(sample.records)
+    if int(parse_count(config.n)) > n_candidate:
+        asked = parse_count(config.candidates or N_CANDIDATES)
+        more = asked != "all" and int(asked) < sample.info["n_available"]
+        remedy = "raise --candidates, or lower --n" if more else "its train split has no more, so lower --n"
+        raise InputError(f"--n {config.n}: there are {n_candidate} candidates of {config.upstream}; {remedy}")
 
 
 def _moments(data: FeatureSet) -> Moments:

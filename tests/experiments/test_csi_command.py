@@ -362,6 +362,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(plain, refu
     assert [path.name for path in plain.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--n", "30", "--candidates", "20"], "--n 30: there are 20 candidates of demo:organic; raise --candidates"),
+        (["--n", "5000"], "--n 5000: there are 489 candidates of demo:organic; its train split has no more, so lower"),
+        (["--n", "9", "--directions", "5"], "--directions 5: x has 4 features; choose at most that many"),
+        (["--n", "9", "--downstream", "demo:aspirine"], "did you mean 'demo:aspirin'"),
+    ],
+)
+def test_what_cannot_be_selected_is_refused_before_the_extraction(plain, refusal, monkeypatch, options, words):
+    monkeypatch.setattr(select, "extract_for", None)  # calling it would fail
+    base = ["--upstream", "demo:organic", "--downstream", "demo:aspirin", "--checkpoint", "x"]
+    assert words in refusal(select, [*base, *options])
+
+
 def test_features_that_are_not_finite_name_the_structure(tmp_path, refusal):
     features = np.ones((6, 2)) * np.arange(6)[:, None]
     features[3] = np.nan

@@ -92,8 +92,8 @@ def test_benchmarks_import_the_library_alone(path):
     assert not any(name.split(".")[0] == "experiments" for name in _imports(path))
 
 
-_LIBRARY_TESTS = ["csi", "data", "graphs", "inference", "interop", "labels", "models", "pickles", "runs", "tools",
-                  "training", "uncertainty"]  # fmt: skip
+_LIBRARY_TESTS = ["csi", "data", "features", "graphs", "inference", "interop", "labels", "models", "pickles", "runs",
+                  "tools", "training", "uncertainty"]  # fmt: skip
 
 
 @pytest.mark.parametrize("package", _LIBRARY_TESTS)

@@ -36,6 +36,7 @@ from jaxatoms.types import InputError
 
 BATCH_EDGES, N_BLOCKS, N_STRUCTURES = 4096, 32, "10000"  # defaults of options
 MIN_ATOMS = 4  # quadruplets need four; the reference skips smaller structures too
+_RECORDS_PER_CHUNK = 16_384  # whose [n, 121] counts of elements are in memory together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,11 @@ def _positions(classes: np.ndarray, request: Request) -> np.ndarray:
 
 
 def _fits(store: Store, records: np.ndarray, num_elements: int) -> np.ndarray:
-    known = ~store.element_counts(records)[:, num_elements + 1 :].any(axis=1)
+    """[n] bool: which of the records the extractor takes."""
+    known = np.empty(len(records), bool)
+    for first in range(0, len(records), _RECORDS_PER_CHUNK):
+        chunk = slice(first, first + _RECORDS_PER_CHUNK)
+        known[chunk] = ~store.element_counts(records[chunk])[:, num_elements + 1 :].any(axis=1)
     return known & (store.n_node[records] >= MIN_ATOMS)
 
 

@@ -21,7 +21,7 @@ from jaxatoms.csi.moments import Moments, moments_of_rows
 from jaxatoms.csi.sampling import DIFFICULTIES, sample, sample_difficulty
 from jaxatoms.csi.score import csi_matrix
 from jaxatoms.csi.selection import prepare_candidates, select_structures
-from jaxatoms.data.store import open_dataset
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.subset import parse_count
 from jaxatoms.features.difficulty import load_losses
 from jaxatoms.features.extraction import Extracted, Request, Sample, extract_for, sample_for
@@ -139,7 +139,7 @@ def by_distance(config: SelectConfig) -> None:
 def by_difficulty(config: SelectConfig) -> None:
     """The structures whose losses a network finds low, high, in the middle, or some of each."""
     n, kind = int(parse_count(config.n)), str(config.difficulty)
-    _, store = open_dataset(config.upstream, config.data_root, config.cache_dir)
+    _, store = open_upstream(config.upstream, config.data_root, config.cache_dir, must_validate=False)
     records, losses, info = load_losses(Path(str(config.losses)), store)
     known = np.isfinite(losses)
     records, losses = records[known], losses[known]

@@ -16,10 +16,11 @@ from rich.progress import track
 
 from jaxatoms.data.corpus import Corpus, UpstreamTask, samples_of
 from jaxatoms.data.downstream_task import PUBLISHED
+from jaxatoms.data.joined import open_upstream
 from jaxatoms.data.passes import plan_pass
 from jaxatoms.data.references import LinearReference, make_normalization
 from jaxatoms.data.registry import DatasetSpec
-from jaxatoms.data.store import Store, open_dataset
+from jaxatoms.data.store import Store
 from jaxatoms.features.extraction import Request, choose_records, classes_of, opened
 from jaxatoms.inference import inputs
 from jaxatoms.inference.model import LoadedModel, choose_task, restore_model
@@ -57,7 +58,7 @@ def measure_losses(config, request: Request) -> Losses:
     head, _ = choose_task(model, config.task or _named_like(model, request.dataset))
     if model.kind != "tasks":
         raise InputError(f"{config.checkpoint} is fine-tuned; losses are those of a pretrained network")
-    spec, store = open_dataset(request.dataset, config.data_root, config.cache_dir)
+    spec, store = open_upstream(request.dataset, config.data_root, config.cache_dir, must_validate=False)
     if spec.family in PUBLISHED:
         raise InputError(f"{request.dataset} is a task; losses are of data sets to pretrain on")
     corpus, train = _labelled(request.dataset, spec, store, model, config)

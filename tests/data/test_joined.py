@@ -22,18 +22,9 @@ def root(tmp_path):
     return tmp_path
 
 
-def add_validation(root, name="s2ef_val_id", first=50):
-    """One shard of two systems."""
-    folder = native.write_oc20(root / "made", n_shard=first + 1)
-    (root / name).mkdir(parents=True)
-    for file in folder.glob(f"{first}.*"):
-        file.rename(root / name / file.name)
-    return root / name
-
-
 @pytest.mark.parametrize("name", ["s2ef_val_id", "val_id", "all/val_id"])
 def test_the_whole_training_set_is_trained_and_the_set_beside_it_validates(root, name):
-    add_validation(root, name)
+    native.add_oc20_validation(root, name)
     source = f"oc20@{root / 's2ef_train_2M'}"
     spec, store = open_upstream(source, cache_dir=root / "c")
     split = task_split(source, spec, store)
@@ -41,7 +32,7 @@ def test_the_whole_training_set_is_trained_and_the_set_beside_it_validates(root,
 
 
 def test_all_of_the_training_set_can_be_asked_for(root):
-    add_validation(root)
+    native.add_oc20_validation(root)
     name = f"oc20@{root / 's2ef_train_2M'}"
     data = tasks.prepare_task(name, 12, 0, cache_dir=root / "c", save_to=root / "run", **OPTIONS)
     assert sorted(data.train) == list(range(12)) and data.val.tolist() == [12, 13, 14]
@@ -68,21 +59,21 @@ def test_without_a_validation_set_the_run_is_refused_before_conversion_unless_to
 
 
 def test_a_validation_set_inside_the_training_set_is_refused(root):
-    add_validation(root / "s2ef_train_2M", "val_id")
+    native.add_oc20_validation(root / "s2ef_train_2M", "val_id")
     with pytest.raises(InputError) as error:
         open_upstream(f"oc20@{root / 's2ef_train_2M'}", cache_dir=root / "c")
     assert native.is_one_line_about(error, "val_id", "name the folder of the training set alone")
 
 
 def test_systems_in_both_are_said(root):
-    add_validation(root, first=1)
+    native.add_oc20_validation(root, first=1)
     with pytest.warns(UserWarning, match="2 of its systems, such as random2"):
         open_upstream(f"oc20@{root / 's2ef_train_2M'}", cache_dir=root / "c")
 
 
 def test_a_joined_store_reads_like_a_store(root):
     train = open_dataset(f"oc20@{root / 's2ef_train_2M'}", cache_dir=root / "c")[1]
-    val = open_dataset(f"oc20@{add_validation(root)}", cache_dir=root / "c")[1]
+    val = open_dataset(f"oc20@{native.add_oc20_validation(root)}", cache_dir=root / "c")[1]
     both = pickle.loads(pickle.dumps(JoinedStore(train, val)))
     assert len(both) == 15 and both.periodic and both.largest_element == 29
     assert both.fingerprint not in (train.fingerprint, val.fingerprint)

@@ -10,7 +10,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
-from fixtures import extractors
+from fixtures import extractors, native, toys
 
 from experiments import csi, extract, pretrain, select
 from experiments.report import csi_report
@@ -23,7 +23,7 @@ from jaxatoms.csi.score import csi_matrix, feature_moments
 from jaxatoms.data import tasks
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
-from jaxatoms.features import extraction
+from jaxatoms.features import difficulty, extraction
 from jaxatoms.features.extraction import load_extracted
 
 FAST = ["--batch-edges", "1024", "--quiet"]
@@ -418,6 +418,20 @@ def test_structures_are_chosen_by_the_losses_of_a_network(nano_run, tmp_path, re
         assert sorted(losses[record] for record in chosen.tolist()) == expected
     choose[1] = "demo:reaction"
     assert "losses of other data" in refusal(select, [*choose, "--difficulty", "low"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of constants that twelve frames do not have
+def test_a_set_with_its_validation_set_beside_it_is_chosen_from_by_losses_and_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(difficulty, "restore_model", toys.restore("heads"))
+    name = f"oc20@{native.write_oc20(tmp_path / 's2ef_train_2M', n_shard=4)}"
+    native.add_oc20_validation(tmp_path)
+    measure = ["--dataset", name, "--checkpoint", "x", "--n", "all", "--losses", "--task", "one", "--out", "l.npz"]
+    assert extract.main([*measure, "--cache-dir", "c", *FAST]) == 0
+    choose = ["--upstream", name, "--method", "difficulty", "--losses", "l.npz", "--difficulty", "low", "--n", "5"]
+    assert select.main([*choose, "--out", "s.npz", "--cache-dir", "c"]) == 0
+    data = tasks.prepare_task(name, "all", 0, val_samples=3, data_root=None, cache_dir="c", subset="s.npz")
+    assert len(data.train) == 5 and max(data.train) < 12 and data.val.tolist() == [12, 13, 14]
 
 
 def test_a_subset_of_other_data_is_refused(tmp_path, nano, refusal):

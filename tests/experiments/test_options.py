@@ -10,19 +10,12 @@ import ase.build
 import ase.io
 import numpy as np
 import pytest
-from fixtures import extractors
-from fixtures.nano import NANO
-from flax import nnx
+from fixtures import extractors, toys
 
 from experiments import csi, extract, predict, select
 from jaxatoms.data.splits import make_split
 from jaxatoms.data.store import open_dataset
-from jaxatoms.data.task_record import TaskRecord
 from jaxatoms.features.difficulty import Losses, save_losses
-from jaxatoms.inference.checkpoint_meta import CheckpointMeta
-from jaxatoms.inference.model import LoadedModel
-from jaxatoms.models.common.output import HeadSpec, ModelOutput
-from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 
 A, R = "applied", "refused"
 PLACES = ("out", "quiet", "data_root", "cache_dir")  # where things lie and what is printed
@@ -246,39 +239,9 @@ def test_select(kind, name, select_inputs, calls, folder, capsys):
     check(select, SELECT, kind, name, base, result, capsys)
 
 
-class Toy(nnx.Module):
-    """Heads without a network: energies that count atoms."""
-
-    gradient_forces = False
-
-    def __init__(self, scale: float, n_head: int):
-        self.scale, self.n_head = nnx.Param(np.float32(scale)), n_head
-
-    def node_features(self, batch):
-        return self.scale[...] * batch.positions[:, :1] * np.ones((1, NANO["emb_size_atom"]), np.float32)
-
-    def __call__(self, batch, *, edge_dropout=0.0, key=None):
-        energy = self.scale[...] * (batch.node_table < len(batch.atomic_numbers)).sum(axis=1)
-        if not self.n_head:
-            return ModelOutput(energy, None)
-        heads = np.arange(1, self.n_head + 1, dtype=np.float32)
-        return ModelOutput(energy[:, None] * heads, batch.positions[..., None] * heads)
-
-
-def _toy(kind):
-    record = {"energy_std": 1.0, "force_std": 1.0, "cutoff": 5.0, "max_neighbors": 30, "property": "gap",
-              "reference": {str(z): 0.0 for z in range(1, 20)}}  # fmt: skip
-    names = {"heads": ("one", "two"), "scalar": ("tuned",)}[kind]
-    tasks = tuple(TaskRecord.from_json(record | {"name": name}, "here") for name in names)
-    meta = CheckpointMeta(model={}, tasks=tasks, head=HeadSpec(kind="scalar") if kind == "scalar" else None)
-    return lambda path, raw_weights: LoadedModel(
-        Toy(2.0 if raw_weights else 1.0, len(names) if kind == "heads" else 0), GemNetOCConfig(**NANO), meta, path
-    )
-
-
 @pytest.mark.parametrize(("kind", "name"), cases(PREDICT))
 def test_predict(kind, name, folder, capsys, monkeypatch):
-    monkeypatch.setattr(predict.inference, "restore_model", _toy(kind))
+    monkeypatch.setattr(predict.inference, "restore_model", toys.restore(kind))
     ase.io.write(folder / "in.extxyz", [ase.build.molecule(m) for m in ("CH3OH", "C6H6", "H2O", "NH3") * 2])
     base = ["--checkpoint", "x", "--structures", "in.extxyz", "--out", "out.extxyz", "--quiet"]
     base += ["--task", "one"] if kind == "heads" else []

@@ -18,7 +18,7 @@ from jaxatoms.data.store import Store
 from jaxatoms.features.extraction import Extracted, Request, draw_sample, extract, grouped, load_extracted
 from jaxatoms.features.extractors import load_extractor
 from jaxatoms.features.scores import score_pairs
-from jaxatoms.inference.model import restore_model
+from jaxatoms.inference.model import LoadedModel, restore_model
 from jaxatoms.inference.prediction import Prediction, Predictor
 from jaxatoms.types import InputError
 
@@ -167,6 +167,7 @@ def similarity(
     downstream: Side,
     *,
     checkpoint: str | Path | None = None,
+    task: str | None = None,
     n: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
@@ -179,18 +180,21 @@ def similarity(
       upstream, downstream: each the name of a data set, a list of `ase.Atoms`, the path of an .npz file of features
         (docs/csi.md), or an array [n_row, d] of features whose rows are independent of each other.
       checkpoint: the network whose features are compared; not needed for features.
+      task: of lists of `ase.Atoms`, the head whose graphs are built. Features do not depend on a head otherwise, so it
+        is needed only where the checkpoint's heads differ in cutoff or neighbours.
       n: structures of a data set, at most: class-balanced of the upstream set, random of the downstream set.
       level: coverage of the interval.
       seed: of the draw, the blocks and the resamples.
       data_root, cache_dir: as `open_dataset`.
 
     Raises:
-      InputError: a data set or structures without `checkpoint`, or sets that cannot be compared.
+      InputError: a data set or structures without `checkpoint`, structures without `task` where heads differ in their
+        graphs, or sets that cannot be compared.
 
     Example:
       >>> print(jaxatoms.similarity("demo:organic", "demo:aspirin", checkpoint="runs/mixed"))
     """
-    how = SimpleNamespace(checkpoint=checkpoint, n=n, seed=seed, data_root=data_root, cache_dir=cache_dir)
+    how = SimpleNamespace(checkpoint=checkpoint, task=task, n=n, seed=seed, data_root=data_root, cache_dir=cache_dir)
     sides = [_extracted(side, role, how) for side, role in ((upstream, "upstream"), (downstream, "downstream"))]
     widths = [side.blocks.mean.shape[-1] for side in sides]
     if widths[0] != widths[1]:
@@ -216,10 +220,30 @@ def _extracted(side: Side, role: str, how: SimpleNamespace) -> Extracted:
         request = Request(dataset=side, n=str(how.n), sampling=sampling, seed=how.seed, clamp=True)
         sample = draw_sample(request, extractor, BATCH_EDGES, how.data_root, how.cache_dir)
         return extract(sample, extractor, keep=False, quiet=True)
-    found = load_model(how.checkpoint).predict(side, features=True)
-    rows = [prediction.features for prediction in found]
+    structures = [side] if isinstance(side, ase.Atoms) else list(side)
+    if len(structures) < 2:
+        raise InputError(f"the {role} set holds {len(structures)} structures; give at least two")
+    model = restore_model(str(how.checkpoint))
+    head = how.task or _any_head(model, structures)
+    predictor = Predictor(model, head, BATCH_EDGES, features=True, uncertainty=False)
+    rows = [prediction.features for prediction in predictor.predict_atoms(structures, f"the {role} set")]
     structure = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     return _of_rows(np.concatenate(rows), structure, role, how.seed)
+
+
+def _any_head(model: LoadedModel, structures: Sequence[ase.Atoms]) -> str | None:
+    """The first head that knows the structures' elements: features are the same from every head of equal graphs.
+
+    Raises:
+      InputError: the heads' graphs differ.
+    """
+    records = model.meta.tasks
+    if len({record.graph for record in records}) > 1:
+        graphs = (f"{r.name} {r.cutoff:g} A and {r.max_neighbors} neighbours" for r in records)
+        raise InputError(f"{model.path} has heads of different graphs ({', '.join(graphs)}); choose one with task=")
+    elements = np.unique(np.concatenate([atoms.numbers for atoms in structures]))
+    knowing = (record.name for record in records if np.isin(elements, record.elements).all())
+    return next(knowing, records[0].name if records else None)
 
 
 def _of_rows(features: np.ndarray, structure: np.ndarray, role: str, seed: int) -> Extracted:

@@ -1,5 +1,6 @@
 """`import jaxatoms`: the public names, what they do, and that importing them costs nothing before they are used."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 import ase.build
 import numpy as np
 import pytest
-from fixtures import checkpoints
+from fixtures import checkpoints, toys
 from fixtures.torch_models import TINY_GEMNET
 
 import jaxatoms
+from jaxatoms import api
+from jaxatoms.data.references import LinearReference
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"energy_std": 2.0, "force_std": 3.0, "reference": {str(z): -1.0 * z for z in (1, 6, 7, 8)}}
@@ -85,9 +88,52 @@ def test_the_index_of_rows_is_the_distance_of_their_gaussians(tmp_path):
         jaxatoms.similarity(x, "demo:aspirin")
 
 
+MOLECULES = [ase.build.molecule(name) for name in ("CH3OH", "C6H6", "CH3CH2OH", "CH4", "CH3NO2", "C2H6") * 2]
+
+
 def test_the_index_of_a_data_set_and_of_structures(checkpoint, tmp_path):
-    molecules = [ase.build.molecule(name) for name in ("CH3OH", "C6H6", "CH3CH2OH", "CH4", "CH3NO2", "C2H6") * 2]
     one = jaxatoms.load_model(checkpoint, "one")
-    rows = np.concatenate([found.features for found in one.predict(molecules, features=True)])
+    rows = np.concatenate([found.features for found in one.predict(MOLECULES, features=True)])
     found = jaxatoms.similarity("demo:organic", rows, checkpoint=checkpoint, n=60, cache_dir=tmp_path)
     assert found.upstream == "demo:organic" and 0 < found.low <= found.value <= found.high
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """`heads(field=(one, two))` puts a model without a network, with such records, in place of every checkpoint."""
+    model = toys.restore("heads")("toy")
+
+    def put(**fields):
+        values = [dict(zip(fields, own, strict=True)) for own in zip(*fields.values(), strict=True)] or [{}, {}]
+        tasks = tuple(dataclasses.replace(t, **own) for t, own in zip(model.meta.tasks, values, strict=True))
+        changed = model._replace(meta=dataclasses.replace(model.meta, tasks=tasks))
+        monkeypatch.setattr(api, "restore_model", lambda path, **_: changed)
+        return changed
+
+    return put
+
+
+def test_structures_are_compared_without_naming_a_head(heads):
+    heads()
+    rows = np.concatenate([atoms.positions[:, :1] * np.ones(8, np.float32) for atoms in MOLECULES])  # as the toy's
+    for task in (None, "two"):
+        found = jaxatoms.similarity(MOLECULES, rows + 1, checkpoint="toy", task=task)
+        assert found.plain == pytest.approx(8, rel=1e-4)  # the squared length of the shift
+
+
+def test_structures_need_a_head_where_the_graphs_of_the_heads_differ(heads):
+    heads(cutoff=(5.0, 6.0), max_neighbors=(30, 20))
+    words = r"one 5 A and 30 neighbours, two 6 A and 20 neighbours\); choose one with task="
+    with pytest.raises(jaxatoms.InputError, match=words):
+        jaxatoms.similarity(MOLECULES, MOLECULES, checkpoint="toy")
+    assert jaxatoms.similarity(MOLECULES, MOLECULES, checkpoint="toy", task="two").plain == pytest.approx(0, abs=1e-6)
+    for few in ([], MOLECULES[0]):
+        with pytest.raises(jaxatoms.InputError, match=r"the upstream set holds [01] structures; give at least two"):
+            jaxatoms.similarity(few, MOLECULES, checkpoint="toy", task="two")
+
+
+def test_structures_go_to_a_head_that_knows_their_elements(heads):
+    seen = [np.isin(np.arange(121), elements) for elements in ((1, 6), (1, 6, 29))]
+    model = heads(reference=tuple(LinearReference(np.zeros(121), known) for known in seen))
+    given = {"C6H6": "one", "Cu": "two", "H2O": "one"}  # the last is refused, whichever head has it
+    assert {name: api._any_head(model, [ase.Atoms(name)]) for name in given} == given

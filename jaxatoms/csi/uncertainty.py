@@ -1,7 +1,8 @@
 """How sure a distance from moments is: bootstrap intervals, extrapolation to infinite samples, effective rank.
 
 Per-block moments enter (blocks of whole structures, so correlated atoms stay together); the features are
-never read again. A resample of blocks is a weighted merge, O(n_blocks d^2). Memory: n_blocks x d^2 float64.
+never read again. A resample of blocks is a weighted merge: one pass over the blocks of a set. Memory: n_blocks x d^2
+float64 of a set, 2.6 GB for 32 blocks and d = 3200, and a few d^2 for the merge at hand.
 """
 
 from typing import NamedTuple
@@ -83,19 +84,18 @@ def weighted_merges(blocks: Moments, weights: np.ndarray) -> Moments:
       weights: [n_merge, n_blocks] how often each block counts (0 = left out).
 
     Returns:
-      `Moments` with leading axis n_merge.
+      `Moments` with leading axis n_merge; beside the blocks and these, n_merge x d^2 float64 are in memory for a while.
     """
     b = to_host(blocks)
     n = weights * b.count
     total = n.sum(axis=1)
-    centre = b.mean.mean(axis=0)  # removes a large common mean before squaring
+    centre = b.mean.mean(axis=0)  # a large common mean would take digits from what follows
     offset = b.mean - centre
     shift = (n @ offset) / total[:, None]
-    flat = b.scatter.reshape(len(b.count), -1) + b.count[:, None] * (
-        offset[:, :, None] * offset[:, None, :]
-    ).reshape(len(b.count), -1)
-    scatter = (weights @ flat).reshape(len(weights), *b.scatter.shape[1:])
-    scatter -= total[:, None, None] * shift[:, :, None] * shift[:, None, :]
+    scatter = (weights @ b.scatter.reshape(len(b.count), -1)).reshape(len(weights), *b.scatter.shape[1:])
+    # What the blocks' means add, about the merged mean: a product of [d, n_blocks] matrices and not n_blocks of [d, d].
+    apart = offset - shift[:, None]
+    scatter += np.swapaxes(apart * n[..., None], 1, 2) @ apart
     return Moments(total, centre + shift, scatter)
 
 
@@ -251,6 +251,7 @@ def _paired(upstream: Moments, downstream: Moments, weights: list[np.ndarray], d
 
     `weights` are those of upstream, [n, n_blocks], and of downstream.
     """
+    upstream, downstream = to_host(upstream), to_host(downstream)  # once, and not for every pair
     values = np.empty(len(weights[0]))
     for i, (u, d) in enumerate(zip(*weights, strict=True)):
         sides = (weighted_merges(upstream, u[None]), weighted_merges(downstream, d[None]))

@@ -1,5 +1,7 @@
 """Bootstrap, extrapolation and effective rank against direct computation and simulated coverage."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,34 @@ def test_weighted_merges_equal_repeated_rows():
         rows = np.concatenate([np.tile(p, (k, 1)) for p, k in zip(pieces, w, strict=True)])
         np.testing.assert_allclose(merged.mean[i], rows.mean(0), rtol=1e-14)
         np.testing.assert_allclose(covariance(merged)[i], np.cov(rows, rowvar=False), rtol=1e-8, atol=1e-12)
+
+
+def _merged_in_full(b, weights):
+    """`weighted_merges` with every block's second moment about a common origin written out."""
+    n = weights * b.count
+    total, centre = n.sum(axis=1), b.mean.mean(axis=0)
+    offset = b.mean - centre
+    shift = (n @ offset) / total[:, None]
+    second = b.scatter + b.count[:, None, None] * offset[:, :, None] * offset[:, None, :]
+    scatter = np.tensordot(weights, second, 1) - total[:, None, None] * shift[:, :, None] * shift[:, None, :]
+    return Moments(total, centre + shift, scatter)
+
+
+@pytest.mark.parametrize("common", [0.0, 1e4])
+def test_weighted_merges_equal_the_formula_written_out_and_need_no_second_set_of_blocks(common):
+    d, n_block = 64, 32
+    rng = np.random.default_rng(0)
+    pieces = [rng.standard_normal((200, d)) + rng.standard_normal(d) + common for _ in range(n_block)]
+    blocks = Moments(*map(np.stack, zip(*map(moments_of_rows, pieces), strict=True)))
+    weights = rng.multinomial(n_block, np.full(n_block, 1 / n_block), 5).astype(float)
+    expected = _merged_in_full(blocks, weights)
+    for found, other in zip(weighted_merges(blocks, weights), expected, strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-10, atol=1e-10 * np.abs(other).max())
+    tracemalloc.start()
+    weighted_merges(blocks, weights[:1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < blocks.scatter.nbytes / 4
 
 
 def test_interval_covers_the_truth_about_as_often_as_promised():

@@ -4,9 +4,6 @@ import contextlib
 import json
 import math
 import os
-import json
-import math
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping

@@ -9,6 +9,7 @@ Prints what became of every key of a PyTorch file.
 
 import collections
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -109,15 +110,27 @@ def from_torch(config: ConvertConfig):
         source=_source(file, converted),
     )
     print_table(converted, config.quiet)
+    warn_of_units(names, converted)
     path = _save(Path(str(config.out)), converted.arrays, meta)
     values = sum(array.size for array in converted.arrays.values())
     print(f"{len(converted.arrays)} arrays, {values:,} values ({converted.weights} weights) -> {path}")
 
 
+def warn_of_units(names: list[str], converted: Converted):
+    """Say which heads have no known units and cutoff: a GemNet-OC file holds neither."""
+    unknown = [name for name in names if name not in DATASETS]
+    if converted.layout != "equiformer_v2" and unknown:
+        warnings.warn(
+            f"{', '.join(unknown)}: the file does not say in which units these heads predict nor at which cutoff; 1 eV,"
+            f" 1 eV/A and 12 A are taken. Name their data sets with --tasks, such as {', '.join(JMP_TASKS)}",
+            stacklevel=2,
+        )
+
+
 def portable_meta(meta: CheckpointMeta) -> dict:
     """A checkpoint's record without what only resuming needs, as JSON values."""
-    kept = ("step", "model", "precision", "tasks", "reductions", "source", "metrics", "config", "provenance", "version")
-    return {key: value for key, value in meta.to_json().items() if key in kept}
+    dropped = ("seed", "budget", "upstream", "origin", "plateau", "best", "first_metrics", "validated_at")
+    return {key: value for key, value in meta.to_json().items() if key not in dropped}
 
 
 def print_table(converted: Converted, quiet: bool):
@@ -192,7 +205,8 @@ def _source(file: TorchFile, converted: Converted) -> dict:
 def _save(out: Path, arrays: dict[str, np.ndarray], meta: CheckpointMeta) -> Path:
     """Write arrays and record as a checkpoint directory with a card."""
     config, n_task = config_from_record(meta.model), len(meta.tasks)
-    pure = split_model(model_from_arrays(config, n_task, arrays, source="the file", reductions=meta.reductions))
+    made = dict(reductions=meta.reductions, head=meta.head)
+    pure = split_model(model_from_arrays(config, n_task, arrays, source="the file", **made))
     meta = dataclasses.replace(meta, provenance=provenance())
     with CheckpointStore(cli.resolve_run_dir(out, "--out") / "checkpoints") as store:
         path = store.save(meta.step, {"params": pure.params, "ema": pure.params, "constants": pure.constants},

@@ -80,19 +80,21 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
     models, model_config = averaged_weights(run_dir)
-    tasks = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name).tasks for name in ("last", "best")}
+    metas = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name) for name in ("last", "best")}
+    steps = {name: meta.step for name, meta in metas.items()}
     parts = open_parts(settings, model_config, resolved_init(settings), run_dir / "data")
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
     corpus, shapes = corpus_of(parts, model_config), []
     for i, part in enumerate(parts):
         whole = getattr(part.split, config.split)
         records = evaluation.draw(whole, parse_count(config.samples))
-        forwards = {name: with_shift(apply, m.params, m.constants, shift_of(part.task, tasks[name][i].reference))
+        forwards = {name: with_shift(apply, m.params, m.constants, shift_of(part.task, metas[name].tasks[i].reference))
                     for name, m in models.items()}  # fmt: skip
         name = evaluation.result_name(config.split, i)
-        folder = folder_of(run_dir, name, len(records))
+        own = len(evaluation.draw(whole, parse_count(settings.test_samples))) if config.split == "test" else 0
+        folder = folder_of(run_dir, name, len(records), steps, own)
         result = evaluation.assess(
-            folder, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges
+            folder, config.split, records, len(whole), forwards, corpus, i, shapes, config.batch_edges, steps
         )
         print(evaluation.describe(result))
         print(f"-> {folder}/{name} and plots beside it")
@@ -111,24 +113,31 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
     stream = plan_pass(corpus, samples, config.batch_edges, [])
     step = make_eval_step(models["last_ema"].apply, terms, len(data))
+    steps = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name).step for name in ("last", "best")}
     result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
     for name, model in models.items():
         result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), terms, data)
-    file = folder_of(run_dir, f"{config.split}.json", result["n_structure"]) / f"{config.split}.json"
-    write_json(file, finite(result | {"provenance": provenance()}))
+    file = folder_of(run_dir, f"{config.split}.json", result["n_structure"], steps) / f"{config.split}.json"
+    write_json(file, finite(result | {"steps": steps, "provenance": provenance()}))
     on = f"{result['n_structure']:,} of {result['of']:,} {config.split} structures"
     for name in models:
         print(f"{name}: MAE of {_errors_of(result[name])} on {on}")
     print(f"-> {file}")
 
 
-def folder_of(run_dir: Path, name: str, n: int) -> Path:
-    """Where the errors on `n` structures go: into the run folder, unless those of more structures lie there.
+def folder_of(run_dir: Path, name: str, n: int, steps: Mapping[str, int], own: int = 0) -> Path:
+    """Where the errors on `n` structures go: into the run folder, unless those of more structures belong there.
 
-    Tables and studies read what lies in the run folder, so that a quick look must not replace it.
+    Tables and studies read what lies in the run folder, so that a quick look must not replace it, nor take the place of
+    the run's own test.
+
+    Args:
+      steps: of the weights that are evaluated; errors of earlier ones are replaced, however many their structures.
+      own: structures of the run's own test, where that is what is evaluated.
     """
-    before = run_dir / name
-    if not before.is_file() or json.loads(before.read_text())["n_structure"] <= n:
+    before = json.loads((run_dir / name).read_text()) if (run_dir / name).is_file() else {"n_structure": 0}
+    stale = before.get("steps", steps) != steps
+    if n >= max(own, 0 if stale else before["n_structure"]):
         return run_dir
     folder = run_dir / f"samples_{n}"
     folder.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ class Model:
 
     def __init__(self, checkpoint: str, task: str | None, raw_weights: bool, precision: str | None, batch_edges: int):
         self._loaded = restore_model(checkpoint, raw_weights=raw_weights, precision=precision)
-        self._batch_edges, self._task = batch_edges, task
+        self._batch_edges, self._task, self._precision = batch_edges, task, precision
         self._predictors: dict[bool, Predictor] = {}
         record = self._predictor(features=False).record
         self.task, self.kind, self.cutoff = record.name, self._loaded.kind, record.cutoff
@@ -71,9 +71,12 @@ class Model:
         return self._predictor(features).predict_atoms(given)
 
     def calculator(self, **options: Any) -> JaxAtomsCalculator:
-        """An ASE calculator of the same checkpoint and head; `options` as `Calculator` takes them."""
+        """An ASE calculator of the same checkpoint, head and weights; `options` as `Calculator` takes them."""
+        same: dict[str, Any] = {"raw_weights": self._loaded.raw_weights}
+        if options.get("dtype") != "float64":
+            same["precision"] = self._precision
         head = None if self.kind in ("scalar", "properties") else self.task
-        return JaxAtomsCalculator(self._loaded.path, head, **options)
+        return JaxAtomsCalculator(self._loaded.path, head, **same | options)
 
     def __repr__(self) -> str:
         own = f"{self._loaded.architecture.name}, {self.kind}, task {self.task!r}, {len(self.elements)} elements"

@@ -92,20 +92,25 @@ class JaxAtomsCalculator(_TagsAndStd):
         cutoff: float | None = None,
         max_neighbors: int | None = None,
         raw_weights: bool = False,
+        precision: str | None = None,
         uncertainty: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, got {dtype!r}")
-        self._model = inference.restore_model(str(checkpoint), raw_weights=raw_weights)
+        if dtype == "float64":
+            if precision not in (None, "float32"):
+                raise InputError(f"precision={precision!r} multiplies in less than float64; leave it or dtype out")
+            precision = "float32"  # of the networks that were trained in less, too
+        self._model = inference.restore_model(str(checkpoint), raw_weights=raw_weights, precision=precision)
         self._task, self._record = inference.choose_task(self._model, head)
         self._dtype = np.dtype(dtype)
         self._limit = max_neighbors or self._record.max_neighbors
         self._skin = SkinList(cutoff or self._record.cutoff, skin)
         self._settings = dict(checkpoint=str(Path(self._model.path).absolute()), head=head, dtype=dtype, skin=skin,
                               cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights,
-                              uncertainty=uncertainty)  # fmt: skip
+                              precision=precision, uncertainty=uncertainty)  # fmt: skip
         self._warned = False
         self._warned_of_zero = False
         self._fitted = fitted_uncertainty(self._model, self._task) if uncertainty else None

@@ -59,6 +59,14 @@ def test_a_model_predicts_in_the_order_given_and_as_its_calculator(checkpoint):
     assert alone.energy == pytest.approx(found[1].energy, abs=1e-4) and alone.features is None
 
 
+def test_a_models_calculator_has_its_weights_and_precision(checkpoint):
+    model = jaxatoms.load_model(checkpoint, "two", raw_weights=True, precision="bfloat16")
+    assert {"raw_weights": True, "precision": "bfloat16"}.items() <= model.calculator()._settings.items()
+    assert model.calculator(dtype="float64")._settings["precision"] == "float32", "what was trained in less, too"
+    with pytest.raises(jaxatoms.InputError, match="precision='bfloat16' multiplies in less than float64"):
+        model.calculator(dtype="float64", precision="bfloat16")
+
+
 def test_a_model_of_several_heads_asks_for_one(checkpoint):
     with pytest.raises(jaxatoms.InputError, match="has the heads one, two; choose one"):
         jaxatoms.load_model(checkpoint)

@@ -292,7 +292,10 @@ def _column(config: Mapping, test: Mapping) -> Column:
 
 
 def _value(report: Mapping) -> float:
-    return float(report["mae"] if "mae" in report else report["balanced_accuracy"])
+    value = report["mae"] if "mae" in report else report["balanced_accuracy"]
+    if value is None:
+        raise InputError("test.json has no error, since a prediction is not finite")
+    return float(value)
 
 
 def _commit(provenance: Mapping) -> str:

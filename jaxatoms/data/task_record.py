@@ -43,6 +43,10 @@ class PropertyRecord(NamedTuple):
         references = {int(z): value for z, value in record.get("references", {}).items()}
         return cls(**{**record, "references": references})
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; the keys of `references` as text."""
+        return self._asdict() | {"references": {str(z): value for z, value in self.references.items()}}
+
     def values(self, normalised: np.ndarray, systems: SystemBatch) -> np.ndarray:
         """float64 in the unit of the property, of normalised values [n_graph], [n_node] or [n_graph, 3]."""
         values = np.asarray(normalised, np.float64) * self.std + self.mean
@@ -109,7 +113,7 @@ class TaskRecord:
     def to_json(self) -> dict[str, Any]:
         """JSON values of the fields that are set; the reference as {"reference": {atomic number: eV}, "span": ...}."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain["properties"] = [record._asdict() for record in self.properties] or None
+        plain["properties"] = [record.to_json() for record in self.properties] or None
         kept = {_JSON.get(k, k): value for k, value in plain.items() if value is not None and k != "reference"}
         return kept | self.reference.as_record() | {"labels": list(self.labels)}
 

@@ -78,7 +78,9 @@ class CheckpointMeta:
             own["head"] = HeadSpec(**record["head"]) if record.get("head") else None
         except TypeError as error:
             raise InputError(f"checkpoint {source} has no usable head record ({error}); convert it first") from None
-        own["best"] = float("inf") if record.get("best") is None else record["best"]  # JSON has no infinity
+        own["best"] = _or_infinity(record.get("best"))
+        if "best" in record.get("plateau", {}):
+            own["plateau"] = {**record["plateau"], "best": _or_infinity(record["plateau"]["best"])}
         own["reductions"] = tuple(record["reductions"]) if record.get("reductions") else None
         return cls(**own)
 
@@ -90,6 +92,11 @@ class CheckpointMeta:
         if self.head is not None:
             kept["head"] = self.head.to_json()
         return kept
+
+
+def _or_infinity(best: float | None) -> float:
+    """The lowest loss so far; JSON has no word for that before the first."""
+    return float("inf") if best is None else best
 
 
 def read_checkpoint_meta(path: str | Path) -> CheckpointMeta:

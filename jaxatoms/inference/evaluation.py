@@ -47,6 +47,7 @@ def assess(
     index: int,
     shapes: list,
     batch_edges: int = BATCH_EDGES,
+    steps: Mapping[str, int] | None = None,
 ) -> dict:
     """Errors of each of `forwards` (by name) on the records; written to <split>.json, and plots beside it.
 
@@ -57,11 +58,13 @@ def assess(
       forwards: batch -> ModelOutput, jitted.
       corpus: the data sets of the run; index: number of the one whose records they are.
       shapes: budgets that they were compiled for, to be used again; grows.
+      steps: of training that each of the weights has, for the record; the run's own test is made when it has ended.
     """
     task, stem = corpus.tasks[index], result_name(split, index).removesuffix(".json")
     assert isinstance(task, DownstreamTask)
     facts = task.facts
     result: dict = {"data": facts.name, "split": split, "n_structure": len(records), "of": of}
+    result |= {} if steps is None else {"steps": dict(steps)}
     for name, forward in forwards.items():
         found = predict_split(forward, corpus, index, records, shapes, batch_edges)
         if not found:
@@ -226,6 +229,8 @@ def describe(result: dict) -> str:
 
 
 def _mae(r: dict) -> str:
+    if r["mae"] is None or not np.isfinite(r["mae"]):
+        return "MAE not known: a prediction is not finite"
     gpa = f" = {r['mae_gpa']:.3g} GPa" if "mae_gpa" in r else ""
     unit = f" {r['unit']}" if r["unit"] else ""
     return f"MAE {r['mae']:.4g}{unit}{gpa} (RMSE {r['rmse']:.4g}, mean baseline {r['mean_baseline_mae']:.4g})"

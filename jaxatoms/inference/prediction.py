@@ -204,6 +204,8 @@ class Predictor:
             predictions = map(self._with_std, self._physical(result, features, systems), std)
             found.update(zip(group.tolist(), predictions, strict=True))
         for i, prediction in found.items():
+            if prediction.stress is not None and chunk[i].atoms.cell.rank < 3:  # no volume: a vector was made up
+                found[i] = prediction._replace(stress=None)
             if not _is_finite(prediction):
                 remedy = "check that no two atoms share a place, or leave it out"
                 fail(path, f"structure {chunk[i].index}", "its prediction is not finite", remedy)

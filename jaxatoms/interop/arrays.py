@@ -6,8 +6,9 @@ import numpy as np
 from flax import nnx
 
 from jaxatoms.models.architecture import Arrays, Config
+from jaxatoms.models.common.output import HeadSpec
 from jaxatoms.models.common.precision import Precision
-from jaxatoms.models.registry import architecture_of, build_model
+from jaxatoms.models.registry import architecture_of, build_recorded
 from jaxatoms.types import InputError
 
 
@@ -34,15 +35,15 @@ def load_arrays(model: nnx.Module, config: Config, arrays: Mapping[str, np.ndarr
 
 
 def model_from_arrays(
-    config: Config, n_task: int, arrays: Mapping[str, np.ndarray], *, source: str, reductions=None
+    config: Config, n_task: int, arrays: Mapping[str, np.ndarray], *, source: str, reductions=None,
+    head: HeadSpec | None = None,
 ) -> nnx.Module:
-    """A model of `n_task` pairs of heads made of these arrays alone.
+    """A model of `n_task` pairs of heads, or with the `head` of a fine-tuned one, made of these arrays alone.
 
     Raises:
       InputError: as `load_arrays`.
     """
-    chosen = tuple(reductions or architecture_of(config).reductions(n_task))
-    model = nnx.eval_shape(lambda: build_model(config, chosen, nnx.Rngs(0), Precision()))
+    model = nnx.eval_shape(lambda: build_recorded(config, head, reductions, n_task, Precision()))
     load_arrays(model, config, arrays, source=source)
     return model
 

@@ -93,7 +93,7 @@ def _own(config: FinetuneConfig, name: str, model: Config, saved: Path | None) -
         split=None if saved is None else functools.partial(load_run_split, saved),
     )
     for words, records in zip(("training", "validation", "test"), split, strict=True):
-        if len(records) == 0:
+        if saved is None and len(records) == 0:
             raise InputError(f"{name}: the split leaves no {words} structures; give more, or another --split")
     return Part(name, _with_saved(task, saved), split)
 

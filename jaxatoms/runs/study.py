@@ -6,7 +6,9 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -202,16 +204,33 @@ def collect(config: StudyConfig, out: Path) -> dict:
                     for seed in range(config.seeds)]
             for label in starts(config)
         }
-        first = next(iter(reports.values()))[0]
+        errors = {label: [_error(report, folder) for report in own] for label, own in reports.items()}
+        first = next(iter(errors.values()))[0]
         tasks[label_of(task)] = {
-            "unit": first["unit"],
-            "mae": {label: [r["mae"] for r in own] for label, own in reports.items()},
-            "mean_baseline": first["mean_baseline_mae"],
+            "unit": first.unit,
+            "mae": {label: [error.value for error in own] for label, own in errors.items()},
+            "mean_baseline": first.baseline,
         }
     if _ranks(config):
         _add_csi(tasks, config, out)
     budget = {"n": config.n, "epochs": config.epochs, "finetune_steps": config.finetune_steps, "seeds": config.seeds}
     return {"budget": budget, "tasks": tasks, "spearman": rank_correlation(tasks) if _ranks(config) else None}
+
+
+class _Error(NamedTuple):
+    """Of one run: the mean absolute error, or the share that balanced accuracy lacks; lower is better."""
+
+    value: float
+    baseline: float  # of the mean of the labels, or of naming one class always
+    unit: str
+
+
+def _error(report: Mapping, folder: Path) -> _Error:
+    if "balanced_accuracy" in report:
+        return _Error(1 - report["balanced_accuracy"], 1 - 1 / len(report["recall"]), "1 - balanced accuracy")
+    if report["mae"] is None:
+        raise InputError(f"{folder}: the test of a run has a prediction that is not finite; look at its test.json")
+    return _Error(report["mae"], report["mean_baseline_mae"], report["unit"])
 
 
 def _add_csi(tasks: dict, config: StudyConfig, out: Path) -> None:

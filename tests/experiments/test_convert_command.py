@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from fixtures import checkpoints
+from fixtures.nano import NANO
+from flax import nnx
 from safetensors.numpy import load_file
 
 from experiments.convert import main
@@ -12,6 +16,8 @@ from jaxatoms.inference.model import restore_model
 from jaxatoms.interop.arrays import export_arrays
 from jaxatoms.interop.torch_file import TorchFile
 from jaxatoms.interop.torch_layouts import convert
+from jaxatoms.models.common.output import HeadSpec
+from jaxatoms.models.gemnet_oc.config import GemNetOCConfig
 
 FILES = Path(__file__).parents[1] / "fixtures" / "torch"
 
@@ -37,6 +43,26 @@ def test_command_and_safetensors_round_trip(tmp_path, capsys, name, n_array):
         assert all(np.array_equal(arrays[key], expected[key]) for key in expected)
     stored = load_file(tmp_path / "w.safetensors")
     assert {key: array.shape for key, array in stored.items()} == {key: a.shape for key, a in expected.items()}
+
+
+@pytest.mark.parametrize("head", [
+    HeadSpec(kind="gradient", stress=True), HeadSpec(kind="scalar", reduction="max"), HeadSpec(kind="direct", heads=2),
+], ids=lambda head: head.kind)  # fmt: skip
+def test_a_fine_tuned_model_comes_back_with_its_head(tmp_path, head):
+    """The head was left out of the card: what came back had no stress, or was refused."""
+    more = [{}] * (head.heads - 1)
+    checkpoints.write_finetuned(tmp_path / "ft", GemNetOCConfig(**NANO), head, {"property": "gap"}, others=tuple(more))
+    run("--checkpoint", tmp_path / "ft", "--safetensors", tmp_path / "w.safetensors")
+    run("--from-safetensors", tmp_path / "w.safetensors", "--out", tmp_path / "again")
+    first, again = restore_model(str(tmp_path / "ft")), restore_model(str(tmp_path / "again"))
+    assert again.meta.head == head and again.kind == first.kind
+    pairs = zip(*(jax.tree.leaves(nnx.state(model.module)) for model in (first, again)), strict=True)
+    assert all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_heads_of_unknown_units_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="task0, task1: the file does not say in which units .* --tasks"):
+        run("--torch", FILES / "jmp.pt", "--out", tmp_path, "--quiet")
 
 
 def test_card(tmp_path):

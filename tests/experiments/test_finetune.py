@@ -228,6 +228,17 @@ def test_a_quick_evaluation_does_not_replace_the_test(gradient):
     assert evaluate.main(["--run", str(gradient), "--samples", "3"]) == 0
     assert (gradient / "test.json").read_bytes() == before
     assert _json(gradient / "samples_3" / "test.json")["n_structure"] == 3
+    (gradient / "samples_3" / "test.json").unlink()
+
+
+def test_errors_of_earlier_weights_are_replaced(tmp_path):
+    now = {"last_ema": 9, "best_ema": 6}
+    place = lambda n, own=0: evaluate.folder_of(tmp_path, "val.json", n, now, own)  # noqa: E731
+    assert place(5) == tmp_path and place(5, own=6) == tmp_path / "samples_5", "the run's own test is still to be made"
+    (tmp_path / "val.json").write_text(json.dumps({"n_structure": 7, "steps": now}))
+    assert place(7) == tmp_path and place(6) == tmp_path / "samples_6"
+    (tmp_path / "val.json").write_text(json.dumps({"n_structure": 7, "steps": {"last_ema": 3, "best_ema": 3}}))
+    assert place(6) == tmp_path
 
 
 def test_a_fine_tuned_model_predicts_structures_with_forces_of_its_energy(gradient, tmp_path):

@@ -209,6 +209,19 @@ def test_mixed_periodicity_is_a_slab_without_images_along_z(checkpoint, tmp_path
     assert (others[0].pbc == (True, True, False)).all()
 
 
+def test_a_slab_without_a_third_vector_has_no_volume_and_no_stress(tmp_path):
+    """The calculator says so as well; what was written was per area times 1 A."""
+    head = HeadSpec(kind="gradient", stress=True)
+    model = checkpoints.write_finetuned(tmp_path / "ft", GemNetOCConfig(**NANO), head, {"property": "forces"})
+    slab = ase.build.fcc111("Cu", (2, 2, 1), vacuum=5, periodic=True)
+    slab.set_tags(0)
+    flat = slab.copy()
+    flat.pbc, flat.cell[2] = (True, True, False), 0
+    ase.io.write(tmp_path / "in.db", [slab, flat])
+    whole, thin = run(model, tmp_path / "in.db", tmp_path / "out.extxyz")
+    assert "stress" in whole.calc.results and "stress" not in thin.calc.results
+
+
 @pytest.mark.parametrize("kind", ["scalar", "class", "direct"])
 def test_what_a_fine_tuned_model_predicts_is_written(tmp_path, kind):
     head = HeadSpec(kind="direct" if kind == "direct" else "scalar", n_class=2 * (kind == "class"))

@@ -10,11 +10,12 @@ from fixtures.losses import pretraining_loss
 
 from jaxatoms.graphs.batch import BatchBudget, Targets, collate
 from jaxatoms.models.common.output import ModelOutput
+from jaxatoms.training.losses.energy import cross_entropy
 from jaxatoms.training.losses.errors import error_sums
 from jaxatoms.training.losses.forces import atom_weights, norm_by_structure
 from jaxatoms.training.losses.pretraining import LossScales, structure_losses
 from jaxatoms.training.losses.tasks import of_structures, own_task
-from jaxatoms.training.losses.terms import Term, combined, label_sums, mean_loss
+from jaxatoms.training.losses.terms import Term, combined, label_counts, label_sums, mean_loss
 from jaxatoms.types import Edges, Graphs, SystemBatch
 
 COUNTS = np.array([3, 1, 4, 2], np.int32)
@@ -218,3 +219,16 @@ def test_a_new_term_is_divided_by_its_labels_and_ignores_missing_ones():
     halves = [label_sums(terms, ModelOutput(e_hat, f_hat), part) for part in parts]
     both = {name: halves[0][name] + halves[1][name] for name in halves[0]}
     assert mean_loss(terms, both) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sum_over_the_step_is_the_same_whatever_parts_the_step_consists_of():
+    """The cross entropy was divided by the number of parts: other devices gave other gradients."""
+    e_hat, f_hat, batch, _, _ = _case()
+    terms = (cross_entropy((1.0, 2.0)),)
+    first = np.arange(len(batch.task)) < 2
+    output, classes = ModelOutput(e_hat[:, :2], f_hat), batch._replace(energy=jnp.zeros_like(batch.energy))
+    whole, _ = combined(terms, output, classes)
+    halves = [classes._replace(energy_mask=classes.energy_mask & own) for own in (first, ~first)]
+    counts = sum(label_counts(terms, half)["class"] for half in halves)
+    parts = [combined(terms, output, half, {"class": counts})[0] for half in halves]
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6) and float(whole) > 0

@@ -24,7 +24,7 @@ def absolute_error(scales: jax.Array | None = None) -> Term:
 
 
 def cross_entropy(class_weights: tuple[float, ...]) -> Term:
-    """Weighted cross entropy of logits [n_graph, n_class], summed over the batch; classes lie in `batch.energy`."""
+    """Weighted cross entropy of logits [n_graph, n_class], summed over the step; classes lie in `batch.energy`."""
 
     def total(output, batch: GraphBatch) -> jax.Array:
         logits = output.energy
@@ -32,4 +32,4 @@ def cross_entropy(class_weights: tuple[float, ...]) -> Term:
         per_graph = -jnp.sum(label * jax.nn.log_softmax(logits) * jnp.asarray(class_weights), axis=-1)
         return jnp.sum(jnp.where(batch.energy_mask, per_graph, 0))
 
-    return Term("class", total, lambda batch: jnp.ones((), jnp.int32))
+    return Term("class", total, lambda batch: jnp.sum(batch.energy_mask), summed=True)

@@ -26,12 +26,14 @@ class Term:
         and no gradient.
       count: batch -> [] labels; it must not depend on the model.
       weight: of the term in the loss.
+      summed: the loss is the sum over the labels of a step, and not their mean.
     """
 
     name: str
     total: Callable[[Output, GraphBatch], jax.Array]
     count: Callable[[GraphBatch], jax.Array]
     weight: float = 1.0
+    summed: bool = False
 
 
 Terms = Sequence[Term]
@@ -56,7 +58,9 @@ def combined(
     """
     counts = label_counts(terms, batch) if counts is None else counts
     parts = {
-        f"{term.name}_loss": weighted(term, term.total(output, batch) / jnp.maximum(counts[term.name], 1))
+        f"{term.name}_loss": weighted(
+            term, term.total(output, batch) / (1 if term.summed else jnp.maximum(counts[term.name], 1))
+        )
         for term in terms
     }
     first, *rest = parts.values()

@@ -65,6 +65,8 @@ class JaxAtomsCalculator(_TagsAndStd):
       skin: A; candidate neighbours are searched again when an atom has moved by half of it.
       cutoff, max_neighbors: override those of the head's training.
       raw_weights: the raw weights instead of their moving average.
+      precision: of matrix products, "float32", "tf32" or "bfloat16"; default: that of the training, and float32 with
+        float64.
       uncertainty: give `energy_std` (eV) where experiments.uncertainty fitted it for the averaged weights.
 
     Attributes:

@@ -1,6 +1,7 @@
 """Reads the finished fine-tuning runs below a folder: what each measured, and where its weights came from.
 
-It reads run files only: config.json, resolved.json, summary.json and test.json of the fine-tuning run. A run records
+It reads run files only: config.json, resolved.json, summary.json, test.json and the split of the fine-tuning run, which
+names its data by their fingerprint: sets of one name that hold other data are kept apart. A run records
 which pretraining it started from when it starts. For a run of an older version, which did not record that, the folder
 that its `init` names is read instead, and a note says so.
 """
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from experiments.paper.names import DOWNSTREAM, SCRATCH, backbone_label, base_name, jmp_label, upstream_label
 from experiments.paper.published import Column, RowKey
 from jaxatoms.data.subset import parse_count
+from jaxatoms.io import open_npz
 from jaxatoms.runs.finetune_config import RESUMABLE as FINETUNE_RESUMABLE
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.runs.pretrain_config import RESUMABLE as PRETRAIN_RESUMABLE
@@ -54,6 +56,7 @@ class Result:
     device: str
     precision: str
     finished_at: str
+    data: str = ""  # fingerprint of the data set; "" where the run did not keep it
 
 
 @dataclasses.dataclass
@@ -82,7 +85,19 @@ def find_results(root: Path) -> Found:
         except (InputError, KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             found.left_out.append(f"{_relative(folder, root)}: {reason}")
+    found.results = _kept_apart(found.results)
     return found
+
+
+def _kept_apart(results: list[Result]) -> list[Result]:
+    """Names data sets with the beginning of their fingerprint where one name stands for several."""
+    data: dict[str, set[str]] = {}
+    for result in results:
+        data.setdefault(result.column.dataset, set()).update({result.data} - {""})
+    return [
+        dataclasses.replace(r, column=r.column._replace(dataset=f"{r.column.dataset} ({r.data[:6] or 'unknown data'})"))
+        if len(data[r.column.dataset]) > 1 else r for r in results
+    ]  # fmt: skip
 
 
 def run_folders(root: Path) -> Iterator[Path]:
@@ -124,7 +139,17 @@ def read_result(folder: Path, root: Path) -> Result:
         device=place["device"]["kind"],
         precision=precision,
         finished_at=test.get("provenance", place)["started"],
+        data=_data_of(folder),
     )
+
+
+def _data_of(folder: Path) -> str:
+    """The fingerprint of the (first) data set of a run; "" where it did not keep it."""
+    for file in (folder / "data" / "split.npz", folder / "data" / "task0" / "split.npz"):
+        if file.is_file():
+            with open_npz(file, "is damaged", "restore the run folder") as saved:
+                return str(saved["fingerprint"]) if "fingerprint" in saved else ""
+    return ""
 
 
 def _test_note(n: int, of: int) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from run_folders import comparison, finetuning, pretraining, write
 
@@ -70,6 +71,18 @@ def test_downstream_aliases_and_backbones():
     assert backbone_label(record | {"num_blocks": 5}) == "GemNet-OC (5 blocks, 1024 wide)"
     assert backbone_label(model_record(TINY)) == "GemNet-OC-tiny"
     assert backbone_label(dataclasses.asdict(TINY)) == "GemNet-OC-tiny (earlier layout)"
+
+
+def test_files_of_one_name_with_other_data_are_kept_apart(tmp_path):
+    """water/train.extxyz and ice/train.extxyz became one task with an error bar."""
+    for name, data in (("water", "aaaaaaaa"), ("ice", "bbbbbbbb"), ("again", "bbbbbbbb")):
+        finetuning(tmp_path / name, "scratch", f"file:/{name}/train.extxyz", 5.0)
+        (tmp_path / name / "data").mkdir()
+        np.savez(tmp_path / name / "data" / "split.npz", fingerprint=data)
+    datasets = {result.folder: result.column.dataset for result in find_results(tmp_path).results}
+    assert datasets == {"water": "file:train (aaaaaa)", "ice": "file:train (bbbbbb)", "again": "file:train (bbbbbb)"}
+    shutil.rmtree(tmp_path / "water")
+    assert {result.column.dataset for result in find_results(tmp_path).results} == {"file:train"}
 
 
 @pytest.mark.parametrize("ema,variant", [(None, ""), (0.99, ""), (0.9, "ema_decay=0.9")])

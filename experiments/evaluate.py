@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate_finetuning(run_dir: Path, settings: FinetuneConfig, config: EvaluateConfig):
     """Errors in the paper's units, with plots."""
     models, model_config = averaged_weights(run_dir)
-    metas = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name) for name in ("last", "best")}
+    metas = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name) for name in kept(run_dir)}
     steps = {name: meta.step for name, meta in metas.items()}
     parts = open_parts(settings, model_config, resolved_init(settings), run_dir / "data")
     apply = jax.jit(models["last_ema"].apply)  # both have one architecture: compiled once
@@ -113,7 +113,7 @@ def evaluate_pretraining(run_dir: Path, settings: PretrainConfig, config: Evalua
     samples = Samples(*(np.concatenate(column) for column in zip(*map(samples_of, range(len(data)), chosen))))
     stream = plan_pass(corpus, samples, config.batch_edges, [])
     step = make_eval_step(models["last_ema"].apply, terms, len(data))
-    steps = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name).step for name in ("last", "best")}
+    steps = {f"{name}_ema": read_checkpoint_meta(run_dir / "checkpoints" / name).step for name in kept(run_dir)}
     result: dict = {"split": config.split, "n_structure": len(samples.record), "of": sum(map(len, parts))}
     for name, model in models.items():
         result[name] = physical(loop.evaluate(model.params, model.constants, stream.batches(), step), terms, data)
@@ -151,9 +151,14 @@ def _errors_of(found: Mapping[str, float]) -> str:
     return ", ".join(errors) or "nothing, since nothing is labelled,"
 
 
+def kept(run_dir: Path) -> list[str]:
+    """The checkpoints of a run by name: "last", and "best" where a step was validated."""
+    return ["last", *(["best"] if (run_dir / "checkpoints" / "best").exists() else [])]
+
+
 def averaged_weights(run_dir: Path) -> tuple[dict[str, registry.PureModel], Config]:
-    """The averaged weights of a run's last and best checkpoint as pure models, and their dimensions."""
-    loaded = {f"{name}_ema": restore_model(str(run_dir / "checkpoints" / name)) for name in ("last", "best")}
+    """The averaged weights of a run's last and, where there is one, best checkpoint; and their dimensions."""
+    loaded = {f"{name}_ema": restore_model(str(run_dir / "checkpoints" / name)) for name in kept(run_dir)}
     models = {name: registry.split_model(model.module) for name, model in loaded.items()}
     return models, loaded["last_ema"].config
 

@@ -68,6 +68,8 @@ class JaxAtomsCalculator(_TagsAndStd):
       precision: of matrix products, "float32", "tf32" or "bfloat16"; default: that of the training, and float32 with
         float64.
       uncertainty: give `energy_std` (eV) where experiments.uncertainty fitted it for the averaged weights.
+      refuse_open_zero: raise an InputError, instead of a warning, for structures whose composition the training data do
+        not fix the zero of the energy of.
 
     Attributes:
       n_compiled: shapes compiled so far; constant during a run unless atoms, cell or density change much.
@@ -96,6 +98,7 @@ class JaxAtomsCalculator(_TagsAndStd):
         raw_weights: bool = False,
         precision: str | None = None,
         uncertainty: bool = True,
+        refuse_open_zero: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -112,7 +115,8 @@ class JaxAtomsCalculator(_TagsAndStd):
         self._skin = SkinList(cutoff or self._record.cutoff, skin)
         self._settings = dict(checkpoint=str(Path(self._model.path).absolute()), head=head, dtype=dtype, skin=skin,
                               cutoff=cutoff, max_neighbors=max_neighbors, raw_weights=raw_weights,
-                              precision=precision, uncertainty=uncertainty)  # fmt: skip
+                              precision=precision, uncertainty=uncertainty,
+                              refuse_open_zero=refuse_open_zero)  # fmt: skip
         self._warned = False
         self._warned_of_zero = False
         self._fitted = fitted_uncertainty(self._model, self._task) if uncertainty else None
@@ -204,14 +208,17 @@ class JaxAtomsCalculator(_TagsAndStd):
                 stacklevel=2,
             )
 
-    def _warn_of_open_zero(self, systems: SystemBatch):
-        if not self._warned_of_zero and not self._record.knows_energy(systems).all():
+    def _say_open_zero(self):
+        formula, refused = self.atoms.get_chemical_formula(), self._settings["refuse_open_zero"]
+        what = f"the training data of {self._model.path} do not fix the zero of the energy of {formula}"
+        if refused:
+            raise InputError(f"{what}; leave it out, or choose a checkpoint that learnt such energies")
+        if not self._warned_of_zero:
             self._warned_of_zero = True
             warnings.warn(
-                f"the training data of {self._model.path} do not fix the zero of the energy of "
-                f"{self.atoms.get_chemical_formula()}: differences between energies of this composition are right, the "
-                "energies themselves are not (said once per calculator)",
-                stacklevel=2,
+                f"{what}: differences between energies of this composition are right, the energies themselves are not "
+                "(said once per calculator)",
+                stacklevel=3,
             )
 
     # --- model --------------------------------------------------------------------------------------------
@@ -249,12 +256,14 @@ class JaxAtomsCalculator(_TagsAndStd):
         if not all(np.isfinite(array).all() for array in out.values()):
             raise InputError(f"{self._model.path} gives energies or forces that are not finite; check the structure")
         forces = self._record.forces(out["forces"][:n], gradient=gradient)
+        self._knows_energy = bool(self._record.knows_energy(systems).all())
         self.results = {"forces": forces} if "forces" in self.implemented_properties else {}
         if "energy" in out and "energy" in self.implemented_properties:
-            self._warn_of_open_zero(systems)
+            if not self._knows_energy:
+                self._say_open_zero()
             energy = float(self._record.energies(out["energy"][None], systems)[0])
             self.results |= {"energy": energy, "free_energy": energy}
-        if self._fitted is not None and self._record.knows_energy(systems).all():
+        if self._fitted is not None and self._knows_energy:
             self.results["energy_std"] = float(self._fitted.std(out["features"][None])[0])
         if self._has_stress():
             virial = np.asarray(out["virial"], np.float64) * self._record.energy_std
@@ -300,6 +309,8 @@ class EnsembleCalculator(_TagsAndStd):
         found = combine([Prediction(**{n: member.results.get(n) for n in names}) for member in self.members])
         results = {name: getattr(found, name) for name in (*names, "energy_std", "forces_std")}
         results["free_energy"] = found.energy
+        if not all(member._knows_energy for member in self.members):
+            results["energy_std"] = None  # each has a constant of its own
         self.results = {name: value for name, value in results.items() if value is not None}
 
 

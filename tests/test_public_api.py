@@ -65,6 +65,8 @@ def test_a_models_calculator_has_its_weights_and_precision(checkpoint):
     assert model.calculator(dtype="float64")._settings["precision"] == "float32", "what was trained in less, too"
     with pytest.raises(jaxatoms.InputError, match="precision='bfloat16' multiplies in less than float64"):
         model.calculator(dtype="float64", precision="bfloat16")
+    with pytest.raises(jaxatoms.InputError, match="^precision must be float32, tf32, bfloat16 or None, got 'fp16'$"):
+        jaxatoms.load_model(checkpoint, "two", precision="fp16")
 
 
 def test_a_model_of_several_heads_asks_for_one(checkpoint):

@@ -35,6 +35,7 @@ _OF_PRETRAIN_ROW = _NEUTRAL | {"upstream", "mix", "n", "epochs"}
 _OF_FINETUNE_COLUMN = _NEUTRAL | {"downstream", "init", "targets"}
 _IDENTITY = {"upstream", "mix", "n", "epochs", "seed"}  # identify a pretraining run beside the row's settings
 _METHOD = ("init_mode", "train", "freeze", "forces", "refit_scales")  # settings of fine-tuning that belong to the row
+_PUBLISHED = {dataset for dataset, _ in DOWNSTREAM.values()}
 _JMP_BUDGET = (120_000_000, 2)  # structures, epochs of the public checkpoints
 
 
@@ -90,14 +91,21 @@ def find_results(root: Path) -> Found:
 
 
 def _kept_apart(results: list[Result]) -> list[Result]:
-    """Names data sets with the beginning of their fingerprint where one name stands for several."""
+    """Tells data sets of one name and other content apart by the beginning of their fingerprint.
+
+    It becomes part of a file's name. Data sets of the paper stay in their column, where a note says it.
+    """
     data: dict[str, set[str]] = {}
     for result in results:
         data.setdefault(result.column.dataset, set()).update({result.data} - {""})
-    return [
-        dataclasses.replace(r, column=r.column._replace(dataset=f"{r.column.dataset} ({r.data[:6] or 'unknown data'})"))
-        if len(data[r.column.dataset]) > 1 else r for r in results
-    ]  # fmt: skip
+    return [_marked(result) if len(data[result.column.dataset]) > 1 else result for result in results]
+
+
+def _marked(result: Result) -> Result:
+    dataset, mark = result.column.dataset, result.data[:6] or "unknown"
+    if dataset in _PUBLISHED:
+        return dataclasses.replace(result, notes=(*result.notes, f"data with fingerprint {mark}"))
+    return dataclasses.replace(result, column=result.column._replace(dataset=f"{dataset} ({mark})"))
 
 
 def run_folders(root: Path) -> Iterator[Path]:

@@ -47,8 +47,10 @@ def tell(results: dict) -> str:
         ranks = ": CSI ranks " + " < ".join(f"{u} ({task['csi'][u]:.3g})" for u in order) if order else ""
         lines.append(f"\n{name}{ranks}")
         for label in sorted(mae, key=mae.get):
-            lines.append(f"  pretrained on {label:12s} test MAE {_cell(task['mae'][label])} {task['unit']}")
-        lines.append(f"  predicting the mean     test MAE {task['mean_baseline']:.4g} {task['unit']}")
+            error = f"{_measure(task)} {_cell(task['mae'][label])} {task['unit']}"
+            lines.append(f"  pretrained on {label:12s} test {error}")
+        constant = "predicting the mean" if _measure(task) == "MAE" else "naming one class"
+        lines.append(f"  {constant:23s} test {_measure(task)} {task['mean_baseline']:.4g} {task['unit']}")
         if not order:
             continue
         winner = min(order, key=lambda label: mae[label])
@@ -62,6 +64,10 @@ def tell(results: dict) -> str:
         interval = interval if n_run > 1 else "one task, one seed: no interval"
         lines.append(f"\nSpearman correlation of CSI and MAE: {rank['value']:.2f} ({interval})")
     return "\n".join(lines)
+
+
+def _measure(task: dict) -> str:
+    return task.get("measure", "MAE")
 
 
 def verdict(results: dict) -> str:
@@ -111,7 +117,7 @@ def _draw_task(axis, name: str, task: dict):
     axis.set_xlim(-0.6, len(labels) - 0.4)
     axis.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_title(name, fontsize=9)
-    axis.set_ylabel(f"test MAE ({task['unit']})", fontsize=8)
+    axis.set_ylabel(f"test {_measure(task)} ({task['unit']})", fontsize=8)
     if ranked:
         axis.set_xlabel("pretrained on: closest first, then not ranked", fontsize=7)
     axis.tick_params(labelsize=8)

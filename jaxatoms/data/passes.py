@@ -33,7 +33,13 @@ class Pass(NamedTuple):
 def plan_pass(
     corpus, samples: Samples, batch_edges: int, shapes: list[BatchBudget], edge_dropout: float = 0.0, seed: int = 0
 ) -> Pass:
-    """Bins of about `batch_edges` main edges and the one budget that holds each, if possible one of `shapes`."""
+    """Bins of about `batch_edges` main edges and the one budget that holds each, if possible one of `shapes`.
+
+    No samples make no batch.
+    """
+    if not len(samples.record):
+        smallest = packing.make_budget(dict.fromkeys(("n_graph", *packing.ADDITIVE, *packing.MAXIMA), 1))
+        return Pass(corpus, samples, [], smallest, edge_dropout, seed)
     loader.largest_structure(corpus, samples)
     sizes = loader.measure(corpus, samples, 0.0, limit=None)
     capacity = int(max(sizes["n_main"].max(), batch_edges, 1))

@@ -284,6 +284,10 @@ def plot(names: Mapping[str, Path], data: Predictions, unit_and_scale: tuple[str
     """A parity plot and a histogram of errors, into the files `names["parity"]` and `names["errors"]`."""
     unit, scale = unit_and_scale
     predicted, label = (np.ravel(v) * scale for v in (data.predicted, data.label))
+    known = np.isfinite(predicted)  # what is not stands in the file of errors
+    predicted, label = predicted[known], label[known]
+    if not known.any():
+        return
     some = np.random.default_rng(0).permutation(len(label))[:20_000]
     with drawing(names["parity"], panel=(4, 4)) as (_, (axis,)):
         axis.plot(label[some], predicted[some], ".", markersize=1, rasterized=True)
@@ -297,7 +301,9 @@ def plot(names: Mapping[str, Path], data: Predictions, unit_and_scale: tuple[str
         axis.set_ylabel(f"predicted ({unit})")
         axis.set_title(title, fontsize=8)
     with drawing(names["errors"]) as (_, (axis,)):
-        axis.hist(predicted - label, bins=100)
+        error = predicted - label
+        width = max(float(np.ptp(error)), 1e-6 * (1 + float(np.abs(error).max())))  # of equal errors, too
+        axis.hist(error, bins=100, range=(float(error.min()), float(error.min()) + width))
         axis.set_xlabel(f"predicted - reference ({unit})")
         axis.set_ylabel("count")
         axis.set_yscale("log")

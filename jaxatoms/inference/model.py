@@ -16,7 +16,7 @@ from jaxatoms.graphs.shells import whole_limits
 from jaxatoms.graphs.spec import GraphSpec
 from jaxatoms.inference.checkpoint_meta import CheckpointMeta, read_checkpoint_meta
 from jaxatoms.models.architecture import Architecture, Config
-from jaxatoms.models.common.precision import Precision
+from jaxatoms.models.common.precision import MATMULS, Precision
 from jaxatoms.models.registry import architecture_of, build_recorded, check_layout, config_from_record
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.training.checkpoint_files import resolve_checkpoint
@@ -64,8 +64,11 @@ def restore_model(path: str, *, raw_weights: bool = False, precision: str | None
       precision: policy of the matmuls; None: that of the training run.
 
     Raises:
-      InputError: no checkpoint, damaged, of an unknown architecture, or of an earlier layout.
+      InputError: an unknown precision, no checkpoint, or one that is damaged, of an unknown architecture, or of an
+        earlier layout.
     """
+    if precision not in (None, *MATMULS):
+        raise InputError(f"precision must be {', '.join(MATMULS)} or None, got {precision!r}")
     folder = resolve_checkpoint(path)
     meta = read_checkpoint_meta(folder)
     try:

@@ -85,7 +85,7 @@ class CheckpointMethod:
         """See `Method`."""
         from jaxatoms.ase import JaxAtomsCalculator  # here: it loads JAX
 
-        return _with_energy_and_forces(JaxAtomsCalculator(self.path, self.task), self.path)
+        return _with_energy_and_forces(JaxAtomsCalculator(self.path, self.task, refuse_open_zero=True), self.path)
 
     def record(self) -> dict[str, str]:
         """See `Method`; names the weights by their content."""

@@ -29,6 +29,9 @@ from jaxatoms.models.registry import architecture_of
 from jaxatoms.runs.finetune_config import FinetuneConfig
 from jaxatoms.types import InputError
 
+LOOKED_AT = 1000  # structures of a replayed set whose energies are compared with its head's
+FAR = 100.0  # normalised labels are of the order of 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -148,7 +151,22 @@ def _replayed(config: FinetuneConfig, own: list[Part], init: Path | None, saved:
     )
     check_any_label(config.replay, kept, store, split.train)
     task = _with_saved(DownstreamTask(kept, store, record.energy_mean, unit), saved)
+    _check_energies(task, split.train, config.replay)
     return Part(config.replay, task, split, index)
+
+
+def _check_energies(task: DownstreamTask, train: np.ndarray, name: str):
+    """Refuse energies whose zero is not that of the kept head: converted ones, and those of forces alone, know none."""
+    assert isinstance(task.facts, ForceData)
+    some = np.sort(train[:LOOKED_AT])
+    labels = task.targets(task.store.take(some), some).energy
+    labels = np.abs(labels[np.isfinite(labels)])
+    if "energy" in task.facts.learnt and len(labels) and np.median(labels) > FAR:
+        raise InputError(
+            f"--replay {name}: its energies lie {np.median(labels) * task.std:,.0f} eV from those of the checkpoint's "
+            "head, which knows no such reference energies; replay labels that the checkpoint made (experiments.label), "
+            "or learn forces alone"
+        )
 
 
 def _head_of(config: FinetuneConfig, init: Path | None) -> tuple[int, TaskRecord]:

@@ -37,10 +37,10 @@ _OF_RECIPE = ("epochs", "batch_size", "lr", "weight_decay")  # settings that ove
 
 def prepare(config: FinetuneConfig, run_dir: Path | None) -> Finetuning:
     """Data, batches, model and schedule of a run."""
-    resolved = run_dir / "resolved.json" if run_dir is not None and config.resume else None
+    resumed = run_dir is not None and has_checkpoint(run_dir)  # a run stopped before its first one starts anew
+    resolved = run_dir / "resolved.json" if run_dir is not None and resumed else None
     init = start.find_init(config.init, config.model)
     folder = None if run_dir is None else run_dir / "data"
-    resumed = run_dir is not None and has_checkpoint(run_dir)
     origin = _recorded_origin(resolved) or init.origin
     if init.path is not None and not config.quiet and not config.resume:
         say(start.describe_origin(origin))
@@ -99,7 +99,7 @@ def _opened(config: FinetuneConfig, init: start.Init, saved: Path | None) -> lis
         parts = open_parts(config, init.model, init.path, saved)
     for part in parts:
         start.check_elements(part.task.store, init.model, part.name)
-        if not config.quiet and part.task.energies is not None:
+        if saved is None and not config.quiet and part.task.energies is not None:
             counts = part.task.store.element_counts(part.split.train[:COUNTED])
             say(finetune_report.reference_table(part.task.energies, counts, start.references_of(init.path)))
     return parts

@@ -208,6 +208,7 @@ def collect(config: StudyConfig, out: Path) -> dict:
         first = next(iter(errors.values()))[0]
         tasks[label_of(task)] = {
             "unit": first.unit,
+            "measure": first.measure,
             "mae": {label: [error.value for error in own] for label, own in errors.items()},
             "mean_baseline": first.baseline,
         }
@@ -223,11 +224,12 @@ class _Error(NamedTuple):
     value: float
     baseline: float  # of the mean of the labels, or of naming one class always
     unit: str
+    measure: str = "MAE"
 
 
 def _error(report: Mapping, folder: Path) -> _Error:
     if "balanced_accuracy" in report:
-        return _Error(1 - report["balanced_accuracy"], 1 - 1 / len(report["recall"]), "1 - balanced accuracy")
+        return _Error(1 - report["balanced_accuracy"], 1 - 1 / len(report["recall"]), "1 - balanced accuracy", "error")
     if report["mae"] is None:
         raise InputError(f"{folder}: the test of a run has a prediction that is not finite; look at its test.json")
     return _Error(report["mae"], report["mean_baseline_mae"], report["unit"])

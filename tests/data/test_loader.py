@@ -14,6 +14,7 @@ import pytest
 
 from jaxatoms.data import loader, packing
 from jaxatoms.data.corpus import Samples
+from jaxatoms.data.passes import plan_pass
 from jaxatoms.data.tasks import make_corpus, prepare_task
 from jaxatoms.graphs.batch import BudgetOverflow, collate
 from jaxatoms.io import is_running
@@ -270,3 +271,9 @@ def test_occupancy_counts_real_edges(organic, sizes):
     systems, graphs, targets = corpus.build(some)
     batch = loader.collate_smallest(systems, graphs, targets, batches.budgets)
     assert loader.occupancy(batch) == (len(graphs.main.senders), len(batch.swap))
+
+
+def test_a_pass_over_no_samples_has_no_batch(organic):
+    """A set without any label of a quantity ended a run at its start with a traceback."""
+    corpus, samples = organic
+    assert list(plan_pass(corpus, samples.at(np.arange(0)), 100, []).batches()) == []

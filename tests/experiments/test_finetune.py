@@ -231,6 +231,15 @@ def test_a_quick_evaluation_does_not_replace_the_test(gradient):
     (gradient / "samples_3" / "test.json").unlink()
 
 
+def test_predictions_that_are_not_finite_are_left_out_of_plots(tmp_path):
+    """A histogram up to infinity raised, and a finished run had no test.json."""
+    names = {what: tmp_path / f"{what}.png" for what in ("parity", "errors")}
+    label = np.arange(4.0)
+    for predicted in (np.array([0.1, np.inf, 2.1, np.nan]), np.full(4, np.inf)):
+        evaluation.plot(names, evaluation.Predictions(predicted, label, np.ones(4), None), ("eV", 1.0), "title")
+        assert names["errors"].stat().st_size > 1000
+
+
 def test_errors_of_earlier_weights_are_replaced(tmp_path):
     now = {"last_ema": 9, "best_ema": 6}
     place = lambda n, own=0: evaluate.folder_of(tmp_path, "val.json", n, now, own)  # noqa: E731

@@ -1,5 +1,6 @@
 """Several heads on one backbone: own data sets together, and a pretraining set that is replayed with its own head."""
 
+import dataclasses
 import json
 
 import ase.io
@@ -10,7 +11,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from experiments import evaluate, finetune, predict
 from jaxatoms.ase import JaxAtomsCalculator
+from jaxatoms.data.downstream_task import open_downstream
 from jaxatoms.inference.model import choose_head, restore_model
+from jaxatoms.runs.finetune_data import _check_energies
 from jaxatoms.tools import cli
 from jaxatoms.training.checkpoint import restore
 from jaxatoms.training.checkpoint_files import read_meta
@@ -143,6 +146,15 @@ def test_resuming_continues_bit_exactly(replayed, nano_run, files, tmp_path, mon
     ours, theirs = (_arrays(run, "params", "ema", "opt_state") for run in (replayed, cut))
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+def test_energies_of_another_zero_are_not_replayed():
+    """A converted head knows no reference energies: the loss was that of total energies."""
+    task, split = open_downstream("demo:aspirin", targets="energy,forces")
+    far = dataclasses.replace(task, facts=dataclasses.replace(task.facts, references={}))
+    _check_energies(task, split.train, "demo:aspirin")
+    with pytest.raises(InputError, match=r"--replay demo:aspirin: its energies lie [\d,]+ eV from those of the"):
+        _check_energies(far, split.train, "demo:aspirin")
 
 
 def test_refusals(nano_run, files, tmp_path, refusal):

@@ -68,14 +68,21 @@ def test_the_control_keeps_its_results_apart(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("report", "found"), [
-    ({"mae": 1.0, "unit": "meV/A", "mean_baseline_mae": 2.0}, (1.0, 2.0, "meV/A")),
-    ({"balanced_accuracy": 0.75, "unit": "", "recall": {"0": 0.5, "1": 1.0}}, (0.25, 0.5, "1 - balanced accuracy")),
+    ({"mae": 1.0, "unit": "meV/A", "mean_baseline_mae": 2.0}, (1.0, 2.0, "meV/A", "MAE")),
+    ({"balanced_accuracy": 0.75, "unit": "", "recall": {"0": 0.5, "1": 1.0}},
+     (0.25, 0.5, "1 - balanced accuracy", "error")),
 ])  # fmt: skip
 def test_errors_of_numbers_and_of_classes_are_collected(report, found, tmp_path):
     """A study of a classification ended in a traceback after its last run."""
     assert study._error(report, tmp_path) == found
     with pytest.raises(InputError, match="prediction that is not finite; look at its test.json"):
         study._error({"mae": None}, tmp_path)
+
+
+def test_classes_are_told_as_errors():
+    task = {"unit": "1 - balanced accuracy", "measure": "error", "mae": {"a": [0.25]}, "mean_baseline": 0.5}
+    told = study_report.tell({"tasks": {"t": task}, "spearman": None})
+    assert "test error 0.25 1 - balanced accuracy" in told and "naming one class        test error 0.5" in told
 
 
 def test_results_without_csi_are_told_without_a_ranking(tmp_path):

@@ -81,8 +81,15 @@ def test_files_of_one_name_with_other_data_are_kept_apart(tmp_path):
         np.savez(tmp_path / name / "data" / "split.npz", fingerprint=data)
     datasets = {result.folder: result.column.dataset for result in find_results(tmp_path).results}
     assert datasets == {"water": "file:train (aaaaaa)", "ice": "file:train (bbbbbb)", "again": "file:train (bbbbbb)"}
+    for name, data in (("one", "cccccccc"), ("two", "dddddddd")):
+        finetuning(tmp_path / name, "scratch", "rmd17:aspirin", 5.0)
+        (tmp_path / name / "data").mkdir()
+        np.savez(tmp_path / name / "data" / "split.npz", fingerprint=data)
+    found = [result for result in find_results(tmp_path).results if result.folder in ("one", "two")]
+    paper = {result.folder: (result.column.dataset, result.notes[-1]) for result in found}
+    assert paper == {"one": ("rMD17", "data with fingerprint cccccc"), "two": ("rMD17", "data with fingerprint dddddd")}
     shutil.rmtree(tmp_path / "water")
-    assert {result.column.dataset for result in find_results(tmp_path).results} == {"file:train"}
+    assert {result.column.dataset for result in find_results(tmp_path).results} == {"file:train", "rMD17"}
 
 
 @pytest.mark.parametrize("ema,variant", [(None, ""), (0.99, ""), (0.9, "ema_decay=0.9")])

@@ -215,8 +215,8 @@ def test_other_weights_are_refused(copied, file):
 def test_a_killed_prediction_does_not_go_on_with_another_uncertainty(copied, file, tmp_path):
     out = tmp_path / "out.extxyz"
     config = predict.PredictConfig(checkpoint=(str(copied),), structures=str(file), out=str(out))
-    predict.open_outputs(config, predict.open_predictor(config)).commit(1, {"out": b"1"})
-    assert predict.open_outputs(config, predict.open_predictor(config)).done == 1
+    predict.open_outputs(config, predict.open_predictor(config))[1].commit(1, {"failures": {}, "out": b"1"})
+    assert predict.open_outputs(config, predict.open_predictor(config))[1].done == 1
     (resolve_checkpoint(copied) / FILE).unlink()
     with pytest.raises(InputError, match="begun with the fitted uncertainty"):
         predict.open_outputs(config, predict.open_predictor(config))

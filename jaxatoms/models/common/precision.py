@@ -9,6 +9,8 @@ from jaxatoms.ops import products
 from jaxatoms.ops.products import widened
 from jaxatoms.ops.target import platform
 
+MATMULS = ("float32", "tf32", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -23,8 +25,8 @@ class Precision:
     matmul: str = "float32"
 
     def __post_init__(self):
-        if self.matmul not in ("float32", "tf32", "bfloat16"):
-            raise ValueError(f"matmul precision must be float32, tf32 or bfloat16, got {self.matmul!r}")
+        if self.matmul not in MATMULS:
+            raise ValueError(f"matmul precision must be {', '.join(MATMULS)}, got {self.matmul!r}")
 
     @property
     def sums(self) -> str:
